@@ -1,0 +1,99 @@
+"""Lay a Hugging Face checkpoint beside this model: every tensor, where it goes, and what does not fit.
+
+    python -m converters.analyze --src HF_DIR [--dst OUR_DIR]
+
+With --dst every value is compared too. Exit code 1 when anything is missing, unexpected or different.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from qwen3llada_jax import checkpoint, command_line, hf_import, model
+from qwen3llada_jax.config import ModelConfig, read_config_json
+from qwen3llada_jax.hf_names import TIED_HEAD, flatten, hf_tensors
+from qwen3llada_jax.hub import model_folder
+from qwen3llada_jax.safetensors_folder import StoredTensor, reader, stored_tensors
+
+
+def main() -> int:
+    parser = command_line.Parser(__doc__)
+    parser.add_argument("--src", required=True, help="folder of a Qwen3 checkpoint, or its id on the hub")
+    parser.add_argument("--dst", type=Path, help="a model folder or training run of ours to compare with")
+    flags = parser.parse()
+    return analyze(model_folder(flags.src), flags.dst)
+
+
+def analyze(src: Path, dst: Path | None = None) -> int:
+    """Print the table; 0 when all is well, 1 when something is off."""
+    config = ModelConfig.from_hf(read_config_json(src))
+    stored = stored_tensors(src)
+    ours = None
+    if dst is not None:
+        ours = flatten(checkpoint.load_params(dst, ModelConfig.from_hf(read_config_json(dst))))
+    table = Table("Hugging Face", "shape", "dtype", "ours", "shape ", "dtype ", "verdict", title=str(src))
+    problems: list[str] = []
+    seen = set()
+    _, shapes, axes = model.abstract(config)
+    flat_axes = flatten(axes)
+    with reader(t.file for t in stored.values()) as read:
+        for name, leaf in flatten(shapes).items():
+            for layer, (hf, shape) in enumerate(hf_tensors(name, leaf.shape, flat_axes[name]).items()):
+                seen.add(hf)
+                place = layer if flat_axes[name][0] == "layers" else None
+                verdict = _verdict(stored.get(hf), shape, ours, name, place, read)
+                have = stored.get(hf)
+                where = name if place is None else f"{name}[{place}]"
+                table.add_row(
+                    hf,
+                    _shape(have.shape) if have else "-",
+                    have.dtype.name if have else "-",
+                    where,
+                    _shape(leaf.shape if place is None else leaf.shape[1:]),
+                    str(ours[name].dtype) if ours and name in ours else "-",
+                    verdict,
+                )
+                if verdict != "ok":
+                    problems.append(f"{hf}: {verdict}")
+    for hf in sorted(set(stored) - seen):
+        is_tied = hf == TIED_HEAD and config.tie_word_embeddings
+        verdict = "ok" if is_tied else "unexpected"
+        if is_tied and not hf_import.tied_head_matches(stored):
+            verdict = "not the embedding, though tied"
+        goes_to = "embed_tokens (tied)" if is_tied else "-"
+        table.add_row(hf, _shape(stored[hf].shape), stored[hf].dtype.name, goes_to, "", "", verdict)
+        if verdict != "ok":
+            problems.append(f"{hf}: {verdict}")
+    Console(width=None if Console().is_terminal else 180).print(table)
+    print(f"{len(stored)} tensors, {model.parameter_count(config):,} parameters; {len(problems)} problem(s)")
+    for problem in problems:
+        print(f"  {problem}")
+    return 1 if problems else 0
+
+
+def _verdict(have: StoredTensor | None, shape, ours, name, layer, read) -> str:  # noqa: ANN001 - see analyze
+    if have is None:
+        return "missing"
+    if have.shape != shape:
+        return f"shape differs: the config says {_shape(shape)}"
+    if ours is None:
+        return "ok"
+    if name not in ours:
+        return "missing in --dst"
+    mine = np.asarray(ours[name] if layer is None else ours[name][layer])
+    if mine.size != np.prod(shape):
+        return f"shape differs in --dst: {_shape(mine.shape)}"
+    theirs = np.empty(mine.shape, have.dtype)
+    read.fill([(have, theirs)])
+    difference = np.abs(mine.astype(np.float64) - theirs.astype(mine.dtype).astype(np.float64)).max(initial=0.0)
+    return "ok" if difference == 0 else f"values differ by up to {difference:.3g}"
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape))
+
+
+if __name__ == "__main__":
+    command_line.run(main)

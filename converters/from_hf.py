@@ -1,0 +1,122 @@
+"""Import a PyTorch Qwen3 checkpoint (Hugging Face safetensors) as a diffusion language model.
+
+    python -m converters.from_hf --src Qwen/Qwen3-0.6B --dst models/qwen3-0.6b --mask-token-id auto
+
+The result is a model folder: params/ (orbax), config.json, the tokenizer and generation config. It is
+written beside its place and moved there when it is whole.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from qwen3llada_jax import checkpoint, command_line, hf_import, tokens
+from qwen3llada_jax.config import LLADA_MASK_TOKEN_ID, ModelConfig, read_config_json, unknown_keys
+from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.files import new_folder
+from qwen3llada_jax.hub import model_folder
+
+
+def main() -> None:
+    parser = command_line.Parser(__doc__)
+    parser.add_argument("--src", required=True, help="folder of a Qwen3 checkpoint, or its id on the hub")
+    parser.add_argument("--dst", required=True, type=Path, help="model folder to write")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the parameters (default: as stored)")
+    parser.add_argument(
+        "--mask-token-id",
+        default=str(LLADA_MASK_TOKEN_ID),
+        metavar="N|auto",
+        help="id of the mask token; auto: the first embedding row that no token uses (default: %(default)s, as in LLaDA)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a model folder that stands at --dst")
+    flags = parser.parse()
+    convert(flags.src, flags.dst, dtype=flags.dtype, mask_token_id=flags.mask_token_id, overwrite=flags.overwrite)
+
+
+def convert(src: str, dst: Path, *, dtype: str | None, mask_token_id: str, overwrite: bool = False) -> ModelConfig:
+    """Write the model folder `dst` and return its config.
+
+    Raises:
+        InputError: anything wrong with the source, the mask token or the destination.
+    """
+    folder = model_folder(src)
+    source = read_config_json(folder)
+    config = _with_mask_token(folder, ModelConfig.from_hf(source), mask_token_id)
+    ignored = unknown_keys(source)
+    if ignored:
+        _notice(f"config.json has keys that a Qwen3 does not use, left out: {', '.join(ignored)}")
+    with new_folder(dst, overwrite=overwrite) as target:
+        params = hf_import.import_params(folder, config, dtype)
+        checkpoint.save_params(target / "params", params)
+        checkpoint.write_config(target, config, _what_export_restores(folder, config, dtype))
+        copied = checkpoint.copy_tokenizer(folder, target)
+    leaves = jax.tree.leaves(params)
+    count, size = sum(x.size for x in leaves), sum(x.nbytes for x in leaves)
+    dtypes = ", ".join(sorted({str(x.dtype) for x in leaves}))
+    print(f"{dst}: {count:,} parameters, {size / 1e6:,.0f} MB, {dtypes}; {len(copied)} tokenizer files")
+    print(f"mask token: {config.mask_token_id}{_meaning(folder, config)}")
+    return config
+
+
+def _with_mask_token(folder: Path, config: ModelConfig, choice: str) -> ModelConfig:
+    has_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
+    if choice == "auto":
+        tokenizer = tokens.load_tokenizer(folder)
+        mask = tokens.first_free_row(tokenizer, config.vocab_size)
+        return dataclasses.replace(config, mask_token_id=mask, live_vocab_size=_live(tokenizer, config))
+    try:
+        mask = int(choice)
+    except ValueError as error:
+        raise InputError(f"--mask-token-id {choice!r} is neither a number nor 'auto'") from error
+    config = dataclasses.replace(config, mask_token_id=mask)
+    if not has_tokenizer:
+        _notice(f"{folder} has no tokenizer, so it is not known whether token {mask} occurs in real text")
+        return config
+    tokenizer = tokens.load_tokenizer(folder)
+    text = tokens.token_text(tokenizer, mask)
+    if text is not None:
+        _notice(
+            f"mask token {mask} is {text!r} in this tokenizer, a token of real text; the noise is tracked apart, so "
+            "such text stays readable, but the model cannot tell it from a mask: consider --mask-token-id auto"
+        )
+    return dataclasses.replace(config, live_vocab_size=_live(tokenizer, config))
+
+
+def _live(tokenizer: Any, config: ModelConfig) -> int:
+    live = tokens.live_vocab_size(tokenizer)
+    if live > config.vocab_size:
+        raise InputError(
+            f"the tokenizer has ids up to {live - 1} but the embedding only {config.vocab_size} rows; "
+            "they belong to different models"
+        )
+    return live
+
+
+def _what_export_restores(folder: Path, config: ModelConfig, dtype: str | None) -> dict[str, Any]:
+    """What our tree cannot say of the source, kept so that exporting gives back the same bytes."""
+    export: dict[str, Any] = {}
+    if hf_import.has_tied_head(folder, config):
+        export["tied_head_written"] = True
+    if dtype is None:
+        mixed = [stack for stack in hf_import.plan(folder, config) if len({t.dtype for t in stack.parts.values()}) > 1]
+        dtypes = {name: t.dtype.name for stack in mixed for name, t in stack.parts.items() if t.dtype != stack.dtype}
+        if dtypes:
+            export["dtypes"] = dtypes
+    return {"hf_export": export} if export else {}
+
+
+def _meaning(folder: Path, config: ModelConfig) -> str:
+    if config.live_vocab_size is None or config.mask_token_id is None or config.mask_token_id < config.live_vocab_size:
+        return ""
+    return f", a row that no token uses (the tokenizer's last is {config.live_vocab_size - 1})"
+
+
+def _notice(text: str) -> None:
+    print(f"notice: {text}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

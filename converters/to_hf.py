@@ -1,0 +1,114 @@
+"""Export a model folder or a training run as Hugging Face safetensors that transformers loads.
+
+    python -m converters.to_hf --src runs/qwen3-llada --dst exports/qwen3-llada
+
+transformers then runs the same (bidirectional) network: config.json says `is_causal: false`.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors.numpy import save_file
+
+from qwen3llada_jax import checkpoint, command_line, model
+from qwen3llada_jax.config import ModelConfig, read_config_json
+from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.files import new_folder, write_text
+from qwen3llada_jax.hf_names import TIED_HEAD, flatten, hf_tensors
+from qwen3llada_jax.safetensors_folder import INDEX
+
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def main() -> None:
+    parser = command_line.Parser(__doc__)
+    parser.add_argument("--src", required=True, type=Path, help="model folder or training run")
+    parser.add_argument("--dst", required=True, type=Path, help="folder to write")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the tensors (default: as stored)")
+    parser.add_argument("--max-shard-size", default="5GB", help="largest file, as 500MB or 5GB (default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a folder that stands at --dst")
+    flags = parser.parse()
+    export(flags.src, flags.dst, dtype=flags.dtype, max_shard_size=flags.max_shard_size, overwrite=flags.overwrite)
+
+
+def export(
+    src: Path, dst: Path, *, dtype: str | None = None, max_shard_size: str = "5GB", overwrite: bool = False
+) -> None:
+    """Write `dst` as a Hugging Face folder.
+
+    Raises:
+        InputError: nothing to export, or nowhere to write it.
+    """
+    limit = _bytes(max_shard_size)
+    source = read_config_json(src)
+    config = ModelConfig.from_hf(source)
+    params = flatten(checkpoint.load_params(src, config, dtype))
+    export_notes = source.get("hf_export", {}) if dtype is None else {}
+    plan = list(_tensors(params, config, export_notes, tied_head=source.get("hf_export", {}).get("tied_head_written")))
+    shards = _shards(plan, limit)
+    with new_folder(dst, overwrite=overwrite) as target:
+        weight_map, total = {}, 0
+        for number, shard in enumerate(shards, 1):
+            name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            tensors = {hf: _tensor(params, entry) for hf, entry in shard.items()}
+            try:
+                save_file(tensors, target / name, metadata={"format": "pt"})
+            except Exception as error:  # safetensors reports a full disk as its own SafetensorError
+                raise InputError(f"{dst}: cannot be written ({error})") from error
+            weight_map |= dict.fromkeys(shard, name)
+            total += sum(t.nbytes for t in tensors.values())
+        if len(shards) > 1:
+            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+            write_text(target / INDEX, json.dumps(index, indent=2) + "\n")
+        main_dtype = str(params["embed_tokens"].dtype)
+        checkpoint.write_config(target, config, {"dtype": main_dtype, "torch_dtype": main_dtype})
+        checkpoint.copy_tokenizer(src, target)
+    print(f"{dst}: {len(weight_map)} tensors, {total / 1e6:,.0f} MB in {len(shards)} file(s)")
+
+
+def _tensors(
+    params: dict[str, jax.Array], config: ModelConfig, notes: dict[str, Any], *, tied_head: bool | None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(Hugging Face name, where it comes from) of every tensor to write."""
+    axes = flatten(model.abstract(config)[2])
+    for ours, array in params.items():
+        for layer, (hf, shape) in enumerate(hf_tensors(ours, array.shape, axes[ours]).items()):
+            dtype = np.dtype(notes.get("dtypes", {}).get(hf, array.dtype))
+            yield hf, {"ours": ours, "layer": layer if axes[ours][0] == "layers" else None, "shape": shape, "dtype": dtype}
+    if tied_head:
+        table = params["embed_tokens"]
+        yield TIED_HEAD, {"ours": "embed_tokens", "layer": None, "shape": table.shape, "dtype": table.dtype}
+
+
+def _tensor(params: dict[str, jax.Array], entry: dict[str, Any]) -> np.ndarray:
+    array = params[entry["ours"]]
+    part = np.asarray(array if entry["layer"] is None else array[entry["layer"]])
+    return np.ascontiguousarray(part.reshape(entry["shape"]).astype(entry["dtype"], copy=False))
+
+
+def _shards(plan: list[tuple[str, dict[str, Any]]], limit: int) -> list[dict[str, dict[str, Any]]]:
+    shards: list[dict[str, dict[str, Any]]] = [{}]
+    size = 0
+    for name, entry in sorted(plan):
+        nbytes = int(np.prod(entry["shape"])) * entry["dtype"].itemsize
+        if shards[-1] and size + nbytes > limit:
+            shards.append({})
+            size = 0
+        shards[-1][name] = entry
+        size += nbytes
+    return shards
+
+
+def _bytes(text: str) -> int:
+    number, unit = text[:-2].strip(), text[-2:].upper()
+    if unit not in _UNITS or not number.isdigit() or int(number) == 0:
+        raise InputError(f"--max-shard-size {text!r} is not a size; write it as 500MB or 5GB")
+    return int(number) * _UNITS[unit]
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,1 @@
+"""Qwen3 as a masked diffusion language model, in JAX."""

@@ -1,0 +1,64 @@
+"""What the programs share: flags with `-` or `_`, a nearest guess for an unknown one, errors in one line."""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from qwen3llada_jax.errors import InputError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with the house's manners: one-line errors (exit 2), `--gen_length` as good as `--gen-length`."""
+
+    def __init__(self, description: str, **settings: Any):
+        super().__init__(
+            description=description,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **settings,
+        )
+
+    def parse(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+        """Parse `arguments` (default: the command line)."""
+        arguments = [_hyphens(a) for a in (sys.argv[1:] if arguments is None else arguments)]
+        flags = [s for action in self._actions for s in action.option_strings]
+        for argument in arguments:  # before argparse complains of what is missing because of the typo
+            flag = argument.split("=")[0]
+            if flag.startswith("--") and flag not in flags:
+                raise InputError(f"unknown option {flag!r}" + nearest(flag, flags))
+        return self.parse_args(arguments)
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see --help)")
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """`; did you mean …?`, or nothing when no known word is near."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Run a program: an `InputError` becomes one line on standard error and exit code 2."""
+    try:
+        code = main() or 0
+        sys.stdout.flush()
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:  # the reader (`| head`) has seen enough
+        sys.stderr.close()
+        code = 0
+    raise SystemExit(code)
+
+
+def _hyphens(argument: str) -> str:
+    if not argument.startswith("--"):
+        return argument
+    flag, equals, value = argument.partition("=")
+    return flag.replace("_", "-") + equals + value

@@ -1,0 +1,267 @@
+"""What a Qwen3 diffusion model is: the architecture, read from and written to Hugging Face's `config.json`.
+
+Whatever a config asks for and this project does not do (sliding windows, mixture of experts, another rope
+kind, …) is refused by name, never ignored.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qwen3llada_jax.errors import InputError
+
+LLADA_MASK_TOKEN_ID = 126336
+VISIBILITIES = ("full", "block_bias", "block_causal")
+ROPE_KINDS = ("default", "linear", "dynamic", "yarn", "llama3")
+
+# Keys of config.json that change nothing in the forward pass of a dense Qwen3.
+_INERT_KEYS = frozenset(
+    "architectures model_type transformers_version use_cache torch_dtype dtype max_window_layers name_or_path "
+    "_name_or_path output_hidden_states output_attentions return_dict is_causal chunk_size_feed_forward "
+    "problem_type id2label label2id is_encoder_decoder _attn_implementation attn_implementation "
+    "hf_export sliding_window".split()
+)
+
+# What each kind of rope scaling cannot do without.
+_ROPE_NEEDS = {
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+}
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Scaling of the rotary frequencies, with the parameters transformers knows for each kind."""
+
+    kind: str
+    factor: float = 1.0
+    original_max_position_embeddings: int | None = None
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
+    attention_factor: float | None = None
+    beta_fast: float | None = None
+    beta_slow: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Architecture of a Qwen3 encoder and what makes it a diffusion model.
+
+    `mask_token_id` is the token that stands for "not known yet". `live_vocab_size` is the number of leading
+    embedding rows that a token owns (None: all); the rest can never be sampled. `visibility` and
+    `block_length` are what the model was trained with and the default when sampling.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int = 128
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 1_000_000.0
+    rope_scaling: RopeScaling | None = None
+    max_position_embeddings: int = 40_960
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    initializer_range: float = 0.02
+    bos_token_id: int | None = None
+    eos_token_id: int | tuple[int, ...] | None = None
+    pad_token_id: int | None = None
+    mask_token_id: int | None = None
+    live_vocab_size: int | None = None
+    visibility: str = "full"
+    block_length: int | None = None
+    prompt_sees_answer: bool = False
+
+    def __post_init__(self) -> None:
+        sizes = (
+            "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
+            "head_dim max_position_embeddings"
+        )
+        for name in sizes.split():
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise InputError(f"config: {name} must be a whole number above 0, not {getattr(self, name)!r}")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise InputError(
+                f"config: num_attention_heads {self.num_attention_heads} is not a multiple of "
+                f"num_key_value_heads {self.num_key_value_heads}"
+            )
+        if self.head_dim % 2:
+            raise InputError(f"config: head_dim {self.head_dim} is odd; rotary embedding needs an even one")
+        if self.mask_token_id is not None and not 0 <= self.mask_token_id < self.vocab_size:
+            raise InputError(
+                f"mask_token_id {self.mask_token_id} is outside the embedding table (0 … {self.vocab_size - 1}); "
+                "choose an id inside it, or `auto` for its first row that no token uses"
+            )
+        if self.visibility not in VISIBILITIES:
+            raise InputError(f"visibility {self.visibility!r} is unknown; choose one of {', '.join(VISIBILITIES)}")
+        if self.visibility != "full" and not self.block_length:
+            raise InputError(f"visibility {self.visibility} needs a block_length")
+        if self.block_length is not None and self.block_length < 1:
+            raise InputError(f"block_length must be at least 1, not {self.block_length}")
+
+    @classmethod
+    def from_hf(cls, source: Mapping[str, Any]) -> "ModelConfig":
+        """Read the dict of a Hugging Face `config.json` (any transformers version).
+
+        Raises:
+            InputError: another architecture, a missing key, or a feature this project does not have.
+        """
+        source = dict(source)
+        _refuse_what_we_do_not_do(source)
+        theta, scaling = _read_rope(source)
+        fields = {f.name for f in dataclasses.fields(cls)} - {"rope_theta", "rope_scaling"}
+        values = {k: source[k] for k in fields if k in source}
+        if values.get("num_key_value_heads") is None and "num_attention_heads" in values:
+            values["num_key_value_heads"] = values["num_attention_heads"]
+        if values.get("head_dim") is None:
+            values.pop("head_dim", None)
+        if isinstance(values.get("eos_token_id"), list):
+            values["eos_token_id"] = tuple(values["eos_token_id"])
+        required = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
+        missing = [name for name in required if values.get(name) is None]
+        if missing:
+            raise InputError(f"config.json lacks {', '.join(missing)}; is it the config of a Qwen3 model?")
+        # transformers' own default where the file is silent
+        values.setdefault("tie_word_embeddings", False)
+        values.setdefault("max_position_embeddings", 32_768)
+        return cls(**values, rope_theta=theta, rope_scaling=scaling)
+
+    def to_hf(self, dtype: str | None = None) -> dict[str, Any]:
+        """The dict of a `config.json` that transformers reads as the same (non-causal) Qwen3 model."""
+        values: dict[str, Any] = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_act": "silu"}
+        values |= {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        rope: dict[str, Any] = {"rope_type": "default", "rope_theta": values.pop("rope_theta")}
+        scaling = values.pop("rope_scaling")
+        if scaling is not None:
+            rope |= {k: v for k, v in dataclasses.asdict(scaling).items() if v is not None}
+            rope["rope_type"] = rope.pop("kind")
+            if scaling.kind != "yarn":
+                rope.pop("truncate")
+        # Older transformers (and other readers) know only these two, newer ones only the third.
+        values["rope_theta"] = self.rope_theta
+        values["rope_scaling"] = None if scaling is None else {k: v for k, v in rope.items() if k != "rope_theta"}
+        values["rope_parameters"] = rope
+        values |= {"attention_dropout": 0.0, "use_sliding_window": False, "is_causal": False}
+        if isinstance(self.eos_token_id, tuple):
+            values["eos_token_id"] = list(self.eos_token_id)
+        if dtype is not None:
+            values["dtype"] = dtype
+        return values
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Every id that ends a text, as a tuple."""
+        if self.eos_token_id is None:
+            return ()
+        return self.eos_token_id if isinstance(self.eos_token_id, tuple) else (self.eos_token_id,)
+
+
+def unknown_keys(source: Mapping[str, Any]) -> list[str]:
+    """Keys of a `config.json` that neither this project nor a plain Qwen3 uses: worth a notice at import."""
+    known = {f.name for f in dataclasses.fields(ModelConfig)} | _INERT_KEYS
+    known |= {"rope_parameters", "hidden_act", "attention_dropout", "use_sliding_window", "layer_types"}
+    return sorted(set(source) - known)
+
+
+def read_config_json(folder: Path) -> dict[str, Any]:
+    """The parsed `config.json` of a model folder.
+
+    Raises:
+        InputError: no such folder or file, or not JSON.
+    """
+    path = Path(folder) / "config.json"
+    if not Path(folder).is_dir():
+        raise InputError(f"{folder}: no such folder")
+    if not path.is_file():
+        raise InputError(f"{folder}: no config.json in it; a model folder holds config.json beside its weights")
+    try:
+        source = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid JSON ({error}); download it again") from error
+    if not isinstance(source, dict):
+        raise InputError(f"{path}: not a JSON object; download it again")
+    return source
+
+
+def _refuse_what_we_do_not_do(source: Mapping[str, Any]) -> None:
+    kind = source.get("model_type")
+    if kind == "qwen3_moe" or source.get("num_experts"):
+        raise InputError("config: mixture of experts (qwen3_moe) is not supported; use a dense Qwen3")
+    if kind != "qwen3":
+        raise InputError(f"config: model_type is {kind!r}, not 'qwen3'; only dense Qwen3 models can be imported")
+    layer_types = source.get("layer_types") or []
+    if source.get("use_sliding_window") or any(t != "full_attention" for t in layer_types):
+        raise InputError("config: sliding-window layers are not supported; use_sliding_window must be false")
+    refusals = {
+        "hidden_act": ("silu", "only the SwiGLU activation 'silu' is supported"),
+        "attention_dropout": (0, "dropout is not supported; set it to 0"),
+        "partial_rotary_factor": (1, "rotary embedding of a part of the head is not supported"),
+        "quantization_config": (None, "quantised weights are not supported; import the unquantised model"),
+    }
+    for key, (only, mend) in refusals.items():
+        if source.get(key, only) not in (only, None):
+            raise InputError(f"config: {key} is {source[key]!r}; {mend}")
+
+
+def _read_rope(source: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
+    """Base and scaling from `rope_parameters` (transformers ≥ 5) or `rope_theta` + `rope_scaling` (before)."""
+    rope = dict(source.get("rope_scaling") or {}) | dict(source.get("rope_parameters") or {})
+    theta = rope.pop("rope_theta", None) or source.get("rope_theta")
+    if theta is None:
+        raise InputError("config: neither rope_theta nor rope_parameters.rope_theta is there; Qwen3 uses 1000000")
+    kind = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
+    rope.pop("type", None)
+    if kind not in ROPE_KINDS:
+        raise InputError(f"config: rope kind {kind!r} is not supported; known kinds are {', '.join(ROPE_KINDS)}")
+    if rope.pop("partial_rotary_factor", 1.0) not in (1, None):
+        raise InputError("config: partial_rotary_factor is not 1; rotary embedding of a part of the head is not supported")
+    if kind == "default":
+        return float(theta), None
+    known = {f.name for f in dataclasses.fields(RopeScaling)}
+    strangers = sorted(set(rope) - known)
+    if strangers:
+        raise InputError(f"config: rope kind {kind!r} has the unknown parameter {strangers[0]!r}")
+    values = {k: v for k, v in rope.items() if v is not None}
+    missing = [name for name in _ROPE_NEEDS[kind] if name not in values]
+    if missing:
+        raise InputError(f"config: rope kind {kind!r} needs {', '.join(missing)}")
+    if kind in ("yarn", "llama3"):
+        fallback = source.get("original_max_position_embeddings") or source.get("max_position_embeddings", 32_768)
+        values.setdefault("original_max_position_embeddings", fallback)
+    return float(theta), RopeScaling(kind=kind, **values)
+
+
+def _qwen3(hidden: int, mlp: int, layers: int, heads: int, *, tied: bool) -> ModelConfig:
+    return ModelConfig(
+        vocab_size=151_936,
+        hidden_size=hidden,
+        intermediate_size=mlp,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=8,
+        tie_word_embeddings=tied,
+        bos_token_id=151_643,
+        eos_token_id=151_645,
+        live_vocab_size=151_669,
+    )
+
+
+PRESETS: dict[str, ModelConfig] = {
+    "qwen3-0.6b": _qwen3(1024, 3072, 28, 16, tied=True),
+    "qwen3-1.7b": _qwen3(2048, 6144, 28, 16, tied=True),
+    "qwen3-4b": _qwen3(2560, 9728, 36, 32, tied=True),
+    "qwen3-8b": _qwen3(4096, 12_288, 36, 32, tied=False),
+    "qwen3-14b": _qwen3(5120, 17_408, 40, 40, tied=False),
+    "qwen3-32b": _qwen3(5120, 25_600, 64, 64, tied=False),
+}

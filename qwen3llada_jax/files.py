@@ -1,0 +1,65 @@
+"""Writing files and folders so that a reader, or a crash, never meets half of one."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from qwen3llada_jax.errors import InputError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        InputError: the disk is full or the place cannot be written.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("w") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+@contextmanager
+def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """An empty folder to fill; it takes `target`'s place when the block ends without an exception.
+
+    Until then an old `target` stays as it is, and after a failure nothing is left behind.
+
+    Args:
+        overwrite: replace a `target` that holds something.
+
+    Raises:
+        InputError: `target` is a file, holds something, or cannot be written (a full disk, say).
+    """
+    target = Path(os.path.abspath(target))
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{target}: is a file, not a folder; choose another place")
+    if target.is_dir() and any(target.iterdir()) and not overwrite:
+        raise InputError(f"{target}: exists and is not empty; choose another place or add --overwrite")
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    old = target.with_name(f".{target.name}.{os.getpid()}.old")
+    try:
+        part.mkdir(parents=True)
+        yield part
+        if target.exists():
+            target.rename(old)
+        try:
+            part.rename(target)
+        except OSError:
+            if old.exists():
+                old.rename(target)
+            raise
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)

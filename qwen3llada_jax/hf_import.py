@@ -1,0 +1,130 @@
+"""From a Hugging Face Qwen3 folder to our parameter tree, one stacked weight at a time."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from qwen3llada_jax import model, sharding
+from qwen3llada_jax.config import ModelConfig
+from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.hf_names import TIED_HEAD, flatten, hf_tensors, unflatten
+from qwen3llada_jax.safetensors_folder import Reader, StoredTensor, reader, stored_tensors
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One of our weights and the stored tensors it is made of, in layer order."""
+
+    name: str
+    shape: tuple[int, ...]
+    parts: dict[str, StoredTensor]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The narrowest dtype that holds every part exactly."""
+        dtypes = {part.dtype for part in self.parts.values()}
+        return dtypes.pop() if len(dtypes) == 1 else max((np.dtype(np.float32), *dtypes), key=lambda d: d.itemsize)
+
+
+def plan(folder: Path, config: ModelConfig) -> list[Stack]:
+    """Pair every weight of the model with the tensors of a folder.
+
+    Raises:
+        InputError: tensors that are missing, unexpected or of another shape, all of them listed.
+    """
+    tensors = stored_tensors(folder)
+    _, shapes, axes = model.abstract(config)
+    flat_shapes, flat_axes = flatten(shapes), flatten(axes)
+    problems, stacks, expected = [], [], set()
+    for name, leaf in flat_shapes.items():
+        parts = hf_tensors(name, leaf.shape, flat_axes[name])
+        expected |= set(parts)
+        for hf, shape in parts.items():
+            if hf not in tensors:
+                untied = hf == TIED_HEAD and not config.tie_word_embeddings
+                problems.append(f"missing {hf}" + (" (tie_word_embeddings is false)" if untied else ""))
+            elif tensors[hf].shape != shape:
+                problems.append(f"{hf} has shape {list(tensors[hf].shape)} where the config says {list(shape)}")
+        stacks.append(Stack(name, leaf.shape, {hf: tensors[hf] for hf in parts if hf in tensors}))
+    if config.tie_word_embeddings:
+        expected.add(TIED_HEAD)
+    problems += [f"unexpected {name}" for name in sorted(set(tensors) - expected)]
+    if problems:
+        raise InputError(f"{folder}: weights and config.json do not agree: " + "; ".join(problems))
+    return stacks
+
+
+def import_params(
+    folder: Path, config: ModelConfig, dtype: str | None = None, mesh: Mesh | None = None
+) -> dict[str, Any]:
+    """The parameters of a Hugging Face folder, on the mesh (default: the first device).
+
+    Holds the finished parameters and one stacked weight at a time.
+
+    Args:
+        dtype: of all parameters; None keeps each as it is stored.
+
+    Raises:
+        InputError: files or tensors that do not fit the config.
+    """
+    stacks = plan(folder, config)
+    tensors = stored_tensors(folder)
+    _, shapes, axes = model.abstract(config)
+    placed = None if mesh is None else flatten(sharding.shardings(axes, shapes, mesh))
+    params = {}
+    if config.tie_word_embeddings and TIED_HEAD in tensors and not tied_head_matches(tensors):
+        raise InputError(
+            f"{folder}: tie_word_embeddings is true but {TIED_HEAD} is not the embedding; set it to false in config.json"
+        )
+    with reader(t.file for t in tensors.values()) as read:
+        for stack in stacks:
+            params[stack.name] = _to_device(read_stack(stack, dtype, read), placed and placed[stack.name])
+    return unflatten(params)
+
+
+def read_stack(stack: Stack, dtype: str | None, read: Reader) -> np.ndarray:
+    """One of our weights as a numpy array of `dtype` (None: as stored)."""
+    out = _aligned_empty(stack.shape, np.dtype(dtype) if dtype else stack.dtype)
+    slices = out.reshape(len(stack.parts), -1)
+    read.fill(zip(stack.parts.values(), slices, strict=True))
+    return out
+
+
+def has_tied_head(folder: Path, config: ModelConfig) -> bool:
+    """Whether the folder stores the head although it is tied to the embedding."""
+    return config.tie_word_embeddings and TIED_HEAD in stored_tensors(folder)
+
+
+def tied_head_matches(tensors: dict[str, StoredTensor]) -> bool:
+    """Whether a stored head is, byte for byte, the embedding; compared some rows at a time."""
+    embedding, head = tensors["model.embed_tokens.weight"], tensors[TIED_HEAD]
+    if (embedding.shape, embedding.dtype) != (head.shape, head.dtype):
+        return False
+    rows, width = embedding.shape
+    with reader({embedding.file, head.file}) as read:
+        for start in range(0, rows, 4096):
+            count = min(4096, rows - start)
+            pair = np.empty((2, count, width), embedding.dtype)
+            skip = start * width * embedding.dtype.itemsize
+            parts = [replace(t, shape=(count, width), offset=t.offset + skip) for t in (embedding, head)]
+            read.fill(zip(parts, pair, strict=True))
+            if pair[0].tobytes() != pair[1].tobytes():
+                return False
+    return True
+
+
+def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Uninitialised memory on a 64-byte boundary: what JAX on CPU takes over without a copy."""
+    size = int(np.prod(shape)) * dtype.itemsize
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def _to_device(array: np.ndarray, where: jax.sharding.Sharding | None) -> jax.Array:
+    # The array is never written again, so it may be taken over rather than copied.
+    return jax.block_until_ready(jax.device_put(array, where, may_alias=True))

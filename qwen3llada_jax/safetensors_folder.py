@@ -1,0 +1,157 @@
+"""A folder of safetensors: which tensors it holds, checked, and their bytes, read straight into place.
+
+The safetensors library validates every file. The bytes are then read with `preadv` into the array they
+belong to, because its own readers would copy each tensor twice on the way into a stack of layers.
+"""
+
+import json
+import os
+import struct
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from qwen3llada_jax.errors import InputError
+
+DTYPES: dict[str, np.dtype] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+INDEX = "model.safetensors.index.json"
+_PIECE = 1 << 24  # bytes read at once: small enough that two threads share a large tensor evenly
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where one tensor's bytes lie."""
+
+    file: Path
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    offset: int
+
+
+def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a Hugging Face folder, single file or sharded, by name.
+
+    Raises:
+        InputError: no safetensors, an absent shard, a truncated or corrupt file, a dtype that is no float.
+    """
+    tensors: dict[str, StoredTensor] = {}
+    for file in _weight_files(Path(folder)):
+        tensors |= _header(file)
+    index = Path(folder) / INDEX
+    if index.is_file() and not (Path(folder) / "model.safetensors").is_file():
+        absent = sorted(set(_weight_map(index)) - set(tensors))
+        if absent:
+            raise InputError(f"{index}: names tensors that no shard holds: {', '.join(absent)}; download it again")
+    return tensors
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        return dict(json.loads(index.read_text())["weight_map"])
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{index}: not a safetensors index ({error!r}); download it again") from error
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    if (folder / INDEX).is_file():
+        files = sorted({folder / name for name in _weight_map(folder / INDEX).values()})
+        absent = [file.name for file in files if not file.is_file()]
+        if absent:
+            raise InputError(f"{folder / INDEX}: names shards that are not there: {', '.join(absent)}; download them")
+        return files
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        old = "; it holds PyTorch .bin files: save them as safetensors first" if list(folder.glob("*.bin")) else ""
+        raise InputError(f"{folder}: no .safetensors files in it{old}")
+    return files
+
+
+def _header(file: Path) -> dict[str, StoredTensor]:
+    try:
+        with safe_open(file, framework="numpy"):
+            pass  # opening checks the header against the file's length
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file}: truncated or corrupt safetensors ({error}); download it again") from error
+    with file.open("rb") as stream:
+        (size,) = struct.unpack("<Q", stream.read(8))
+        header: dict[str, Any] = json.loads(stream.read(size))
+    header.pop("__metadata__", None)
+    strange = {name: entry["dtype"] for name, entry in header.items() if entry["dtype"] not in DTYPES}
+    if strange:
+        listed = ", ".join(f"{name} ({dtype})" for name, dtype in sorted(strange.items()))
+        raise InputError(f"{file}: cannot import tensors of these dtypes: {listed}; use an unquantised checkpoint")
+    return {
+        name: StoredTensor(file, DTYPES[e["dtype"]], tuple(e["shape"]), 8 + size + e["data_offsets"][0])
+        for name, e in header.items()
+    }
+
+
+class Reader:
+    """Reads tensors of open files with two threads."""
+
+    def __init__(self, pool: ThreadPoolExecutor, descriptors: dict[Path, int]):
+        self._pool, self._descriptors = pool, descriptors
+
+    def fill(self, targets: Iterable[tuple[StoredTensor, np.ndarray]]) -> None:
+        """Read each tensor into its contiguous array of the same size, casting if the dtypes differ.
+
+        Raises:
+            InputError: a file that ends early or cannot be read.
+        """
+        pieces = (piece for tensor, target in targets for piece in _pieces(tensor, target.reshape(-1)))
+        list(self._pool.map(lambda piece: self._fill_piece(*piece), pieces))
+
+    def _fill_piece(self, tensor: StoredTensor, flat: np.ndarray) -> None:
+        if tensor.dtype == flat.dtype:
+            self._read(tensor, flat)
+            return
+        raw = np.empty(flat.shape, tensor.dtype)
+        self._read(tensor, raw)
+        with np.errstate(over="ignore"):  # a value too large for the asked dtype becomes inf, as in PyTorch
+            np.copyto(flat, raw, casting="unsafe")
+
+    def _read(self, tensor: StoredTensor, flat: np.ndarray) -> None:
+        view, at = memoryview(flat.view(np.uint8)), tensor.offset
+        while view:
+            try:
+                count = os.preadv(self._descriptors[tensor.file], [view], at)
+            except OSError as error:
+                raise InputError(f"{tensor.file}: cannot be read ({error.strerror})") from error
+            if count == 0:
+                raise InputError(f"{tensor.file}: ends early; download it again")
+            view, at = view[count:], at + count
+
+
+def _pieces(tensor: StoredTensor, flat: np.ndarray) -> Iterator[tuple[StoredTensor, np.ndarray]]:
+    step = _PIECE // tensor.dtype.itemsize
+    for start in range(0, flat.size, step):
+        part = flat[start : start + step]
+        yield StoredTensor(tensor.file, tensor.dtype, part.shape, tensor.offset + start * tensor.dtype.itemsize), part
+
+
+@contextmanager
+def reader(files: Iterable[Path]) -> Iterator[Reader]:
+    """A `Reader` of these files, which are closed at the end."""
+    descriptors: dict[Path, int] = {}
+    try:
+        for file in sorted(set(files)):
+            descriptors[file] = os.open(file, os.O_RDONLY)
+        with ThreadPoolExecutor(2) as pool:
+            yield Reader(pool, descriptors)
+    finally:
+        for descriptor in descriptors.values():
+            os.close(descriptor)

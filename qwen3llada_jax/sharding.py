@@ -1,0 +1,97 @@
+"""Where every array lives: a mesh of (data, fsdp, tensor) and one table from logical axes to mesh axes.
+
+The model names the axes of its weights and activations; this file alone knows the mesh. Partitioning is the
+compiler's (GSPMD): nothing here moves data.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array
+
+from qwen3llada_jax.errors import InputError
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+# logical axis → mesh axes. Weights' `embed` is split over fsdp; activations' `act_embed` is not.
+RULES: dict[str, str | tuple[str, ...] | None] = {
+    "batch": ("data", "fsdp"),
+    "length": None,
+    "act_embed": None,
+    "act_heads": "tensor",
+    "act_mlp": "tensor",
+    "act_vocab": "tensor",
+    "layers": None,
+    "vocab": "tensor",
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "head_dim": None,
+    "mlp": "tensor",
+    "norm": None,
+}
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """A mesh over all devices; one size may be -1, "whatever is left".
+
+    Raises:
+        InputError: sizes whose product is not the number of devices.
+    """
+    sizes, devices = [data, fsdp, tensor], jax.device_count()
+    if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
+        raise InputError(f"mesh {dict(zip(MESH_AXES, sizes, strict=True))}: sizes are above 0, and one at most may be -1")
+    known = math.prod(s for s in sizes if s != -1)
+    if -1 in sizes and devices % known == 0:
+        sizes[sizes.index(-1)] = devices // known
+    if math.prod(sizes) != devices:
+        shape = " × ".join(f"{a}={s}" for a, s in zip(MESH_AXES, sizes, strict=True))
+        raise InputError(f"mesh {shape} does not fit {devices} device(s); choose sizes whose product is {devices}")
+    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def spec(axes: tuple[str, ...]) -> P:
+    """PartitionSpec of an array with these logical axes."""
+    parts = [RULES[axis] for axis in axes]
+    used = [name for part in parts if part for name in ((part,) if isinstance(part, str) else part)]
+    if len(used) != len(set(used)):
+        raise ValueError(f"axes {axes} map to the same mesh axis twice: {parts}")
+    return P(*parts)
+
+
+def constrain(x: Array, *axes: str) -> Array:
+    """Tell the compiler how an activation is laid out; nothing outside a mesh."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec(axes))
+
+
+def shardings(axes: Mapping[str, Any], shapes: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
+    """A NamedSharding for each weight of a tree, from its logical axes.
+
+    Args:
+        axes: tree of tuples of logical axis names.
+        shapes: the same tree of arrays or ShapeDtypeStructs.
+
+    Raises:
+        InputError: dimensions that the mesh does not divide, all of them listed.
+    """
+    problems: list[str] = []
+
+    def one(path: Any, axes: tuple[str, ...], leaf: Any) -> NamedSharding:
+        sharding = NamedSharding(mesh, spec(axes))
+        for name, size, part in zip(axes, leaf.shape, sharding.spec, strict=True):
+            parts = () if part is None else (part,) if isinstance(part, str) else part
+            ways = math.prod(mesh.shape[p] for p in parts)
+            if size % ways:
+                problems.append(f"{jax.tree_util.keystr(path, simple=True, separator='.')}: {name} {size} by {ways} ({'×'.join(parts)})")
+        return sharding
+
+    tree = jax.tree_util.tree_map_with_path(one, axes, shapes, is_leaf=lambda x: isinstance(x, tuple))
+    if problems:
+        raise InputError("the mesh does not divide " + "; ".join(sorted(set(problems))) + "; choose smaller mesh sizes")
+    return tree
