@@ -11,6 +11,8 @@ Face folder of safetensors opens directly.
 import json
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +61,19 @@ def load(
         InputError: nothing there to open, or it is damaged.
     """
     path = Path(path)
-    config = ModelConfig.from_hf(read_config_json(path))
+    config = read_model_config(path)
     params = load_params(path, config, dtype, mesh)
     graphdef, _, _ = model.abstract(config, runtime=runtime or Runtime())
     return nnx.merge(graphdef, params)
+
+
+def read_model_config(path: Path) -> ModelConfig:
+    """The architecture of any folder that `load` opens.
+
+    Raises:
+        InputError: no such folder, or not the config of a Qwen3.
+    """
+    return ModelConfig.from_hf(read_config_json(path))
 
 
 def load_params(
@@ -96,11 +107,17 @@ def save_params(item: Path, params: dict[str, Any]) -> None:
     Raises:
         InputError: the disk is full or the place cannot be written.
     """
+    with writing(item), ocp.Checkpointer(params_handler()) as checkpointer:
+        checkpointer.save(Path(item).absolute(), args=ocp.args.PyTreeSave(params))
+
+
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Turn a failed write (tensorstore reports it as a ValueError) into an InputError that names `place`."""
     try:
-        with ocp.Checkpointer(params_handler()) as checkpointer:
-            checkpointer.save(Path(item).absolute(), args=ocp.args.PyTreeSave(params))
-    except (ValueError, OSError) as error:  # tensorstore reports a failed write as a ValueError
-        raise InputError(f"{item}: cannot be written ({_short(error)})") from error
+        yield
+    except (ValueError, OSError) as error:
+        raise InputError(f"{place}: cannot be written ({_short(error)})") from error
 
 
 def params_handler() -> ocp.PyTreeCheckpointHandler:

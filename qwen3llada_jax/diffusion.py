@@ -61,6 +61,8 @@ class NoiseConfig:
                 raise InputError(f"noise {name} must lie in [0, 1], not {getattr(self, name)}")
         if self.reweight_cap is not None and self.reweight_cap <= 0:
             raise InputError(f"noise reweight_cap must be above 0, not {self.reweight_cap}")
+        if self.weight == "elbo" and (self.min_masking_rate > 0 or self.reweight_cap is not None):
+            raise InputError("noise weight 'elbo' is no bound with min_masking_rate or reweight_cap; use 'reference'")
 
 
 class Noised(NamedTuple):

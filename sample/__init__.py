@@ -1,0 +1,1 @@
+"""Programs that write with a diffusion language model and show how it wrote."""

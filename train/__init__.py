@@ -1,0 +1,1 @@
+"""Programs that train a diffusion language model and show how it went."""

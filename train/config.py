@@ -1,0 +1,346 @@
+"""Everything a training run can be told, as frozen dataclasses: one YAML file, overridden by flags.
+
+Sections and keys are those of the PyTorch Qwen3-LLaDA system, so that its YAML files run; keys that it had
+not are marked "new". A key without effect is an error, never silence.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from qwen3llada_jax.command_line import nearest
+from qwen3llada_jax.diffusion import NoiseConfig
+from qwen3llada_jax.errors import InputError
+
+
+def key(default: Any, text: str) -> Any:
+    """A configuration key with its default and the line that `--help` prints."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class ProjectConfig:
+    seed: int = key(0, "seed of weights, noise and data order")
+    output_dir: str = key("runs/qwen3-llada", "run folder: a model folder with checkpoints and metrics")
+    log_dir: str | None = key(None, "folder of metrics.jsonl and samples.jsonl (default: output_dir)")
+    device: str = key("auto", "auto, cpu, gpu or tpu")
+
+
+@dataclass(frozen=True)
+class StartConfig:
+    base_model_path: str | None = key(None, "Qwen3 checkpoint to start from: a folder, or an id on the hub")
+    qwen3llada_model_path: str | None = key(None, "model folder to start from instead (from converters.from_hf or a run)")
+    mask_token_id: str | int | None = key(None, "mask token: an id, or auto (default: the model's own)")
+    from_scratch: bool = key(False, "new: draw fresh weights, keep only architecture and tokenizer")
+
+
+@dataclass(frozen=True)
+class BlockAttentionConfig:
+    enabled: bool = key(False, "hide other blocks while training (visibility below); false: everyone sees everyone")
+    block_length: int = key(32, "tokens of a block")
+    visibility: str = key("block_bias", "new: block_bias (the PyTorch system's) or block_causal")
+    prompt_sees_answer: bool = key(False, "new: under block_bias, prompt tokens see all answers, as the PyTorch system's did")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    mode: str = key("pretrain", "pretrain or sft")
+    loss_impl: str = key("guidelines", "guidelines, dllm (the same) or soft_ce (label smoothing)")
+    loss_smoothing: float = key(0.1, "label smoothing of soft_ce")
+    epochs: float = key(1.0, "passes over the data, when max_steps is not set")
+    max_steps: int | None = key(None, "optimiser updates")
+    batch_size: int = key(8, "rows of one update, over all devices and micro-batches")
+    micro_batch_size: int | None = key(None, "rows of one forward pass (default: batch_size / gradient_accumulation_steps)")
+    gradient_accumulation_steps: int | None = key(None, "forward passes of one update (default: batch_size / micro_batch_size)")
+    max_length: int = key(1024, "tokens of a row")
+    lr: float = key(1e-4, "peak learning rate")
+    weight_decay: float = key(0.1, "of weight matrices; norms and biases are never decayed")
+    warmup_ratio: float = key(0.05, "share of the updates over which the rate climbs from 0")
+    grad_clip: float = key(1.0, "new: largest global gradient norm; 0: no limit")
+    fp16: bool = key(False, "refused: use bf16")
+    bf16: bool = key(False, "compute in bfloat16; weights and moments stay float32")
+    remat: str = key("none", "new: what the backward pass recomputes: none, dots (all but matmuls) or full")
+    attention: str = key("auto", "new: auto, xla, cudnn or splash")
+    save_steps: int = key(500, "updates between checkpoints")
+    save_total_limit: int | None = key(3, "newest checkpoints kept (null: all)")
+    resume_from: str | None = key("auto", "auto: output_dir's newest checkpoint, if any; never; or another run's folder")
+    eos_padding: bool = key(True, "new: pad answers with EOS that is trained on, which teaches the model to stop (sft)")
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    block_attention: BlockAttentionConfig = field(default_factory=BlockAttentionConfig)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    name: str = key("adamw", "adamw")
+    betas: tuple[float, float] = key((0.9, 0.95), "AdamW's moment decays")
+    eps: float = key(1e-8, "AdamW's epsilon")
+    scheduler: str = key("cosine", "after the warm-up: constant, linear (to 0) or cosine (to 0)")
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    name: str | None = key(None, "a file (.txt .json .jsonl .csv .parquet .arrow), a folder, or a dataset on the hub")
+    config: str | None = key(None, "configuration of a hub dataset")
+    split: str = key("train", "split to train on")
+    text_field: str | None = key(None, "column of the text (default: the only text column, or `text`)")
+    streaming: bool = key(False, "refused for now: rows are addressed by number, so that a run resumes exactly")
+    num_proc: int | None = key(None, "processes that tokenise")
+    pack_to_max_length: bool = key(True, "join documents and cut them into full rows; false: a padded row for each")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    steps: int = key(10, "updates between two lines of metrics (the PyTorch system's logging interval)")
+    do_eval_loss: bool = key(True, "compute the loss on held-out rows, always under the same noise")
+    eval_every_steps: int = key(200, "updates between two evaluations")
+    eval_name: str | None = key(None, "new: file, folder or hub dataset of the held-out text (default: the training one's)")
+    eval_split: str = key("validation", "split to evaluate on")
+    eval_max_batches: int = key(8, "batches of an evaluation at most")
+    prompts: tuple[str, ...] = key((), "new: prompts answered after each evaluation, into samples.jsonl")
+    max_new_tokens: int = key(64, "tokens of such an answer")
+    sampling_steps: int = key(64, "forward passes of such an answer")
+    block_length: int | None = key(None, "its block length (default: the model's, at most 32)")
+    temperature: float = key(0.0, "its temperature")
+    remasking: str = key("low_confidence", "its remasking rule")
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    data: int = key(-1, "copies of the model that each take a share of the rows (-1: what is left)")
+    fsdp: int = key(1, "ways weights and rows are split")
+    tensor: int = key(1, "ways heads, MLP and vocabulary are split")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole training run."""
+
+    project: ProjectConfig = field(default_factory=ProjectConfig)
+    model: StartConfig = field(default_factory=StartConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+
+    @property
+    def micro_batches(self) -> int:
+        """Forward passes of one update."""
+        t = self.training
+        return t.gradient_accumulation_steps or t.batch_size // (t.micro_batch_size or t.batch_size)
+
+
+# Keys that may differ between a run and its continuation without changing what it computes.
+FREE_ON_RESUME = (
+    "project.output_dir project.log_dir project.device training.save_steps training.save_total_limit "
+    "training.resume_from training.micro_batch_size training.gradient_accumulation_steps training.remat "
+    "training.attention dataset.num_proc model.base_model_path model.qwen3llada_model_path"
+).split()
+FREE_SECTIONS_ON_RESUME = ("evaluation", "mesh")
+
+
+def read_config(path: Path | None, overrides: Sequence[tuple[str, str]] = ()) -> Config:
+    """The configuration of a YAML file with `(key, value)` overrides on top, checked.
+
+    A key is written in full (`training.lr`) or, where only one key ends so, by its last part (`lr`).
+
+    Raises:
+        InputError: no such file, not YAML, an unknown key (with the nearest known one) or an impossible value.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        values |= _read_yaml(path)
+    for name, text in overrides:
+        values[_full_name(name)] = _parse(text)
+    config = _build(Config, values, "")
+    _check(config)
+    return config
+
+
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """{"training.lr": 1e-4, …}."""
+    out: dict[str, Any] = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            out |= flat(value, f"{prefix}{f.name}.")
+        else:
+            out[prefix + f.name] = list(value) if isinstance(value, tuple) else value
+    return out
+
+
+def as_yaml(config: Config) -> str:
+    """The resolved configuration as a YAML text that `read_config` reads back."""
+
+    def plain(value: Any) -> Any:
+        return {k: plain(v) for k, v in value.items()} if isinstance(value, dict) else list(value) if isinstance(value, tuple) else value
+
+    return yaml.safe_dump(plain(dataclasses.asdict(config)), sort_keys=False)
+
+
+def help_text() -> str:
+    """Every key with its default and meaning, for `--help`."""
+    lines = []
+    for name, f in _known().items():
+        default = f.default if f.default is not dataclasses.MISSING else None
+        lines.append(f"  --{name} (default: {default})\n        {f.metadata.get('help') or _noise_help(f.name)}")
+    return "\n".join(lines)
+
+
+def _noise_help(name: str) -> str:
+    """NoiseConfig documents its fields in its docstring: `name: text`."""
+    lines = (NoiseConfig.__doc__ or "").splitlines()
+    start = next(i for i, line in enumerate(lines) if line.strip().startswith(f"{name}:"))
+    text = [lines[start].split(":", 1)[1].strip()]
+    for line in lines[start + 1 :]:
+        if not line.startswith(" " * 12):
+            break
+        text.append(line.strip())
+    return " ".join(text)
+
+
+def _known(cls: Any = Config, prefix: str = "") -> dict[str, dataclasses.Field]:
+    known: dict[str, dataclasses.Field] = {}
+    for f in dataclasses.fields(cls):
+        if isinstance(f.type, type) and dataclasses.is_dataclass(f.type):
+            known |= _known(f.type, f"{prefix}{f.name}.")
+        else:
+            known[prefix + f.name] = f
+    return known
+
+
+def _full_name(name: str) -> str:
+    known = list(_known())
+    if name in known:
+        return name
+    ends = [k for k in known if k.split(".")[-1] == name]
+    if len(ends) == 1:
+        return ends[0]
+    if ends:
+        raise InputError(f"key {name!r} is ambiguous: {' or '.join(ends)}")
+    raise InputError(f"unknown key {name!r}" + nearest(name, known + [k.split(".")[-1] for k in known]))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid YAML ({error})") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise InputError(f"{path}: must hold sections ({', '.join(f.name for f in dataclasses.fields(Config))})")
+    flat_tree = dict(_flatten(tree))
+    for name in flat_tree:
+        if name not in _known():
+            sections = {k.rsplit(".", 1)[0] for k in _known()} | {k.split(".")[0] for k in _known()}
+            if name in sections and flat_tree[name] is None:
+                continue  # an empty section
+            raise InputError(f"{path}: unknown key {name!r}" + nearest(name, list(_known())))
+    return {k: v for k, v in flat_tree.items() if k in _known()}
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _parse(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _build(cls: Any, values: dict[str, Any], prefix: str) -> Any:
+    arguments = {}
+    for f in dataclasses.fields(cls):
+        name = prefix + f.name
+        if isinstance(f.type, type) and dataclasses.is_dataclass(f.type):
+            arguments[f.name] = _build(f.type, values, f"{name}.")
+        elif name in values:
+            arguments[f.name] = _coerce(name, values[name], f.type)
+    return cls(**arguments)
+
+
+def _coerce(name: str, value: Any, kind: Any) -> Any:
+    """`value` as the type a key is declared with; YAML reads 1e-4 as text and 1 for a float as int."""
+    kinds = list(typing.get_args(kind)) if isinstance(kind, types.UnionType) else [kind]
+    if value is None and type(None) in kinds:
+        return None
+    for one in kinds:
+        if typing.get_origin(one) is tuple:
+            inner = typing.get_args(one)
+            if isinstance(value, str) and inner[0] is str:
+                return (value,)
+            if isinstance(value, list) and (len(inner) == len(value) or inner[-1] is Ellipsis):
+                return tuple(_coerce(name, v, inner[0]) for v in value)
+        elif one is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+            try:
+                return float(value)
+            except ValueError:
+                continue
+        elif one is str and isinstance(value, (int, float)) and int not in kinds and not isinstance(value, bool):
+            return str(value)
+        elif one is not type(None) and type(value) is one:
+            return value
+    wanted = " or ".join("nothing" if k is type(None) else getattr(k, "__name__", str(k)) for k in kinds)
+    raise InputError(f"{name} must be {wanted}, not {value!r}")
+
+
+def _check(config: Config) -> None:
+    """Refuse what cannot be done, before anything is loaded or compiled."""
+    t, o, d, e = config.training, config.optim, config.dataset, config.evaluation
+    choices = {
+        "training.mode": ("pretrain", "sft"),
+        "training.loss_impl": ("guidelines", "dllm", "soft_ce"),
+        "training.remat": ("none", "dots", "full"),
+        "training.attention": ("auto", "xla", "cudnn", "splash"),
+        "training.block_attention.visibility": ("block_bias", "block_causal"),
+        "optim.name": ("adamw",),
+        "optim.scheduler": ("constant", "linear", "cosine"),
+        "project.device": ("auto", "cpu", "gpu", "cuda", "tpu"),
+    }
+    values = flat(config)
+    for name, known in choices.items():
+        if values[name] not in known:
+            raise InputError(f"{name} {values[name]!r} is unknown; choose one of {', '.join(known)}")
+    positive = "batch_size micro_batch_size gradient_accumulation_steps max_steps max_length save_steps save_total_limit"
+    for name in [f"training.{n}" for n in positive.split()] + ["evaluation.steps", "evaluation.eval_every_steps"]:
+        if values[name] is not None and values[name] < 1:
+            raise InputError(f"{name} must be at least 1, not {values[name]}")
+    if t.fp16:
+        raise InputError("training.fp16 is not supported: it needs loss scaling that bf16 does not; set bf16: true")
+    if d.streaming:
+        raise InputError("dataset.streaming is not supported yet; download the split (streaming: false)")
+    if not d.name:
+        raise InputError("dataset.name is not set: name a file, a folder or a dataset on the hub")
+    if not (config.model.base_model_path or config.model.qwen3llada_model_path):
+        raise InputError("no model to start from: set model.base_model_path or model.qwen3llada_model_path")
+    if not 0 <= t.warmup_ratio <= 1:
+        raise InputError(f"training.warmup_ratio must lie in [0, 1], not {t.warmup_ratio}")
+    if not 0 <= t.loss_smoothing < 1:
+        raise InputError(f"training.loss_smoothing must lie in [0, 1), not {t.loss_smoothing}")
+    if t.lr <= 0 or o.eps <= 0 or t.epochs <= 0 or t.grad_clip < 0 or t.weight_decay < 0:
+        raise InputError("training.lr, training.epochs and optim.eps must be above 0, grad_clip and weight_decay 0 or more")
+    micro, pieces = t.micro_batch_size, t.gradient_accumulation_steps
+    if micro and t.batch_size % micro or pieces and t.batch_size % pieces or micro and pieces and micro * pieces != t.batch_size:
+        raise InputError(
+            f"training: batch_size {t.batch_size} must be micro_batch_size × gradient_accumulation_steps "
+            f"({micro or '·'} × {pieces or '·'}); leave one of them out"
+        )
+    if t.block_attention.enabled and t.block_attention.block_length < 1:
+        raise InputError(f"training.block_attention.block_length must be at least 1, not {t.block_attention.block_length}")
+    if e.eval_max_batches < 1:
+        raise InputError(f"evaluation.eval_max_batches must be at least 1, not {e.eval_max_batches}")

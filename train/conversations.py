@@ -1,0 +1,76 @@
+"""The formats of supervised data, read as conversations and cut into (prompt, answer) texts.
+
+| columns                         | format                                                        |
+|---------------------------------|---------------------------------------------------------------|
+| messages                        | [{role, content}, …]                                          |
+| conversations (system)          | [{from, value}, …] (ShareGPT), an optional system text        |
+| prompt, completion              | one question, one answer                                      |
+| question, answer                | one question, one answer                                      |
+| instruction, (input,) output    | Alpaca: the input follows the instruction after a blank line  |
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from qwen3llada_jax.errors import InputError
+
+Turn = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+END_OF_TURN = "<|im_end|>"
+
+_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+_PAIRS = (("prompt", "completion"), ("question", "answer"), ("instruction", "output"))
+
+
+def reader(columns: list[str], name: str) -> Callable[[Mapping[str, Any]], list[Turn]]:
+    """How to read an example with these columns as a list of turns.
+
+    Raises:
+        InputError: columns of no known format.
+    """
+    if "messages" in columns:
+        return lambda example: [{"role": t["role"], "content": t["content"]} for t in example["messages"]]
+    if "conversations" in columns:
+        return _sharegpt
+    for question, answer in _PAIRS:
+        if question in columns and answer in columns:
+            return lambda example: [
+                {"role": "user", "content": _with_input(example[question], example.get("input"))},
+                {"role": "assistant", "content": example[answer]},
+            ]
+    raise InputError(
+        f"{name}: columns {', '.join(columns)} are no format for sft; it needs messages, conversations, "
+        "prompt + completion, question + answer, or instruction + output"
+    )
+
+
+def answers(turns: list[Turn], tokenizer: Any) -> Iterator[tuple[str, str]]:
+    """(prompt, answer) for every assistant turn, as the chat template writes them; all turns before it are prompt.
+
+    Raises:
+        InputError: the tokenizer has no chat template, or one under which an answer does not follow its prompt.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise InputError("the tokenizer has no chat template, which sft needs; add chat_template.jinja to the model folder")
+    for i, turn in enumerate(turns):
+        if turn["role"] != "assistant" or i == 0 or not turn["content"]:
+            continue
+        prompt = tokenizer.apply_chat_template(turns[:i], tokenize=False, add_generation_prompt=True)
+        whole = tokenizer.apply_chat_template(turns[: i + 1], tokenize=False)
+        if not whole.startswith(prompt):
+            raise InputError("the chat template does not put an answer right behind its prompt; sft cannot use it")
+        answer = whole[len(prompt) :]
+        yield prompt, answer.rstrip("\n") if answer.rstrip("\n").endswith(END_OF_TURN) else answer
+
+
+def _sharegpt(example: Mapping[str, Any]) -> list[Turn]:
+    system = example.get("system")
+    turns = [{"role": "system", "content": system}] if system else []
+    for said in example["conversations"]:
+        if said["from"] not in _ROLES:
+            raise InputError(f"conversations: unknown speaker {said['from']!r}; known are {', '.join(_ROLES)}")
+        turns.append({"role": _ROLES[said["from"]], "content": said["value"]})
+    return turns
+
+
+def _with_input(instruction: str, more: str | None) -> str:
+    return f"{instruction}\n\n{more}" if more else instruction

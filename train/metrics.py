@@ -1,0 +1,57 @@
+"""Metrics as lines of JSON, whole after any interruption, and as a line under a progress bar."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.files import write_text
+
+
+class JsonLines:
+    """A file of one JSON object a line. Reopened at step n, it forgets what came after n."""
+
+    def __init__(self, path: Path, resume_at: int):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in read_lines(path) if line["step"] <= resume_at] if path.exists() else []
+        write_text(path, "".join(_line(record) for record in kept))
+        self._stream = path.open("a")
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one record, flushed to the system."""
+        self._stream.write(_line(record))
+        self._stream.flush()
+
+    def close(self) -> None:
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        self._stream.close()
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Every whole record of a metrics file; a last line cut short by a crash is left out.
+
+    Raises:
+        InputError: no such file.
+    """
+    try:
+        lines = Path(path).read_text().splitlines()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise InputError(f"{path}: line {number} is not JSON") from error
+    return records
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    """NaN is no JSON: a metric without a value is null."""
+    clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+    return json.dumps(clean) + "\n"

@@ -1,0 +1,40 @@
+"""What the model writes while it is being trained."""
+
+from typing import Any
+
+import jax
+
+from qwen3llada_jax.model import Qwen3LLaDA
+from qwen3llada_jax.sampling import SamplerConfig, generate
+from train.config import Config
+from train.metrics import JsonLines
+from train.progress import Progress
+
+
+def write_samples(
+    model: Qwen3LLaDA, tokenizer: Any, config: Config, step: int, log: JsonLines, progress: Progress
+) -> None:
+    """Answer `evaluation.prompts`, to samples.jsonl and the terminal."""
+    e, settings = config.evaluation, sampler(config)
+    prompts = [tokenizer(p, add_special_tokens=False).input_ids for p in e.prompts]
+    result = generate(model, prompts, settings, key=jax.random.key(config.project.seed))
+    for prompt, answer in zip(e.prompts, result.answers(), strict=True):
+        text = tokenizer.decode(answer)
+        log.write({"step": step, "prompt": prompt, "answer": text})
+        progress.say(f"{step:>7}  {prompt!r} → {text!r}")
+
+
+def sampler(config: Config) -> SamplerConfig:
+    """The settings of these answers.
+
+    Raises:
+        InputError: an impossible setting.
+    """
+    e = config.evaluation
+    return SamplerConfig(
+        gen_length=e.max_new_tokens,
+        block_length=e.block_length,
+        steps=e.sampling_steps,
+        temperature=e.temperature,
+        remasking=e.remasking,
+    )

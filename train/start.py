@@ -1,0 +1,80 @@
+"""Where a run starts from: a folder with weights, its tokenizer, and the model it is to become."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qwen3llada_jax import tokens
+from qwen3llada_jax.config import ModelConfig, read_config_json
+from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.hub import model_folder
+from train.config import Config
+
+
+@dataclass(frozen=True)
+class Start:
+    """A folder to start from, what its tokenizer is, and the architecture with this run's mask token and blocks."""
+
+    folder: Path
+    tokenizer: Any
+    config: ModelConfig
+
+
+def find_start(config: Config) -> Start:
+    """Open the model folder that the configuration names (`qwen3llada_model_path` before `base_model_path`).
+
+    Raises:
+        InputError: no model or tokenizer there, or no usable mask token.
+    """
+    folder = model_folder(_source(config))
+    architecture = ModelConfig.from_hf(read_config_json(folder))
+    tokenizer = tokens.load_tokenizer(folder)
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"{folder}: its tokenizer names no EOS token, which ends every text")
+    live = tokens.live_vocab_size(tokenizer)
+    if live > architecture.vocab_size:
+        raise InputError(
+            f"{folder}: its tokenizer has ids up to {live - 1}, its embedding only {architecture.vocab_size} rows"
+        )
+    blocks, t = config.training.block_attention, config.training
+    architecture = dataclasses.replace(
+        architecture,
+        mask_token_id=_mask_token(config, architecture, tokenizer),
+        live_vocab_size=live,
+        visibility=blocks.visibility if blocks.enabled else "full",
+        block_length=blocks.block_length if blocks.enabled else architecture.block_length,
+        prompt_sees_answer=blocks.enabled and blocks.visibility == "block_bias" and blocks.prompt_sees_answer,
+    )
+    if t.max_length > architecture.max_position_embeddings and architecture.rope_scaling is None:
+        raise InputError(
+            f"training.max_length {t.max_length} is beyond the {architecture.max_position_embeddings} positions the "
+            "model was made for; lower it, or give config.json a rope_scaling"
+        )
+    return Start(folder, tokenizer, architecture)
+
+
+def _source(config: Config) -> str:
+    """`qwen3llada_model_path` once that folder exists, `base_model_path` until then."""
+    converted, base = config.model.qwen3llada_model_path, config.model.base_model_path
+    if converted and (Path(converted).exists() or not base):
+        return converted
+    assert base is not None
+    return base
+
+
+def _mask_token(config: Config, architecture: ModelConfig, tokenizer: Any) -> int:
+    choice = config.model.mask_token_id
+    if choice is None:
+        choice = architecture.mask_token_id
+    if choice is None:
+        raise InputError(
+            "no mask token: the model folder names none (it is a plain Qwen3 checkpoint); set model.mask_token_id to "
+            "an id, or to auto for the first embedding row that no token uses"
+        )
+    if choice == "auto":
+        return tokens.first_free_row(tokenizer, architecture.vocab_size)
+    try:
+        return int(choice)
+    except ValueError as error:
+        raise InputError(f"model.mask_token_id {choice!r} is neither a number nor 'auto'") from error

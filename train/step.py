@@ -1,0 +1,196 @@
+"""The training step: noise, loss, gradient and update, as one compiled, donated program."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from qwen3llada_jax import diffusion, model, sharding
+from qwen3llada_jax.cross_entropy import cross_entropy
+from qwen3llada_jax.diffusion import NoiseConfig
+from qwen3llada_jax.masks import Mask
+from qwen3llada_jax.model import Qwen3LLaDA
+from train.config import Config
+
+State = dict[str, Any]  # {"params", "opt", "step"}
+BANDS = 4  # noise levels [0, ¼), … that the loss is also reported for
+
+
+class DeviceBatch(NamedTuple):
+    """A batch on its devices; fields as in `data.Batch`, plus the number of each row within the batch."""
+
+    tokens: Int[Array, "B L"]
+    prompt_length: Int[Array, " B"]
+    real_length: Int[Array, " B"]
+    slots: Int[Array, " B"]
+
+
+class Prepared(NamedTuple):
+    """A noised batch and the coefficient of each position's cross-entropy in the loss."""
+
+    noised: Int[Array, "B L"]
+    clean: Int[Array, "B L"]
+    coefficient: Float[Array, "B L"]
+    is_noised: Bool[Array, "B L"]
+    prompt_length: Int[Array, " B"]
+    real_length: Int[Array, " B"]
+    t: Float[Array, " B"]
+
+
+def state_shardings(config: Any, tx: optax.GradientTransformation, mesh: Mesh) -> tuple[State, State]:
+    """(shapes, shardings) of the whole train state: moments lie exactly where their parameters do."""
+    _, shapes, axes = model.abstract(config)
+    of_params = sharding.shardings(axes, shapes, mesh)
+    everywhere = NamedSharding(mesh, P())
+    opt = jax.eval_shape(tx.init, shapes)
+    of_opt = optax.tree.map_params(
+        tx, lambda _, s: s, opt, of_params, transform_non_params=lambda _: everywhere
+    )
+    return (
+        {"params": shapes, "opt": opt, "step": jax.ShapeDtypeStruct((), jnp.int32)},
+        {"params": of_params, "opt": of_opt, "step": everywhere},
+    )
+
+
+def prepare(
+    batch: DeviceBatch, key: PRNGKeyArray, step: Int[Array, ""], config: Config, mask_token_id: int, live: int,
+    *, for_evaluation: bool = False,
+) -> Prepared:
+    """Noise a whole batch at once, so that how it is cut into micro-batches changes nothing.
+
+    For evaluation the noise levels form a fixed grid over the batch and no option that biases the loss applies.
+    """
+    B, L = batch.tokens.shape
+    noise = config.training.noise
+    is_sft = config.training.mode == "sft"
+    if for_evaluation:
+        noise = NoiseConfig(eps=noise.eps, schedule=noise.schedule, weight="elbo", noise_type=noise.noise_type,
+                            random_length_prob=0.0, at_least_one=False)  # fmt: skip
+    keys = diffusion.row_keys(key, step, batch.slots)
+    real_length = batch.real_length
+    if is_sft and config.training.eos_padding:
+        real_length = jnp.full_like(real_length, L)  # the EOS behind an answer belong to it
+    if not is_sft and noise.random_length_prob > 0:
+        real_length = jnp.minimum(real_length, diffusion.random_lengths(keys, L, noise))
+    place = jnp.arange(L)[None]
+    is_real = place < real_length[:, None]
+    can_noise = is_real & (place >= batch.prompt_length[:, None])
+    if for_evaluation:
+        t = (batch.slots + 0.5) / B
+    else:
+        t = diffusion.sample_t(jax.random.fold_in(jax.random.fold_in(key, step), B), keys, batch.slots, B, noise)
+    noised = diffusion.forward_process(keys, batch.tokens, mask_token_id, noise, can_noise=can_noise, t=t, vocab_size=live)
+    if is_sft:
+        counts = (real_length - batch.prompt_length)[:, None] * B
+    else:
+        counts = real_length.sum()
+    coefficient = jnp.where(noised.is_noised, noised.weight / counts, 0.0)
+    return Prepared(noised.tokens, batch.tokens, coefficient, noised.is_noised, batch.prompt_length, real_length, t)
+
+
+def loss_and_sums(network: Qwen3LLaDA, part: Prepared, config: Config) -> tuple[Array, dict[str, Array]]:
+    """This part's share of the batch's loss (shares add up), and sums for the metrics."""
+    L = part.noised.shape[1]
+    training = config.training
+    hidden = network.hidden(part.noised, mask_of(part, config))
+    smoothing = training.loss_smoothing if training.loss_impl == "soft_ce" else 0.0
+    ce = cross_entropy(hidden, network.head, part.clean, smoothing=smoothing)
+    band = jnp.minimum((part.t * BANDS).astype(jnp.int32), BANDS - 1)
+    of_band = jax.nn.one_hot(band, BANDS)  # B bands
+    noised = part.is_noised.astype(jnp.float32)
+    sums = {
+        "ce": (ce * noised).sum(),
+        "noised": noised.sum(),
+        "band_ce": of_band.T @ (ce * noised).sum(axis=1),
+        "band_noised": of_band.T @ noised.sum(axis=1),
+        "tokens": jnp.minimum(part.real_length, L).sum(),
+    }
+    return (ce * part.coefficient).sum(), sums
+
+
+def mask_of(part: Prepared, config: Config) -> Mask:
+    """Who sees whom in this batch: the configured blocks, and nobody sees padding."""
+    L = part.noised.shape[1]
+    is_real = None
+    pads = config.training.mode == "sft" and not config.training.eos_padding
+    cuts = config.training.mode == "pretrain" and (
+        config.training.noise.random_length_prob > 0 or not config.dataset.pack_to_max_length
+    )
+    if pads or cuts:
+        is_real = jnp.arange(L)[None] < part.real_length[:, None]
+    blocks = config.training.block_attention
+    if not blocks.enabled:
+        return Mask(is_real=is_real)
+    prompts = part.prompt_length if config.training.mode == "sft" else None
+    sees = blocks.prompt_sees_answer and blocks.visibility == "block_bias"
+    return Mask(blocks.visibility, blocks.block_length, sees, prompt_length=prompts, is_real=is_real)
+
+
+def make_train_step(
+    graphdef: Any, config: Config, tx: optax.GradientTransformation, shardings: State, seed_key: PRNGKeyArray,
+    mask_token_id: int, live: int,
+) -> Any:  # fmt: skip
+    """A compiled `(state, batch) → (state, metrics)`; the old state is given up."""
+    pieces = config.micro_batches
+
+    def value_and_grad(params: Any, part: Prepared) -> Any:
+        return jax.value_and_grad(lambda p: loss_and_sums(nnx.merge(graphdef, p), part, config), has_aux=True)(params)
+
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, None))
+    def train_step(state: State, batch: DeviceBatch) -> tuple[State, dict[str, Array]]:
+        prepared = prepare(batch, seed_key, state["step"], config, mask_token_id, live)
+        if pieces == 1:
+            (loss, sums), gradient = value_and_grad(state["params"], prepared)
+        else:
+
+            def add(total: Any, part: Prepared) -> tuple[Any, None]:
+                return jax.tree.map(jnp.add, total, value_and_grad(state["params"], part)), None
+
+            # Rows are dealt out in turn: a plain reshape would gather a batch that lies on several devices.
+            parts = jax.tree.map(lambda x: x.reshape(-1, pieces, *x.shape[1:]).swapaxes(0, 1), prepared)
+            first = jax.tree.map(lambda x: x[0], parts)
+            zero = jax.tree.map(
+                lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(value_and_grad, state["params"], first)
+            )
+            ((loss, sums), gradient), _ = jax.lax.scan(add, zero, parts)
+        updates, opt = tx.update(gradient, state["opt"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        metrics = summarise(loss, sums) | {
+            "grad_norm": optax.global_norm(gradient),
+            "param_norm": optax.global_norm(params),
+            "update_norm": optax.global_norm(updates),
+        }
+        return {"params": params, "opt": opt, "step": state["step"] + 1}, metrics
+
+    return train_step
+
+
+def make_eval_step(graphdef: Any, config: Config, mask_token_id: int, live: int) -> Any:
+    """A compiled `(params, batch, number) → metrics` under noise that depends on `number` alone."""
+    key = jax.random.key(0)
+
+    @jax.jit
+    def eval_step(params: Any, batch: DeviceBatch, number: Int[Array, ""]) -> dict[str, Array]:
+        prepared = prepare(batch, key, number, config, mask_token_id, live, for_evaluation=True)
+        return summarise(*loss_and_sums(nnx.merge(graphdef, params), prepared, config))
+
+    return eval_step
+
+
+def summarise(loss: Array, sums: dict[str, Array]) -> dict[str, Array]:
+    """Metrics of one batch; NaN for a noise band that had no noised token."""
+    ce = sums["ce"] / sums["noised"]
+    bands = sums["band_ce"] / sums["band_noised"]
+    return {
+        "loss": loss,
+        "ce": ce,
+        "perplexity": jnp.exp(ce),
+        "noised_share": sums["noised"] / sums["tokens"],
+        **{f"ce_t{i}": bands[i] for i in range(BANDS)},
+    }
