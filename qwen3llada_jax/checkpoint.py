@@ -10,6 +10,7 @@ Face folder of safetensors opens directly.
 
 import json
 import logging
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,8 +41,8 @@ TOKENIZER_FILES = (
     "generation_config.json",
 )
 
-# orbax reports its own doings at INFO and WARNING; what matters reaches us as an exception.
-logging.getLogger("absl").setLevel(logging.ERROR)
+# orbax logs its doings and, with a traceback, what it is about to raise; what matters reaches us as an exception.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 def load(
@@ -117,7 +118,7 @@ def writing(place: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        raise InputError(f"{place}: cannot be written ({_short(error)})") from error
+        raise InputError(f"{place}: cannot be written ({short(error)})") from error
 
 
 def params_handler() -> ocp.PyTreeCheckpointHandler:
@@ -143,7 +144,10 @@ def _restore_params(item: Path, config: ModelConfig, dtype: str | None, mesh: Me
     handler = params_handler()
     try:
         with ocp.Checkpointer(handler) as checkpointer:
-            stored = checkpointer.metadata(item.absolute()).item_metadata.tree
+            metadata = checkpointer.metadata(item.absolute()).item_metadata
+            if metadata is None:
+                raise ValueError("its metadata cannot be read")
+            stored = metadata.tree
             _check_stored(item, flatten(stored), flatten(shapes))
             where = SingleDeviceSharding(jax.devices()[0])
             placed = sharding.shardings(axes, shapes, mesh) if mesh else jax.tree.map(lambda _: where, shapes)
@@ -160,7 +164,7 @@ def _restore_params(item: Path, config: ModelConfig, dtype: str | None, mesh: Me
     except InputError:
         raise
     except (ValueError, OSError, KeyError) as error:
-        raise InputError(f"{item}: damaged parameters ({_short(error)}); convert or copy the model again") from error
+        raise InputError(f"{item}: damaged parameters ({short(error)}); convert or copy the model again") from error
 
 
 def _check_stored(item: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -175,7 +179,10 @@ def _check_stored(item: Path, stored: dict[str, Any], wanted: dict[str, Any]) ->
         raise InputError(f"{item}: parameters and config.json do not agree: " + "; ".join(problems))
 
 
-def _short(error: Exception) -> str:
+def short(error: Exception) -> str:
     """The part of an error's text that says what happened, on one line."""
     text = " ".join(str(error).split())
+    cause = re.search(r"Failed to (write|open|read)[^\[]*", text)  # at the end of tensorstore's long chain
+    if cause:
+        return cause.group().strip()
     return text if len(text) < 300 else text[:300] + "…"

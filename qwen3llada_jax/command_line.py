@@ -42,6 +42,7 @@ def nearest(word: str, known: Sequence[str]) -> str:
 
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Run a program: an `InputError` becomes one line on standard error and exit code 2."""
+    sys.unraisablehook = _without_late_callbacks
     try:
         code = main() or 0
         sys.stdout.flush()
@@ -55,6 +56,13 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         sys.stderr.close()
         code = 0
     raise SystemExit(code)
+
+
+def _without_late_callbacks(unraisable: Any) -> None:
+    """After a failed read or write, orbax closes an event loop that tensorstore still reports to: no news."""
+    if isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed":
+        return
+    sys.__unraisablehook__(unraisable)
 
 
 def _hyphens(argument: str) -> str:

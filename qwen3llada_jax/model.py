@@ -208,10 +208,10 @@ class Qwen3LLaDA(nnx.Module):
 
 @jax.named_scope("rms_norm")
 def rms_norm(x: Float[Array, "... D"], weight: Float[Array, " D"], eps: float) -> Float[Array, "... D"]:
-    """x / √(mean(x²) + eps), in float32, then times the weight (RMSNorm, arXiv 1910.07467)."""
+    """x / √(mean(x²) + eps) · weight (RMSNorm, arXiv 1910.07467), in float32, rounded once."""
     x32 = x.astype(jnp.float32)
     normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
-    return normed.astype(x.dtype) * weight.astype(x.dtype)
+    return (normed * weight.astype(jnp.float32)).astype(x.dtype)
 
 
 def check_tokens(tokens: Int[Array, "..."] | np.ndarray, vocab_size: int) -> None:

@@ -15,9 +15,9 @@ _MASK, _PROMPT, _WRITTEN, _NEW = "·", "dim", "", "bold green"
 
 
 def show_live(canvases: Iterable[Canvas], tokenizer: Any, steps: int) -> Canvas:
-    """Draw every canvas as it comes and return the last; off a terminal, only about ten of them, one after another."""
+    """Draw every canvas as it comes and return the last; off a terminal, only a handful of them, one after another."""
     console = Console(highlight=False, stderr=True)
-    every = 1 if console.is_terminal else max(1, steps // 10)
+    every = 1 if console.is_terminal else max(1, steps // 4)
     last: Canvas | None = None
     with Live(console=console, auto_refresh=False, transient=False) as live:
         for number, canvas in enumerate(canvases):

@@ -10,7 +10,8 @@ from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.files import write_text
 from qwen3llada_jax.sampling import Generation, SamplerConfig
 
-_COLUMNS = 64  # characters of a line of the picture
+_COLUMNS = 72  # characters of a line of the picture
+_ADVANCE = 0.602  # width of a character of matplotlib's own monospaced font, in its size
 
 
 def check_trace_path(path: Path) -> None:
@@ -75,23 +76,26 @@ def _draw(path: Path, rows: list[dict[str, Any]], settings: SamplerConfig) -> No
     laid_out = [_lay_out(row) for row in rows]
     heights = [max(line for *_, line in cells) + 1 for cells in laid_out]
     figure, axes = plt.subplots(
-        len(rows), 1, figsize=(10, 0.9 + 0.26 * sum(heights)), squeeze=False, height_ratios=heights, layout="constrained"
+        len(rows), 1, figsize=(9.5, 0.6 + 0.26 * sum(heights)), squeeze=False, height_ratios=heights, layout="constrained"
     )
     colours = plt.get_cmap("viridis_r")
-    scale = plt.Normalize(1, settings.steps)
-    for axis, cells, height in zip(axes[:, 0], laid_out, heights, strict=True):
+    scale = plt.Normalize(1, max(settings.steps, 2))
+    bar = figure.colorbar(plt.cm.ScalarMappable(scale, colours), ax=axes[:, 0].tolist(), fraction=0.03, pad=0.02)
+    bar.set_label("step at which a token was written")
+    for axis, height in zip(axes[:, 0], heights, strict=True):
         axis.set(xlim=(0, _COLUMNS), ylim=(height, 0))
         axis.axis("off")
+    figure.canvas.draw()  # lays the axes out, which tells how large a character is
+    points = axes[0, 0].get_window_extent().width / figure.dpi * 72 / _COLUMNS / _ADVANCE
+    for axis, cells in zip(axes[:, 0], laid_out, strict=True):
         for text, step, column, line in cells:
             ground = "white" if step is None else colours(scale(step))
             is_dark = step is not None and sum(ground[:3]) < 1.6
             axis.add_patch(plt.Rectangle((column, line + 0.04), len(text), 0.92, color=ground, linewidth=0))
             axis.text(
-                column, line + 0.72, text, family="monospace", fontsize=11.2, parse_math=False,
+                column, line + 0.72, text, family="DejaVu Sans Mono", fontsize=points, parse_math=False,
                 color="white" if is_dark else "grey" if step is None else "black",
             )  # fmt: skip
-    bar = figure.colorbar(plt.cm.ScalarMappable(scale, colours), ax=axes[:, 0].tolist(), fraction=0.03, pad=0.02)
-    bar.set_label("step at which a token was written")
     part = path.with_name(f".{path.name}.part")
     figure.savefig(part, dpi=130, format="png")
     part.replace(path)

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from qwen3llada_jax.checkpoint import params_handler, params_item, writing
+from qwen3llada_jax.checkpoint import params_handler, params_item, short, writing
 from qwen3llada_jax.errors import InputError
 from train.config import FREE_ON_RESUME, FREE_SECTIONS_ON_RESUME, Config, flat
 
@@ -62,8 +62,7 @@ def restore(folder: Path, shapes: dict[str, Any], shardings: dict[str, Any]) -> 
             with ocp.Checkpointer(params_handler()) as checkpointer:
                 restored[name] = checkpointer.restore((newest.parent / name).absolute(), args=arguments)
     except (ValueError, OSError, KeyError) as error:
-        text = " ".join(str(error).split())[:300]
-        raise InputError(f"{newest.parent}: damaged checkpoint ({text}); delete this folder to go on from the one before") from error
+        raise InputError(f"{newest.parent}: damaged checkpoint ({short(error)}); delete this folder to go on from the one before") from error
     return {"params": restored["params"], **restored["opt"]}
 
 

@@ -1,0 +1,107 @@
+"""Shared ground of the tests: eight simulated devices, caches of their own, tiny models and their torch twins."""
+
+import os
+import tempfile
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf-")
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import subprocess  # noqa: E402
+import sys  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from transformers import Qwen3Config, Qwen3ForCausalLM  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+TINY = ROOT / "examples" / "tiny-qwen3"
+DATA = ROOT / "examples" / "data"
+
+torch.set_num_threads(2)
+
+
+def torch_model(seed: int = 0, dtype: torch.dtype = torch.float32, **settings) -> Qwen3ForCausalLM:
+    """A bidirectional torch Qwen3 whose every weight, norms and biases included, is away from its initial value."""
+    values = dict(
+        vocab_size=211,
+        hidden_size=48,
+        intermediate_size=80,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        rms_norm_eps=1e-5,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+        initializer_range=0.05,
+    )
+    values |= settings
+    torch.manual_seed(seed)
+    model = Qwen3ForCausalLM._from_config(Qwen3Config(**values, is_causal=False), attn_implementation="eager").eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" in name:
+                weight.add_(0.3 * torch.randn_like(weight))
+            elif name.endswith("bias"):
+                weight.add_(0.2 * torch.randn_like(weight))
+    return model.to(dtype)
+
+
+def save_torch(model: Qwen3ForCausalLM, folder: Path, **options) -> Path:
+    """The model as a Hugging Face folder."""
+    model.save_pretrained(folder, **options)
+    return folder
+
+
+def logits_of(model: Qwen3ForCausalLM, tokens: np.ndarray, allowed: np.ndarray | None = None) -> np.ndarray:
+    """Torch's logits, under an additive 4-D mask where `allowed` [B, L, L] is given."""
+    mask = None
+    if allowed is not None:
+        mask = torch.where(torch.tensor(allowed)[:, None], 0.0, torch.finfo(torch.float32).min).to(model.dtype)
+    with torch.no_grad():
+        return model(torch.tensor(tokens, dtype=torch.long), attention_mask=mask).logits.float().numpy()
+
+
+def rule(kind: str, i: int, j: int, prompt: int, block: int) -> bool:
+    """The visibility rules, read off their definition: may i see j?"""
+
+    def block_of(k: int) -> int:
+        return -1 if k < prompt else (k - prompt) // block
+
+    if kind == "full":
+        return True
+    if kind == "block_bias":
+        return block_of(j) == -1 or block_of(i) == block_of(j)
+    assert kind == "block_causal"
+    return block_of(j) <= block_of(i)
+
+
+def run_program(*arguments: str | Path, check: int | None = 0, **options) -> subprocess.CompletedProcess:
+    """Run `python -m …` from the repository's root, as a user would."""
+    command = [sys.executable, "-m", *map(str, arguments)]
+    environment = {**os.environ, "XLA_FLAGS": "", **options.pop("env", {})}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, **options)
+    assert check is None or done.returncode == check, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def assert_one_line_error(done: subprocess.CompletedProcess, *parts: str) -> None:
+    """Exit code 2, one `error:` line naming the thing, no traceback."""
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert done.returncode == 2, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr
+    assert len(errors) == 1, done.stderr
+    for part in parts:
+        assert part in errors[0], f"{part!r} not in {errors[0]!r}"
+
+
+@pytest.fixture(scope="session")
+def tiny_folder() -> Path:
+    """The bundled tiny Qwen3."""
+    return TINY

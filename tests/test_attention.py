@@ -1,0 +1,77 @@
+"""Every attention implementation against the softmax written out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qwen3llada_jax.attention import attention, choose
+from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.masks import Mask, dense
+
+B, L, N, K, H = 2, 128, 4, 2, 128
+SEGMENTS = jnp.array([[0] * 50 + [1] * 78, [0] * 100 + [1] * 28])
+REAL = jnp.arange(L)[None] < jnp.array([[128], [90]])
+PROMPTS = jnp.array([5, 40])
+MASKS = {
+    "none": None,
+    "padding": Mask(is_real=REAL),
+    "documents": Mask(segment_ids=SEGMENTS, is_real=REAL),
+    "block_bias": Mask("block_bias", 32),
+    "block_causal": Mask("block_causal", 16, prompt_length=PROMPTS, is_real=REAL),
+    "block_diffusion": Mask("block_diffusion", 16),
+}
+
+
+@pytest.fixture(scope="module")
+def qkv():
+    keys = jax.random.split(jax.random.key(0), 3)
+    return tuple(jax.random.normal(k, (B, L, heads, H)) for k, heads in zip(keys, (N, K, K), strict=True))
+
+
+def written_out(q, k, v, allowed):
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    k, v = (np.repeat(x, N // K, axis=2) for x in (k, v))
+    logits = np.einsum("blnh,bsnh->bnls", q, k) / np.sqrt(H)
+    if allowed is not None:
+        logits = np.where(np.asarray(allowed)[:, None], logits, -np.inf)
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    return np.einsum("bnls,bsnh->blnh", weights / weights.sum(-1, keepdims=True), v)
+
+
+@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize("implementation", ["xla", "splash_interpret"])
+def test_attention_equals_softmax_written_out(qkv, implementation, name):
+    mask = MASKS[name]
+    counted = np.asarray(mask.is_real) if mask is not None and mask.is_real is not None else np.ones((B, L), bool)
+    expected = written_out(*qkv, None if mask is None else dense(mask, L))
+    got = attention(*qkv, mask, implementation)
+    np.testing.assert_allclose(np.asarray(got)[counted], expected[counted], atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["documents", "block_causal"])
+def test_splash_gradients_equal_xlas(qkv, name):
+    mask = MASKS[name]
+    counted = jnp.asarray(mask.is_real)[..., None, None]
+
+    def gradient(implementation):
+        return jax.grad(lambda x: (attention(*x, mask, implementation) ** 2 * counted).sum())(qkv)
+
+    for ours, theirs in zip(gradient("splash_interpret"), gradient("xla"), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=5e-5)
+
+
+def test_a_row_that_sees_nothing_stays_finite(qkv):
+    nothing = jnp.zeros((1, L, L), bool)
+    assert np.isfinite(attention(*qkv, nothing, "xla")).all()
+
+
+def test_choice_of_implementation():
+    assert choose("auto", jnp.float32, 128, 128) == "xla"
+    with pytest.raises(InputError, match="unknown"):
+        choose("flash", jnp.float32, 128, 128)
+
+
+def test_splash_refuses_other_lengths(qkv):
+    with pytest.raises(InputError, match="multiple of 128"):
+        attention(*(x[:, :100] for x in qkv), None, "splash_interpret")
