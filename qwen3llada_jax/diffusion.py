@@ -214,7 +214,7 @@ def _schedule(t: Float[Array, "..."], name: str) -> Float[Array, "..."]:
         case "uniform":
             return t
         case "cosine":
-            return (1 - jnp.cos(jnp.pi * t)) / 2
+            return jnp.sin(jnp.pi * t / 2) ** 2  # = (1 − cos πt) / 2, without its cancellation
         case "power":
             return t**2
         case _:

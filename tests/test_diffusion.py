@@ -1,0 +1,229 @@
+"""The forward process and the losses: statistics, options, and the formulas written out in numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qwen3llada_jax import diffusion
+from qwen3llada_jax.cross_entropy import cross_entropy, largest_divisor
+from qwen3llada_jax.diffusion import NoiseConfig, forward_process, pretrain_loss, sft_loss
+from qwen3llada_jax.errors import InputError
+
+MASK = 99
+SCHEDULES = {
+    "uniform": lambda t: t,
+    "cosine": lambda t: (1 - np.cos(np.pi * t)) / 2,
+    "power": lambda t: t**2,
+    "sigmoid": lambda t: 1 / (1 + np.exp(-12 * (t - 0.5))),
+}
+
+
+def noised(rows: int, length: int, seed: int = 0, **options):
+    can_noise = options.pop("can_noise", None)
+    tokens = jnp.asarray(np.random.default_rng(seed).integers(0, 90, (rows, length)))
+    keys = diffusion.row_keys(jax.random.key(seed), 0, jnp.arange(rows))
+    return tokens, forward_process(keys, tokens, MASK, NoiseConfig(**options), can_noise=can_noise, vocab_size=90)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_noised_share_follows_the_schedule_in_every_band(schedule):
+    _, n = noised(20_000, 64, schedule=schedule)
+    t, share = np.asarray(n.t), np.asarray(n.is_noised).mean(axis=1)
+    assert 0.49 < t.mean() < 0.51
+    expected = (1 - 1e-3) * SCHEDULES[schedule](t) + 1e-3
+    np.testing.assert_allclose(n.p[:, 0], expected, rtol=1e-5)
+    for low in np.arange(0, 1, 0.1):
+        band = (t >= low) & (t < low + 0.1)
+        # `at_least_one` lifts the share of a row with expected p·L noised tokens by P(none) / L
+        lift = ((1 - expected[band]) ** 64 / 64).mean()
+        assert abs(share[band].mean() - expected[band].mean() - lift) < 4 * 0.5 / np.sqrt(64 * band.sum())
+
+
+def test_every_row_has_a_noised_token_unless_told_otherwise():
+    _, n = noised(3000, 4)
+    assert n.is_noised.any(axis=1).all()
+    _, n = noised(3000, 4, at_least_one=False)
+    assert not n.is_noised.any(axis=1).all()
+
+
+def test_noised_positions_hold_the_mask_and_others_their_token():
+    tokens, n = noised(50, 30)
+    np.testing.assert_array_equal(n.tokens, np.where(n.is_noised, MASK, tokens))
+
+
+def test_clean_text_holding_the_mask_token_is_not_noise():
+    """Defect of the PyTorch system: `noisy == mask_id` took live text for noise."""
+    tokens = jnp.full((400, 20), MASK)
+    keys = diffusion.row_keys(jax.random.key(1), 0, jnp.arange(400))
+    n = forward_process(keys, tokens, MASK)
+    assert 0.4 < n.is_noised.mean() < 0.6
+    ce = jnp.ones(tokens.shape)
+    share = float((n.is_noised / n.p).sum() / tokens.size)
+    assert abs(float(pretrain_loss(ce, n.is_noised, n.p)) - share) < 1e-5
+
+
+def test_prompts_and_padding_are_never_noised():
+    can = jnp.arange(30)[None] >= jnp.arange(20)[:, None]
+    for region in (0.0, 1.0):
+        tokens, n = noised(20, 30, can_noise=can, mask_contiguous_region_prob=region)
+        assert not (n.is_noised & ~can).any()
+        np.testing.assert_array_equal(np.where(can, 0, n.tokens), np.where(can, 0, tokens))
+
+
+def test_noise_depends_on_seed_step_and_row_alone():
+    tokens = jnp.zeros((8, 16), jnp.int32)
+
+    def noise(rows, step=3):
+        rows = jnp.asarray(rows)
+        return forward_process(diffusion.row_keys(jax.random.key(5), step, rows), tokens[rows], MASK).is_noised
+
+    whole = noise(range(8))
+    np.testing.assert_array_equal(whole[2:4], noise([2, 3]))
+    np.testing.assert_array_equal(whole[::-1], noise(range(7, -1, -1)))
+    assert (whole != noise(range(8), step=4)).any()
+
+
+# ---- options, each shown to act ------------------------------------------------------------------------------
+
+
+def test_min_masking_rate():
+    _, n = noised(500, 16, min_masking_rate=0.4)
+    assert float(n.p.min()) == pytest.approx(0.4)
+    assert float(n.weight.max()) == pytest.approx(2.5)
+
+
+def test_reweight_cap_bounds_the_weight_and_not_the_noise():
+    _, plain = noised(500, 16)
+    _, capped = noised(500, 16, reweight_cap=3.0)
+    np.testing.assert_array_equal(plain.is_noised, capped.is_noised)
+    np.testing.assert_array_equal(plain.p, capped.p)
+    np.testing.assert_allclose(capped.weight, np.minimum(1 / np.asarray(plain.p), 3.0), rtol=1e-6)
+
+
+def test_contiguous_region_is_one_span_of_the_expected_size():
+    _, n = noised(500, 40, mask_contiguous_region_prob=1.0)
+    for row, p in zip(np.asarray(n.is_noised), np.asarray(n.p[:, 0]), strict=True):
+        where = np.flatnonzero(row)
+        assert where[-1] - where[0] + 1 == len(where)
+        assert len(where) == max(1, round(float(p) * 40))
+
+
+def test_contiguous_region_prob_is_a_share_of_rows():
+    _, n = noised(2000, 64, mask_contiguous_region_prob=0.3)
+    spans = [np.ptp(np.flatnonzero(r)) + 1 == r.sum() for r, t in zip(np.asarray(n.is_noised), n.t, strict=True) if 0.2 < t < 0.8]
+    assert 0.25 < np.mean(spans) < 0.35
+
+
+def test_random_replace_puts_live_tokens():
+    tokens, n = noised(300, 40, noise_type="random_replace")
+    replaced = np.asarray(n.tokens)[np.asarray(n.is_noised)]
+    assert replaced.max() < 90
+    assert len(np.unique(replaced)) > 80
+    np.testing.assert_array_equal(np.where(n.is_noised, 0, n.tokens), np.where(n.is_noised, 0, tokens))
+
+
+def test_random_length_cuts_the_asked_share():
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    lengths = np.asarray(diffusion.random_lengths(keys, 50, NoiseConfig(random_length_prob=0.2)))
+    assert lengths.min() == 1
+    assert 0.18 < (lengths < 50).mean() < 0.21
+    cut = lengths[lengths < 50]
+    assert 24 < cut.mean() < 26
+
+
+def test_antithetic_levels_are_evenly_spread():
+    keys = jax.random.split(jax.random.key(0), 16)
+    t = diffusion.sample_t(jax.random.key(1), keys, jnp.arange(16), 16, NoiseConfig(antithetic=True))
+    np.testing.assert_allclose(np.diff(np.sort(t)), 1 / 16, atol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_elbo_weight_is_the_schedules_slope_over_p(schedule):
+    t = np.linspace(0.01, 0.99, 50)
+    config = NoiseConfig(schedule=schedule, weight="elbo")
+    s = SCHEDULES[schedule]
+    slope = (1 - 1e-3) * (s(t + 1e-5) - s(t - 1e-5)) / 2e-5
+    expected = slope / ((1 - 1e-3) * s(t) + 1e-3)
+    np.testing.assert_allclose(diffusion.loss_weight(jnp.asarray(t), config), expected, rtol=2e-3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"schedule": "linear"}, {"noise_type": "swap"}, {"weight": "w"}, {"eps": 0.0}, {"min_masking_rate": 1.5},
+        {"reweight_cap": 0.0}, {"weight": "elbo", "reweight_cap": 2.0},
+    ],
+)  # fmt: skip
+def test_impossible_noise_is_refused(options):
+    with pytest.raises(InputError):
+        NoiseConfig(**options)
+
+
+# ---- losses --------------------------------------------------------------------------------------------------
+
+
+@given(seed=st.integers(0, 10_000), rows=st.integers(1, 5), length=st.integers(1, 12))
+@settings(max_examples=30, deadline=None)
+def test_losses_equal_the_formulas(seed, rows, length):
+    draw = np.random.default_rng(seed)
+    ce = draw.exponential(2.0, (rows, length)).astype(np.float32)
+    m = draw.random((rows, length)) < 0.5
+    p = np.repeat(draw.uniform(0.05, 1, (rows, 1)), length, axis=1).astype(np.float32)
+    answer = draw.integers(1, length + 1, rows)
+    real = np.arange(length)[None] < draw.integers(1, length + 1, rows)[:, None]
+    pretrain = sum(ce[b, i] / p[b, i] for b in range(rows) for i in range(length) if m[b, i]) / (rows * length)
+    sft = sum(sum(ce[b, i] / p[b, i] for i in range(length) if m[b, i]) / answer[b] for b in range(rows)) / rows
+    close = {"rtol": 1e-6, "atol": 1e-6}
+    np.testing.assert_allclose(pretrain_loss(ce, m, p), pretrain, **close)
+    np.testing.assert_allclose(pretrain_loss(ce, m & real, p, is_real=real),
+                               sum((ce / p)[m & real]) / real.sum(), **close)  # fmt: skip
+    np.testing.assert_allclose(sft_loss(ce, m, p, answer), sft, **close)
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 3, 12])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_equals_torch_with_its_gradients(chunk, smoothing):
+    import torch
+
+    draw = np.random.default_rng(0)
+    hidden, head = draw.normal(size=(2, 12, 16)).astype(np.float32), draw.normal(size=(37, 16)).astype(np.float32)
+    targets = draw.integers(0, 37, (2, 12))
+    weight = draw.random((2, 12)).astype(np.float32)
+
+    def ours(hidden, head):
+        return (cross_entropy(hidden, head, targets, smoothing=smoothing, chunk=chunk) * weight).sum()
+
+    h, e = torch.tensor(hidden, requires_grad=True), torch.tensor(head, requires_grad=True)
+    ce = torch.nn.functional.cross_entropy(
+        (h @ e.T).flatten(0, 1), torch.tensor(targets).flatten(), reduction="none", label_smoothing=smoothing
+    )
+    total = (ce * torch.tensor(weight).flatten()).sum()
+    total.backward()
+    value, gradients = jax.value_and_grad(ours, argnums=(0, 1))(hidden, head)
+    np.testing.assert_allclose(value, total.item(), rtol=1e-6)
+    np.testing.assert_allclose(gradients[0], h.grad, atol=2e-6)
+    np.testing.assert_allclose(gradients[1], e.grad, atol=2e-6)
+
+
+def test_chunks_keep_the_logits_small():
+    """No array of B · L · V elements in the compiled program, forward or backward."""
+    B, L, D, V = 4, 512, 8, 5000
+    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((B, L, D), (V, D))]
+    targets = jax.ShapeDtypeStruct((B, L), jnp.int32)
+
+    def loss(hidden, head, targets):
+        return cross_entropy(hidden, head, targets, chunk=32).sum()
+
+    compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*shapes, targets).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < B * L * V * 4 / 2
+
+
+@given(st.integers(1, 500), st.integers(1, 500))
+def test_largest_divisor(number, most):
+    got = largest_divisor(number, most)
+    assert number % got == 0
+    assert got <= most
+    assert not any(number % d == 0 for d in range(got + 1, min(most, number) + 1))
