@@ -24,7 +24,9 @@ def main() -> None:
     parser = command_line.Parser(__doc__)
     parser.add_argument("--src", required=True, help="folder of a Qwen3 checkpoint, or its id on the hub")
     parser.add_argument("--dst", required=True, type=Path, help="model folder to write")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the parameters (default: as stored)")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="of the parameters (default: as stored)"
+    )
     parser.add_argument(
         "--mask-token-id",
         default=str(LLADA_MASK_TOKEN_ID),

@@ -28,7 +28,9 @@ def main() -> None:
     parser = command_line.Parser(__doc__)
     parser.add_argument("--src", required=True, type=Path, help="model folder or training run")
     parser.add_argument("--dst", required=True, type=Path, help="folder to write")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the tensors (default: as stored)")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="of the tensors (default: as stored)"
+    )
     parser.add_argument("--max-shard-size", default="5GB", help="largest file, as 500MB or 5GB (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace a folder that stands at --dst")
     flags = parser.parse()
@@ -78,7 +80,10 @@ def _tensors(
     for ours, array in params.items():
         for layer, (hf, shape) in enumerate(hf_tensors(ours, array.shape, axes[ours]).items()):
             dtype = np.dtype(notes.get("dtypes", {}).get(hf, array.dtype))
-            yield hf, {"ours": ours, "layer": layer if axes[ours][0] == "layers" else None, "shape": shape, "dtype": dtype}
+            yield (
+                hf,
+                {"ours": ours, "layer": layer if axes[ours][0] == "layers" else None, "shape": shape, "dtype": dtype},
+            )
     if tied_head:
         table = params["embed_tokens"]
         yield TIED_HEAD, {"ours": "embed_tokens", "layer": None, "shape": table.shape, "dtype": table.dtype}

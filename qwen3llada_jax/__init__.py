@@ -1,10 +1,10 @@
 """Qwen3 as a masked diffusion language model, in JAX.
 
-    import qwen3llada_jax as q
+import qwen3llada_jax as q
 
-    model = q.load("models/qwen3-0.6b", dtype="float32")   # our folder, a training run, or a Hugging Face folder
-    logits = model(tokens)                                  # [B, L] ids → [B, L, V] float32, bidirectional
-    answer = q.generate(model, prompts, q.SamplerConfig(gen_length=128, steps=64))
+model = q.load("models/qwen3-0.6b", dtype="float32")   # our folder, a training run, or a Hugging Face folder
+logits = model(tokens)                                  # [B, L] ids → [B, L, V] float32, bidirectional
+answer = q.generate(model, prompts, q.SamplerConfig(gen_length=128, steps=64))
 """
 
 from qwen3llada_jax.checkpoint import load

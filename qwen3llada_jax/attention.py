@@ -147,7 +147,7 @@ def _splash_kernel(rule: Array | np.ndarray | None, group: int, L: int, interpre
 
 
 @functools.cache
-def _splash_library():  # noqa: ANN201
+def _splash_library():
     """Splash attention's module, imported when first used: it takes most of a second."""
     from jax.experimental.pallas.ops.tpu import splash_attention
 

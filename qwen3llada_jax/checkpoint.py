@@ -77,9 +77,7 @@ def read_model_config(path: Path) -> ModelConfig:
     return ModelConfig.from_hf(read_config_json(path))
 
 
-def load_params(
-    path: Path, config: ModelConfig, dtype: str | None = None, mesh: Mesh | None = None
-) -> dict[str, Any]:
+def load_params(path: Path, config: ModelConfig, dtype: str | None = None, mesh: Mesh | None = None) -> dict[str, Any]:
     """The parameter tree of any folder that `load` opens."""
     if dtype is not None and dtype not in ("float32", "bfloat16", "float16", "float64"):
         raise InputError(f"dtype {dtype!r} is unknown; choose float32, bfloat16 or float16")
@@ -98,7 +96,9 @@ def params_item(path: Path) -> Path | None:
     """The orbax item with a folder's parameters, of a run's newest finished step; None if it has none."""
     if (path / "params").is_dir():
         return path / "params"
-    steps = sorted(int(p.name) for p in (path / "checkpoints").glob("*") if p.name.isdigit() and (p / "params").is_dir())
+    steps = sorted(
+        int(p.name) for p in (path / "checkpoints").glob("*") if p.name.isdigit() and (p / "params").is_dir()
+    )
     return path / "checkpoints" / str(steps[-1]) / "params" if steps else None
 
 
@@ -152,7 +152,9 @@ def _restore_params(item: Path, config: ModelConfig, dtype: str | None, mesh: Me
             where = SingleDeviceSharding(jax.devices()[0])
             placed = sharding.shardings(axes, shapes, mesh) if mesh else jax.tree.map(lambda _: where, shapes)
             target = jax.tree.map(
-                lambda want, have, place: jax.ShapeDtypeStruct(want.shape, np.dtype(dtype or have.dtype), sharding=place),
+                lambda want, have, place: jax.ShapeDtypeStruct(
+                    want.shape, np.dtype(dtype or have.dtype), sharding=place
+                ),
                 shapes,
                 stored,
                 placed,

@@ -19,10 +19,30 @@ ROPE_KINDS = ("default", "linear", "dynamic", "yarn", "llama3")
 
 # Keys of config.json that change nothing in the forward pass of a dense Qwen3.
 _INERT_KEYS = frozenset(
-    "architectures model_type transformers_version use_cache torch_dtype dtype max_window_layers name_or_path "
-    "_name_or_path output_hidden_states output_attentions return_dict is_causal chunk_size_feed_forward "
-    "problem_type id2label label2id is_encoder_decoder _attn_implementation attn_implementation "
-    "hf_export sliding_window".split()
+    [
+        "architectures",
+        "model_type",
+        "transformers_version",
+        "use_cache",
+        "torch_dtype",
+        "dtype",
+        "max_window_layers",
+        "name_or_path",
+        "_name_or_path",
+        "output_hidden_states",
+        "output_attentions",
+        "return_dict",
+        "is_causal",
+        "chunk_size_feed_forward",
+        "problem_type",
+        "id2label",
+        "label2id",
+        "is_encoder_decoder",
+        "_attn_implementation",
+        "attn_implementation",
+        "hf_export",
+        "sliding_window",
+    ]
 )
 
 # What each kind of rope scaling cannot do without.
@@ -225,7 +245,9 @@ def _read_rope(source: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     if kind not in ROPE_KINDS:
         raise InputError(f"config: rope kind {kind!r} is not supported; known kinds are {', '.join(ROPE_KINDS)}")
     if rope.pop("partial_rotary_factor", 1.0) not in (1, None):
-        raise InputError("config: partial_rotary_factor is not 1; rotary embedding of a part of the head is not supported")
+        raise InputError(
+            "config: partial_rotary_factor is not 1; rotary embedding of a part of the head is not supported"
+        )
     if kind == "default":
         return float(theta), None
     known = {f.name for f in dataclasses.fields(RopeScaling)}

@@ -89,7 +89,9 @@ def row_keys(seed_key: PRNGKeyArray, step: Int[Array, ""] | int, rows: Int[Array
     return jax.vmap(lambda row: jax.random.fold_in(at_step, row))(rows)
 
 
-def sample_t(key: PRNGKeyArray, keys: PRNGKeyArray, rows: Int[Array, " B"], total: int, config: NoiseConfig) -> Float[Array, " B"]:
+def sample_t(
+    key: PRNGKeyArray, keys: PRNGKeyArray, rows: Int[Array, " B"], total: int, config: NoiseConfig
+) -> Float[Array, " B"]:
     """Noise level of each row, uniform in [0, 1).
 
     Args:
@@ -159,9 +161,7 @@ def forward_process(
         draw = lambda k: jax.random.randint(jax.random.fold_in(k, 2), (L,), 0, vocab_size, tokens.dtype)  # noqa: E731
         replacement = jax.vmap(draw)(keys)
     wide = lambda x: jnp.broadcast_to(x[:, None], (B, L))  # noqa: E731
-    return Noised(
-        jnp.where(is_noised, replacement, tokens), is_noised, wide(p), wide(loss_weight(t, config)), t
-    )
+    return Noised(jnp.where(is_noised, replacement, tokens), is_noised, wide(p), wide(loss_weight(t, config)), t)
 
 
 def random_lengths(keys: PRNGKeyArray, length: int, config: NoiseConfig) -> Int[Array, " B"]:
@@ -221,7 +221,9 @@ def _schedule(t: Float[Array, "..."], name: str) -> Float[Array, "..."]:
             return jax.nn.sigmoid(12 * (t - 0.5))
 
 
-def _noise_row(key: PRNGKeyArray, p: Float[Array, ""], can: Bool[Array, " L"], config: NoiseConfig) -> Bool[Array, " L"]:
+def _noise_row(
+    key: PRNGKeyArray, p: Float[Array, ""], can: Bool[Array, " L"], config: NoiseConfig
+) -> Bool[Array, " L"]:
     """Positions of one row to noise: each with probability p, or one span."""
     scatter, span, kind, one = jax.random.split(key, 4)
     chosen = jax.random.bernoulli(scatter, p, can.shape) & can

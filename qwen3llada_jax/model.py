@@ -99,7 +99,9 @@ class Layers(nnx.Module):
         attention_implementation: str,
     ) -> Float[Array, "B L D"]:
         """One layer (`self` sliced to it)."""
-        x = x + self.attend(rms_norm(x, self.input_norm, self.config.rms_norm_eps), rope, mask, attention_implementation)
+        x = x + self.attend(
+            rms_norm(x, self.input_norm, self.config.rms_norm_eps), rope, mask, attention_implementation
+        )
         x = x + self.mlp(rms_norm(x, self.mlp_norm, self.config.rms_norm_eps))
         return constrain(x, "batch", "length", "act_embed")
 

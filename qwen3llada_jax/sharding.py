@@ -44,7 +44,9 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     """
     sizes, devices = [data, fsdp, tensor], jax.device_count()
     if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
-        raise InputError(f"mesh {dict(zip(MESH_AXES, sizes, strict=True))}: sizes are above 0, and one at most may be -1")
+        raise InputError(
+            f"mesh {dict(zip(MESH_AXES, sizes, strict=True))}: sizes are above 0, and one at most may be -1"
+        )
     known = math.prod(s for s in sizes if s != -1)
     if -1 in sizes and devices % known == 0:
         sizes[sizes.index(-1)] = devices // known
@@ -88,7 +90,9 @@ def shardings(axes: Mapping[str, Any], shapes: Mapping[str, Any], mesh: Mesh) ->
             parts = () if part is None else (part,) if isinstance(part, str) else part
             ways = math.prod(mesh.shape[p] for p in parts)
             if size % ways:
-                problems.append(f"{jax.tree_util.keystr(path, simple=True, separator='.')}: {name} {size} by {ways} ({'×'.join(parts)})")
+                problems.append(
+                    f"{jax.tree_util.keystr(path, simple=True, separator='.')}: {name} {size} by {ways} ({'×'.join(parts)})"
+                )
         return sharding
 
     tree = jax.tree_util.tree_map_with_path(one, axes, shapes, is_leaf=lambda x: isinstance(x, tuple))

@@ -73,17 +73,31 @@ def parse() -> Any:
     parser.add_argument("--model", required=True, help="model folder, training run, or Hugging Face folder")
     parser.add_argument("--prompt", required=True, action="append", help="text to go on from; several make a batch")
     parser.add_argument("--chat", action="store_true", help="put the prompt through the tokenizer's chat template")
-    parser.add_argument("--gen-length", type=int, default=defaults.gen_length, help="tokens to write (default: %(default)s)")
+    parser.add_argument(
+        "--gen-length", type=int, default=defaults.gen_length, help="tokens to write (default: %(default)s)"
+    )
     parser.add_argument("--block-length", type=int, help="tokens of a block (default: the model's, or 32)")
-    parser.add_argument("--steps", type=int, default=defaults.steps, help="forward passes over all blocks (default: %(default)s)")
+    parser.add_argument(
+        "--steps", type=int, default=defaults.steps, help="forward passes over all blocks (default: %(default)s)"
+    )
     parser.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest token (default: %(default)s)")
-    parser.add_argument("--cfg-scale", "--cfg", type=float, default=0.0, help="classifier-free guidance; 0: off (default: %(default)s)")
-    parser.add_argument("--remasking", choices=REMASKING, default="low_confidence", help="which proposals stay (default: %(default)s)")
-    parser.add_argument("--visibility", choices=VISIBILITIES, help="who sees whom (default: what the model was trained with)")
+    parser.add_argument(
+        "--cfg-scale", "--cfg", type=float, default=0.0, help="classifier-free guidance; 0: off (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--remasking", choices=REMASKING, default="low_confidence", help="which proposals stay (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--visibility", choices=VISIBILITIES, help="who sees whom (default: what the model was trained with)"
+    )
     parser.add_argument("--block-attention", action="store_true", help="the same as --visibility block_bias")
     parser.add_argument("--mask-token-id", type=int, help="(default: the model's)")
-    parser.add_argument("--seed", type=int, default=0, help="of temperature and random remasking (default: %(default)s)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of weights and computation (default: as stored)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of temperature and random remasking (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="of weights and computation (default: as stored)"
+    )
     parser.add_argument("--live", action="store_true", help="show the text while it is unmasked")
     parser.add_argument("--trace", type=Path, help="draw (.png) or write down (.json) when each token was written")
     flags = parser.parse()

@@ -76,7 +76,12 @@ def _draw(path: Path, rows: list[dict[str, Any]], settings: SamplerConfig) -> No
     laid_out = [_lay_out(row) for row in rows]
     heights = [max(line for *_, line in cells) + 1 for cells in laid_out]
     figure, axes = plt.subplots(
-        len(rows), 1, figsize=(9.5, 0.6 + 0.26 * sum(heights)), squeeze=False, height_ratios=heights, layout="constrained"
+        len(rows),
+        1,
+        figsize=(9.5, 0.6 + 0.26 * sum(heights)),
+        squeeze=False,
+        height_ratios=heights,
+        layout="constrained",
     )
     colours = plt.get_cmap("viridis_r")
     scale = plt.Normalize(1, max(settings.steps, 2))

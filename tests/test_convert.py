@@ -280,7 +280,10 @@ def test_untied_without_head_and_tied_with_another_head(hf, tmp_path):
         ({"layer_types": ["sliding_attention"] * 3}, "sliding-window"),
         ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "rope kind 'longrope'"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "needs factor"),
-        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4, "x": 1}}, "unknown parameter 'x'"),
+        (
+            {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4, "x": 1}},
+            "unknown parameter 'x'",
+        ),
         ({"rope_parameters": "absent"}, "rope_theta"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"attention_dropout": 0.1}, "attention_dropout is 0.1"),
@@ -293,7 +296,9 @@ def test_configs_we_cannot_honour(hf, tmp_path, changes, part):
     refuses(change_config(hf, tmp_path / "hf", **changes), tmp_path, part)
 
 
-@pytest.mark.parametrize("old", [{"rope_theta": 123.0}, {"rope_theta": 123.0, "rope_scaling": {"type": "linear", "factor": 2}}])
+@pytest.mark.parametrize(
+    "old", [{"rope_theta": 123.0}, {"rope_theta": 123.0, "rope_scaling": {"type": "linear", "factor": 2}}]
+)
 def test_rope_of_older_configs_is_read(hf, tmp_path, old):
     config = ModelConfig.from_hf(read_config_json(change_config(hf, tmp_path / "hf", rope_parameters="absent", **old)))
     assert config.rope_theta == 123.0

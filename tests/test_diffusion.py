@@ -113,7 +113,11 @@ def test_contiguous_region_is_one_span_of_the_expected_size():
 
 def test_contiguous_region_prob_is_a_share_of_rows():
     _, n = noised(2000, 64, mask_contiguous_region_prob=0.3)
-    spans = [np.ptp(np.flatnonzero(r)) + 1 == r.sum() for r, t in zip(np.asarray(n.is_noised), n.t, strict=True) if 0.2 < t < 0.8]
+    spans = [
+        np.ptp(np.flatnonzero(r)) + 1 == r.sum()
+        for r, t in zip(np.asarray(n.is_noised), n.t, strict=True)
+        if 0.2 < t < 0.8
+    ]
     assert 0.25 < np.mean(spans) < 0.35
 
 

@@ -86,7 +86,9 @@ def test_grid_holds_every_feature():
     assert {s["rope_parameters"]["rope_type"] for s in settings} == {"default", "linear", "dynamic", "yarn", "llama3"}
     assert {s["rope_parameters"]["rope_theta"] for s in settings} == {1e4, 1e6}
     assert {s["num_attention_heads"] // s["num_key_value_heads"] for s in settings} == {1, 2, 4}
-    assert {(s["tie_word_embeddings"], s["attention_bias"]) for s in settings} == {(a, b) for a in (0, 1) for b in (0, 1)}
+    assert {(s["tie_word_embeddings"], s["attention_bias"]) for s in settings} == {
+        (a, b) for a in (0, 1) for b in (0, 1)
+    }
     assert {c["length"] for c in cases} == {1, 2, 7, 64, 300, 1024}
     assert all(s["head_dim"] * s["num_attention_heads"] != s["hidden_size"] for s in settings)
     assert any(c["length"] == 1024 and c["settings"]["rope_parameters"]["rope_type"] == "dynamic" for c in cases)

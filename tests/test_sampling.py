@@ -74,7 +74,12 @@ GRID = [
 def test_greedy_sampling_equals_torch_token_for_token(twin, blocks, ratio, cfg, prompt, visibility):
     reference, model = twin
     gen_length = 24
-    shape = {"gen_length": gen_length, "block_length": gen_length // blocks, "steps": gen_length // ratio, "cfg_scale": cfg}
+    shape = {
+        "gen_length": gen_length,
+        "block_length": gen_length // blocks,
+        "steps": gen_length // ratio,
+        "cfg_scale": cfg,
+    }
     expected = torch_llada(reference, prompt, visibility=visibility, forbidden=(V - 3, V - 2, MASK), **shape)
     got = q.generate(model, [prompt], q.SamplerConfig(visibility=visibility, **shape))
     assert got.answers()[0] == expected
@@ -84,7 +89,9 @@ def test_greedy_sampling_equals_torch_token_for_token(twin, blocks, ratio, cfg, 
 def test_the_models_confidences_are_well_spread(twin):
     """Else the test above would compare the breaking of ties."""
     _, model = twin
-    sure = np.asarray(q.generate(model, [[5, 6]], q.SamplerConfig(gen_length=24, block_length=24, steps=24)).confidence)[0, 2:]
+    sure = np.asarray(
+        q.generate(model, [[5, 6]], q.SamplerConfig(gen_length=24, block_length=24, steps=24)).confidence
+    )[0, 2:]
     assert np.ptp(sure) > 0.2
     assert np.diff(np.sort(sure)).min() > 1e-6
 
@@ -100,7 +107,9 @@ settings_strategy = st.fixed_dictionaries(
 )
 
 
-@given(settings_strategy, st.lists(st.lists(st.integers(0, V - 1), max_size=5), min_size=2, max_size=2), st.integers(0, 99))
+@given(
+    settings_strategy, st.lists(st.lists(st.integers(0, V - 1), max_size=5), min_size=2, max_size=2), st.integers(0, 99)
+)
 @settings(max_examples=12, deadline=None)
 def test_invariants(twin, options, prompts, seed):
     _, model = twin
@@ -208,7 +217,17 @@ def test_prompt_ids_out_of_range_are_refused(twin):
 @pytest.mark.slow
 def test_program_as_typed(tiny_folder, tmp_path):
     trace = tmp_path / "trace.json"
-    common = ["sample.generate", "--model", tiny_folder, "--mask_token_id", "1050", "--gen_length", "16", "--steps", "8"]
+    common = [
+        "sample.generate",
+        "--model",
+        tiny_folder,
+        "--mask_token_id",
+        "1050",
+        "--gen_length",
+        "16",
+        "--steps",
+        "8",
+    ]
     done = run_program(*common, "--prompt", "ROMEO:", "--block-length", "8", "--trace", trace, "--live")
     assert done.stdout.startswith("ROMEO:")
     assert "NFE 8" in done.stderr

@@ -58,11 +58,15 @@ def restore(folder: Path, shapes: dict[str, Any], shardings: dict[str, Any]) -> 
     restored = {}
     try:
         for name, part in parts.items():
-            arguments = ocp.args.PyTreeRestore(item=part, restore_args=ocp.checkpoint_utils.construct_restore_args(part))
+            arguments = ocp.args.PyTreeRestore(
+                item=part, restore_args=ocp.checkpoint_utils.construct_restore_args(part)
+            )
             with ocp.Checkpointer(params_handler()) as checkpointer:
                 restored[name] = checkpointer.restore((newest.parent / name).absolute(), args=arguments)
     except (ValueError, OSError, KeyError) as error:
-        raise InputError(f"{newest.parent}: damaged checkpoint ({short(error)}); delete this folder to go on from the one before") from error
+        raise InputError(
+            f"{newest.parent}: damaged checkpoint ({short(error)}); delete this folder to go on from the one before"
+        ) from error
     return {"params": restored["params"], **restored["opt"]}
 
 

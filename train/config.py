@@ -35,7 +35,9 @@ class ProjectConfig:
 @dataclass(frozen=True)
 class StartConfig:
     base_model_path: str | None = key(None, "Qwen3 checkpoint to start from: a folder, or an id on the hub")
-    qwen3llada_model_path: str | None = key(None, "model folder to start from instead (from converters.from_hf or a run)")
+    qwen3llada_model_path: str | None = key(
+        None, "model folder to start from instead (from converters.from_hf or a run)"
+    )
     mask_token_id: str | int | None = key(None, "mask token: an id, or auto (default: the model's own)")
     from_scratch: bool = key(False, "new: draw fresh weights, keep only architecture and tokenizer")
 
@@ -45,7 +47,9 @@ class BlockAttentionConfig:
     enabled: bool = key(False, "hide other blocks while training (visibility below); false: everyone sees everyone")
     block_length: int = key(32, "tokens of a block")
     visibility: str = key("block_bias", "new: block_bias (the PyTorch system's) or block_causal")
-    prompt_sees_answer: bool = key(False, "new: under block_bias, prompt tokens see all answers, as the PyTorch system's did")
+    prompt_sees_answer: bool = key(
+        False, "new: under block_bias, prompt tokens see all answers, as the PyTorch system's did"
+    )
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,12 @@ class TrainingConfig:
     epochs: float = key(1.0, "passes over the data, when max_steps is not set")
     max_steps: int | None = key(None, "optimiser updates")
     batch_size: int = key(8, "rows of one update, over all devices and micro-batches")
-    micro_batch_size: int | None = key(None, "rows of one forward pass (default: batch_size / gradient_accumulation_steps)")
-    gradient_accumulation_steps: int | None = key(None, "forward passes of one update (default: batch_size / micro_batch_size)")
+    micro_batch_size: int | None = key(
+        None, "rows of one forward pass (default: batch_size / gradient_accumulation_steps)"
+    )
+    gradient_accumulation_steps: int | None = key(
+        None, "forward passes of one update (default: batch_size / micro_batch_size)"
+    )
     max_length: int = key(1024, "tokens of a row")
     lr: float = key(1e-4, "peak learning rate")
     weight_decay: float = key(0.1, "of weight matrices; norms and biases are never decayed")
@@ -69,7 +77,9 @@ class TrainingConfig:
     attention: str = key("auto", "new: auto, xla, cudnn or splash")
     save_steps: int = key(500, "updates between checkpoints")
     save_total_limit: int | None = key(3, "newest checkpoints kept (null: all)")
-    resume_from: str | None = key("auto", "auto: output_dir's newest checkpoint, if any; never; or another run's folder")
+    resume_from: str | None = key(
+        "auto", "auto: output_dir's newest checkpoint, if any; never; or another run's folder"
+    )
     eos_padding: bool = key(True, "new: pad answers with EOS that is trained on, which teaches the model to stop (sft)")
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     block_attention: BlockAttentionConfig = field(default_factory=BlockAttentionConfig)
@@ -99,7 +109,9 @@ class EvaluationConfig:
     steps: int = key(10, "updates between two lines of metrics (the PyTorch system's logging interval)")
     do_eval_loss: bool = key(True, "compute the loss on held-out rows, always under the same noise")
     eval_every_steps: int = key(200, "updates between two evaluations")
-    eval_name: str | None = key(None, "new: file, folder or hub dataset of the held-out text (default: the training one's)")
+    eval_name: str | None = key(
+        None, "new: file, folder or hub dataset of the held-out text (default: the training one's)"
+    )
     eval_split: str = key("validation", "split to evaluate on")
     eval_max_batches: int = key(8, "batches of an evaluation at most")
     prompts: tuple[str, ...] = key((), "new: prompts answered after each evaluation, into samples.jsonl")
@@ -137,11 +149,21 @@ class Config:
 
 
 # Keys that may differ between a run and its continuation without changing what it computes.
-FREE_ON_RESUME = (
-    "project.output_dir project.log_dir project.device training.save_steps training.save_total_limit "
-    "training.resume_from training.micro_batch_size training.gradient_accumulation_steps training.remat "
-    "training.attention dataset.num_proc model.base_model_path model.qwen3llada_model_path"
-).split()
+FREE_ON_RESUME = [
+    "project.output_dir",
+    "project.log_dir",
+    "project.device",
+    "training.save_steps",
+    "training.save_total_limit",
+    "training.resume_from",
+    "training.micro_batch_size",
+    "training.gradient_accumulation_steps",
+    "training.remat",
+    "training.attention",
+    "dataset.num_proc",
+    "model.base_model_path",
+    "model.qwen3llada_model_path",
+]
 FREE_SECTIONS_ON_RESUME = ("evaluation", "mesh")
 
 
@@ -179,7 +201,13 @@ def as_yaml(config: Config) -> str:
     """The resolved configuration as a YAML text that `read_config` reads back."""
 
     def plain(value: Any) -> Any:
-        return {k: plain(v) for k, v in value.items()} if isinstance(value, dict) else list(value) if isinstance(value, tuple) else value
+        return (
+            {k: plain(v) for k, v in value.items()}
+            if isinstance(value, dict)
+            else list(value)
+            if isinstance(value, tuple)
+            else value
+        )
 
     return yaml.safe_dump(plain(dataclasses.asdict(config)), sort_keys=False)
 
@@ -316,7 +344,9 @@ def _check(config: Config) -> None:
     for name, known in choices.items():
         if values[name] not in known:
             raise InputError(f"{name} {values[name]!r} is unknown; choose one of {', '.join(known)}")
-    positive = "batch_size micro_batch_size gradient_accumulation_steps max_steps max_length save_steps save_total_limit"
+    positive = (
+        "batch_size micro_batch_size gradient_accumulation_steps max_steps max_length save_steps save_total_limit"
+    )
     for name in [f"training.{n}" for n in positive.split()] + ["evaluation.steps", "evaluation.eval_every_steps"]:
         if values[name] is not None and values[name] < 1:
             raise InputError(f"{name} must be at least 1, not {values[name]}")
@@ -333,14 +363,22 @@ def _check(config: Config) -> None:
     if not 0 <= t.loss_smoothing < 1:
         raise InputError(f"training.loss_smoothing must lie in [0, 1), not {t.loss_smoothing}")
     if t.lr <= 0 or o.eps <= 0 or t.epochs <= 0 or t.grad_clip < 0 or t.weight_decay < 0:
-        raise InputError("training.lr, training.epochs and optim.eps must be above 0, grad_clip and weight_decay 0 or more")
+        raise InputError(
+            "training.lr, training.epochs and optim.eps must be above 0, grad_clip and weight_decay 0 or more"
+        )
     micro, pieces = t.micro_batch_size, t.gradient_accumulation_steps
-    if micro and t.batch_size % micro or pieces and t.batch_size % pieces or micro and pieces and micro * pieces != t.batch_size:
+    if (
+        (micro and t.batch_size % micro)
+        or (pieces and t.batch_size % pieces)
+        or (micro and pieces and micro * pieces != t.batch_size)
+    ):
         raise InputError(
             f"training: batch_size {t.batch_size} must be micro_batch_size × gradient_accumulation_steps "
             f"({micro or '·'} × {pieces or '·'}); leave one of them out"
         )
     if t.block_attention.enabled and t.block_attention.block_length < 1:
-        raise InputError(f"training.block_attention.block_length must be at least 1, not {t.block_attention.block_length}")
+        raise InputError(
+            f"training.block_attention.block_length must be at least 1, not {t.block_attention.block_length}"
+        )
     if e.eval_max_batches < 1:
         raise InputError(f"evaluation.eval_max_batches must be at least 1, not {e.eval_max_batches}")

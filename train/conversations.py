@@ -50,7 +50,9 @@ def answers(turns: list[Turn], tokenizer: Any) -> Iterator[tuple[str, str]]:
         InputError: the tokenizer has no chat template, or one under which an answer does not follow its prompt.
     """
     if not getattr(tokenizer, "chat_template", None):
-        raise InputError("the tokenizer has no chat template, which sft needs; add chat_template.jinja to the model folder")
+        raise InputError(
+            "the tokenizer has no chat template, which sft needs; add chat_template.jinja to the model folder"
+        )
     for i, turn in enumerate(turns):
         if turn["role"] != "assistant" or i == 0 or not turn["content"]:
             continue

@@ -107,7 +107,9 @@ def text_column(dataset: Any, wanted: str | None, name: str) -> str:
     columns = dataset.column_names
     if wanted is not None:
         if wanted not in columns:
-            raise InputError(f"{name}: has no column {wanted!r} (it has {', '.join(columns)})" + nearest(wanted, columns))
+            raise InputError(
+                f"{name}: has no column {wanted!r} (it has {', '.join(columns)})" + nearest(wanted, columns)
+            )
         return wanted
     if "text" in columns:
         return "text"
@@ -135,10 +137,16 @@ def pretraining_rows(
     if pack:
         count = len(ids) // length
         if count == 0:
-            raise InputError(f"{name}: holds only {len(ids)} tokens, less than one row of max_length {length}; lower it")
-        report = f"{documents:,} documents, {count * length:,} tokens in {count:,} full rows, {len(ids) % length} left over"
+            raise InputError(
+                f"{name}: holds only {len(ids)} tokens, less than one row of max_length {length}; lower it"
+            )
+        report = (
+            f"{documents:,} documents, {count * length:,} tokens in {count:,} full rows, {len(ids) % length} left over"
+        )
         return Rows(ids, np.arange(count + 1) * length, np.zeros(count, np.int64), report)
-    cuts = np.concatenate([np.arange(a, b, length) for a, b in zip(starts[:-1], starts[1:], strict=True)] + [starts[-1:]])
+    cuts = np.concatenate(
+        [np.arange(a, b, length) for a, b in zip(starts[:-1], starts[1:], strict=True)] + [starts[-1:]]
+    )
     report = f"{documents:,} documents, {len(ids):,} tokens in {len(cuts) - 1:,} padded rows"
     return Rows(ids, cuts, np.zeros(len(cuts) - 1, np.int64), report)
 
@@ -208,7 +216,9 @@ def make_batch(rows: Rows, numbers: Int[np.ndarray, " B"], pad_id: int, *, lengt
     for line, number, size in zip(tokens, numbers, sizes, strict=True):
         start = rows.starts[number]
         line[:size] = rows.values[start : start + size]
-    return Batch(tokens, rows.prompt_lengths[numbers].astype(np.int32), sizes.astype(np.int32), numbers.astype(np.int32))
+    return Batch(
+        tokens, rows.prompt_lengths[numbers].astype(np.int32), sizes.astype(np.int32), numbers.astype(np.int32)
+    )
 
 
 def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:

@@ -39,7 +39,9 @@ class Progress:
         """Print a line of metrics, and put the loss beside the bar."""
         step = record["step"]
         if "eval_loss" in record:
-            line = f"held out  loss {record['eval_loss']:.4f}  perplexity of noised tokens {record['eval_perplexity']:.2f}"
+            line = (
+                f"held out  loss {record['eval_loss']:.4f}  perplexity of noised tokens {record['eval_perplexity']:.2f}"
+            )
         else:
             self._bar.update(self._task, description=f"loss {record['loss']:.3f}")
             line = (

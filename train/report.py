@@ -1,6 +1,6 @@
 """Draw the curves of one or several runs into one picture.
 
-    python -m train.report runs/adapted runs/scratch --out loss.png
+python -m train.report runs/adapted runs/scratch --out loss.png
 """
 
 from pathlib import Path

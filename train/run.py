@@ -54,7 +54,9 @@ def train(config: Config) -> None:
     # ---- model: architecture, tokenizer, mask token -------------------------------------------------------
     start = find_start(config)
     tokenizer, architecture = start.tokenizer, start.config
-    runtime = Runtime("bfloat16" if config.training.bf16 else "float32", config.training.attention, config.training.remat)
+    runtime = Runtime(
+        "bfloat16" if config.training.bf16 else "float32", config.training.attention, config.training.remat
+    )
     graphdef, _, _ = model.abstract(architecture, runtime=runtime)
     sampler(config).for_model(architecture)  # refuse impossible settings now, not at the first evaluation
 
@@ -63,7 +65,9 @@ def train(config: Config) -> None:
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     rows_at_once = config.training.batch_size // config.micro_batches
     if rows_at_once % ways:
-        raise InputError(f"{rows_at_once} rows of a forward pass do not divide over data × fsdp = {ways}; change batch_size")
+        raise InputError(
+            f"{rows_at_once} rows of a forward pass do not divide over data × fsdp = {ways}; change batch_size"
+        )
 
     # ---- data ---------------------------------------------------------------------------------------------
     rows = load_rows(config, tokenizer, config.dataset.name, config.dataset.split, "dataset.split")
@@ -126,7 +130,10 @@ def train(config: Config) -> None:
                     metrics_log.write(record)
                     progress.show(record)
                 if held_out is not None and (done % every.eval_every_steps == 0 or done == steps):
-                    record = {"step": done, **evaluate(eval_fn, state["params"], held_out, tokenizer.eos_token_id, config, mesh)}
+                    record = {
+                        "step": done,
+                        **evaluate(eval_fn, state["params"], held_out, tokenizer.eos_token_id, config, mesh),
+                    }
                     metrics_log.write(record)
                     progress.show(record)
                 if every.prompts and (done % every.eval_every_steps == 0 or done == steps):
@@ -196,7 +203,9 @@ def first_state(
             raise InputError(f"training.resume_from {resume}: no training run with checkpoints there")
         return checkpoints.restore(other, shapes, shardings)
     if (output / "checkpoints").is_dir() and any(p.name.isdigit() for p in (output / "checkpoints").iterdir()):
-        raise InputError(f"{output} holds the checkpoints of another run; choose another project.output_dir, or resume_from: auto")
+        raise InputError(
+            f"{output} holds the checkpoints of another run; choose another project.output_dir, or resume_from: auto"
+        )
     if config.model.from_scratch:
         fresh = lambda: nnx.to_pure_dict(  # noqa: E731
             nnx.state(Qwen3LLaDA(start.config, rngs=nnx.Rngs(config.project.seed)), nnx.Param)

@@ -49,9 +49,7 @@ def state_shardings(config: Any, tx: optax.GradientTransformation, mesh: Mesh) -
     of_params = sharding.shardings(axes, shapes, mesh)
     everywhere = NamedSharding(mesh, P())
     opt = jax.eval_shape(tx.init, shapes)
-    of_opt = optax.tree.map_params(
-        tx, lambda _, s: s, opt, of_params, transform_non_params=lambda _: everywhere
-    )
+    of_opt = optax.tree.map_params(tx, lambda _, s: s, opt, of_params, transform_non_params=lambda _: everywhere)
     return (
         {"params": shapes, "opt": opt, "step": jax.ShapeDtypeStruct((), jnp.int32)},
         {"params": of_params, "opt": of_opt, "step": everywhere},
@@ -59,8 +57,14 @@ def state_shardings(config: Any, tx: optax.GradientTransformation, mesh: Mesh) -
 
 
 def prepare(
-    batch: DeviceBatch, key: PRNGKeyArray, step: Int[Array, ""], config: Config, mask_token_id: int, live: int,
-    *, for_evaluation: bool = False,
+    batch: DeviceBatch,
+    key: PRNGKeyArray,
+    step: Int[Array, ""],
+    config: Config,
+    mask_token_id: int,
+    live: int,
+    *,
+    for_evaluation: bool = False,
 ) -> Prepared:
     """Noise a whole batch at once, so that how it is cut into micro-batches changes nothing.
 
@@ -85,7 +89,9 @@ def prepare(
         t = (batch.slots + 0.5) / B
     else:
         t = diffusion.sample_t(jax.random.fold_in(jax.random.fold_in(key, step), B), keys, batch.slots, B, noise)
-    noised = diffusion.forward_process(keys, batch.tokens, mask_token_id, noise, can_noise=can_noise, t=t, vocab_size=live)
+    noised = diffusion.forward_process(
+        keys, batch.tokens, mask_token_id, noise, can_noise=can_noise, t=t, vocab_size=live
+    )
     if is_sft:
         counts = (real_length - batch.prompt_length)[:, None] * B
     else:

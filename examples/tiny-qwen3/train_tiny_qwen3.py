@@ -139,7 +139,10 @@ def main() -> None:
         rate.step()
         if (step + 1) % 100 == 0:
             held_out = validation_loss(model, valid, arguments.length)
-            print(f"step {step + 1:5d}  loss {loss.item():.3f}  held out {held_out:.3f}  {time.time() - start:.0f} s", flush=True)
+            print(
+                f"step {step + 1:5d}  loss {loss.item():.3f}  held out {held_out:.3f}  {time.time() - start:.0f} s",
+                flush=True,
+            )
             if held_out < best:
                 best, weights = held_out, {k: v.clone() for k, v in model.state_dict().items()}
     model.load_state_dict(weights)

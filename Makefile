@@ -1,0 +1,40 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+# Only tests and benchmarks use PyTorch; a CPU build is enough.
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+DEMO := out/demo
+
+.PHONY: setup demo test lint bench clean
+
+setup: .venv/ready
+
+.venv/ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+# Import the bundled autoregressive Qwen3, adapt it to masked diffusion, and watch it write.
+demo: .venv/ready
+	rm -rf $(DEMO)/adapted $(DEMO)/scratch
+	$(BIN)/python -m converters.from_hf --src examples/tiny-qwen3 --dst $(DEMO)/model --mask-token-id auto --overwrite
+	$(BIN)/python -m train.run --mode pretrain --config configs/demo.yaml --project.output_dir $(DEMO)/adapted
+	$(BIN)/python -m train.run --mode pretrain --config configs/demo.yaml --project.output_dir $(DEMO)/scratch --model.from_scratch true
+	$(BIN)/python -m train.report $(DEMO)/adapted $(DEMO)/scratch --out $(DEMO)/loss.png
+	$(BIN)/python -m sample.generate --model $(DEMO)/adapted --prompt "$$(printf 'ROMEO:\n')" --steps 96 --gen-length 96 --block-length 8 --temperature 0.7 --live --trace $(DEMO)/unmasking.png
+	@echo "look at $(DEMO)/loss.png and $(DEMO)/unmasking.png"
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/ready
+	$(BIN)/python -m benchmarks.weight_import
+
+clean:
+	rm -rf .venv out
