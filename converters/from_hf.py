@@ -31,7 +31,7 @@ def main() -> None:
         "--mask-token-id",
         default=str(LLADA_MASK_TOKEN_ID),
         metavar="N|auto",
-        help="id of the mask token; auto: the first embedding row that no token uses (default: %(default)s, as in LLaDA)",
+        help="mask token: an id, or auto: the first embedding row without a token (default: %(default)s, LLaDA's)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a model folder that stands at --dst")
     flags = parser.parse()

@@ -53,7 +53,8 @@ def export(
     plan = list(_tensors(params, config, export_notes, tied_head=source.get("hf_export", {}).get("tied_head_written")))
     shards = _shards(plan, limit)
     with new_folder(dst, overwrite=overwrite) as target:
-        weight_map, total = {}, 0
+        weight_map: dict[str, str] = {}
+        total = 0
         for number, shard in enumerate(shards, 1):
             name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
             tensors = {hf: _tensor(params, entry) for hf, entry in shard.items()}

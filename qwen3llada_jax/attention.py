@@ -76,7 +76,7 @@ def choose(implementation: str, dtype: jnp.dtype, length: int, head_dim: int) ->
 def _xla(q: Array, k: Array, v: Array, allowed: Array | None) -> Array:
     """The query heads that share a key head are folded into rows of one matmul, so keys are never repeated."""
     B, L, N, H = q.shape
-    S, K = k.shape[1], k.shape[2]
+    K = k.shape[2]
     rows = q.reshape(B, L, K, N // K, H).transpose(0, 2, 3, 1, 4)  # B K G L H
     logits = jnp.einsum("bkglh,bskh->bkgls", rows, k, preferred_element_type=jnp.float32) * H**-0.5
     if allowed is not None:
@@ -147,7 +147,7 @@ def _splash_kernel(rule: Array | np.ndarray | None, group: int, L: int, interpre
 
 
 @functools.cache
-def _splash_library():
+def _splash_library():  # noqa: ANN202
     """Splash attention's module, imported when first used: it takes most of a second."""
     from jax.experimental.pallas.ops.tpu import splash_attention
 

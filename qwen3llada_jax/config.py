@@ -19,30 +19,10 @@ ROPE_KINDS = ("default", "linear", "dynamic", "yarn", "llama3")
 
 # Keys of config.json that change nothing in the forward pass of a dense Qwen3.
 _INERT_KEYS = frozenset(
-    [
-        "architectures",
-        "model_type",
-        "transformers_version",
-        "use_cache",
-        "torch_dtype",
-        "dtype",
-        "max_window_layers",
-        "name_or_path",
-        "_name_or_path",
-        "output_hidden_states",
-        "output_attentions",
-        "return_dict",
-        "is_causal",
-        "chunk_size_feed_forward",
-        "problem_type",
-        "id2label",
-        "label2id",
-        "is_encoder_decoder",
-        "_attn_implementation",
-        "attn_implementation",
-        "hf_export",
-        "sliding_window",
-    ]
+    "architectures model_type transformers_version use_cache torch_dtype dtype max_window_layers name_or_path "  # noqa: SIM905
+    "_name_or_path output_hidden_states output_attentions return_dict is_causal chunk_size_feed_forward "
+    "problem_type id2label label2id is_encoder_decoder _attn_implementation attn_implementation "
+    "hf_export sliding_window".split()
 )
 
 # What each kind of rope scaling cannot do without.

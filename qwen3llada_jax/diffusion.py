@@ -158,7 +158,8 @@ def forward_process(
     if config.noise_type == "mask":
         replacement = jnp.full_like(tokens, mask_token_id)
     else:
-        draw = lambda k: jax.random.randint(jax.random.fold_in(k, 2), (L,), 0, vocab_size, tokens.dtype)  # noqa: E731
+        highest = vocab_size or 0
+        draw = lambda k: jax.random.randint(jax.random.fold_in(k, 2), (L,), 0, highest, tokens.dtype)  # noqa: E731
         replacement = jax.vmap(draw)(keys)
     wide = lambda x: jnp.broadcast_to(x[:, None], (B, L))  # noqa: E731
     return Noised(jnp.where(is_noised, replacement, tokens), is_noised, wide(p), wide(loss_weight(t, config)), t)

@@ -78,11 +78,14 @@ def import_params(
     params = {}
     if config.tie_word_embeddings and TIED_HEAD in tensors and not tied_head_matches(tensors):
         raise InputError(
-            f"{folder}: tie_word_embeddings is true but {TIED_HEAD} is not the embedding; set it to false in config.json"
+            f"{folder}: tie_word_embeddings is true but {TIED_HEAD} is not the embedding; "
+            "set it to false in config.json"
         )
     with reader(t.file for t in tensors.values()) as read:
         for stack in stacks:
-            params[stack.name] = _to_device(read_stack(stack, dtype, read), placed and placed[stack.name])
+            params[stack.name] = _to_device(
+                read_stack(stack, dtype, read), None if placed is None else placed[stack.name]
+            )
     return unflatten(params)
 
 

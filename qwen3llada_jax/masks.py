@@ -112,6 +112,7 @@ def _block_of(mask: Mask, length: int, xp):  # noqa: ANN001, ANN202 - numpy or j
         positions = xp.tile(xp.arange(length // 2), 2)[None]
     else:
         positions = xp.arange(length)[None]
+    assert mask.block_length is not None
     prompt = 0 if mask.prompt_length is None else mask.prompt_length[:, None]
     return xp.maximum((positions - prompt) // mask.block_length, -1)
 

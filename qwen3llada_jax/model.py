@@ -99,10 +99,9 @@ class Layers(nnx.Module):
         attention_implementation: str,
     ) -> Float[Array, "B L D"]:
         """One layer (`self` sliced to it)."""
-        x = x + self.attend(
-            rms_norm(x, self.input_norm, self.config.rms_norm_eps), rope, mask, attention_implementation
-        )
-        x = x + self.mlp(rms_norm(x, self.mlp_norm, self.config.rms_norm_eps))
+        eps = self.config.rms_norm_eps
+        x = x + self.attend(rms_norm(x, self.input_norm[...], eps), rope, mask, attention_implementation)
+        x = x + self.mlp(rms_norm(x, self.mlp_norm[...], eps))
         return constrain(x, "batch", "length", "act_embed")
 
     @jax.named_scope("attention")
@@ -119,8 +118,8 @@ class Layers(nnx.Module):
         if self.config.attention_bias:
             q, k, v = q + self.q_bias.astype(dtype), k + self.k_bias.astype(dtype), v + self.v_bias.astype(dtype)
         q, k, v = (constrain(y, "batch", "length", "act_heads", "head_dim") for y in (q, k, v))
-        q = apply_rope(rms_norm(q, self.q_norm, eps), *rope)
-        k = apply_rope(rms_norm(k, self.k_norm, eps), *rope)
+        q = apply_rope(rms_norm(q, self.q_norm[...], eps), *rope)
+        k = apply_rope(rms_norm(k, self.k_norm[...], eps), *rope)
         out = attention.attention(q, k, v, mask, implementation)  # B L N H
         out = project(out, self.o_proj[...], inputs=2)
         return out + self.o_bias.astype(dtype) if self.config.attention_bias else out
@@ -176,7 +175,7 @@ class Qwen3LLaDA(nnx.Module):
         positions: Int[Array, "B L"] | None = None,
     ) -> Float[Array, "B L D"]:
         """Final hidden states, normalised: what `logits` takes. Arguments as in `__call__`."""
-        B, L = tokens.shape
+        L = tokens.shape[1]
         dtype = self.runtime.dtype or self.embed_tokens.dtype
         x = constrain(self.embed_tokens[tokens].astype(dtype), "batch", "length", "act_embed")
         if positions is None:
@@ -193,7 +192,7 @@ class Qwen3LLaDA(nnx.Module):
         if policy != "none":
             layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT_POLICIES[policy])
         x, _ = jax.lax.scan(layer, x, self.layers)
-        return rms_norm(x, self.norm, self.config.rms_norm_eps)
+        return rms_norm(x, self.norm[...], self.config.rms_norm_eps)
 
     @property
     def head(self) -> Float[Array, "V D"]:

@@ -58,7 +58,9 @@ def _inverse_frequencies(theta: float, dim: int) -> np.ndarray:
 def _llama3(scaling: RopeScaling, plain: np.ndarray) -> np.ndarray:
     """Long wavelengths are stretched by `factor`, short ones kept, those between interpolated."""
     low, high, original = scaling.low_freq_factor, scaling.high_freq_factor, scaling.original_max_position_embeddings
-    assert low is not None and high is not None and original is not None
+    assert low is not None
+    assert high is not None
+    assert original is not None
     wavelength = 2 * math.pi / plain
     smooth = (original / wavelength - low) / (high - low)
     between = (1 - smooth) * plain / scaling.factor + smooth * plain

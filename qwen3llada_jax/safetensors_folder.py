@@ -125,7 +125,7 @@ class Reader:
             np.copyto(flat, raw, casting="unsafe")
 
     def _read(self, tensor: StoredTensor, flat: np.ndarray) -> None:
-        view, at = memoryview(flat.view(np.uint8)), tensor.offset
+        view, at = flat.view(np.uint8).data, tensor.offset
         while view:
             try:
                 count = os.preadv(self._descriptors[tensor.file], [view], at)

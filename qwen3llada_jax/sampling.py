@@ -228,7 +228,8 @@ def unmask_step(
         config: complete, from `for_model`.
     """
     S = config.block_length
-    assert S is not None and config.mask_token_id is not None
+    assert S is not None
+    assert config.mask_token_id is not None
     steps_per_block = config.steps * S // config.gen_length
     block, step_in_block = step // steps_per_block, step % steps_per_block
     keys = jax.vmap(lambda k: jax.random.fold_in(k, step))(keys)
@@ -271,6 +272,7 @@ def block_logits(
     B, L = tokens.shape
     end = prompt_length[:, None] + config.gen_length
     guided = config.cfg_scale > 0
+    assert config.mask_token_id is not None
     if guided:
         is_prompt = jnp.arange(L)[None] < prompt_length[:, None]
         tokens = jnp.concatenate([tokens, jnp.where(is_prompt, config.mask_token_id, tokens)])

@@ -90,9 +90,8 @@ def shardings(axes: Mapping[str, Any], shapes: Mapping[str, Any], mesh: Mesh) ->
             parts = () if part is None else (part,) if isinstance(part, str) else part
             ways = math.prod(mesh.shape[p] for p in parts)
             if size % ways:
-                problems.append(
-                    f"{jax.tree_util.keystr(path, simple=True, separator='.')}: {name} {size} by {ways} ({'×'.join(parts)})"
-                )
+                weight = jax.tree_util.keystr(path, simple=True, separator=".")
+                problems.append(f"{weight}: {name} {size} by {ways} ({'×'.join(parts)})")
         return sharding
 
     tree = jax.tree_util.tree_map_with_path(one, axes, shapes, is_leaf=lambda x: isinstance(x, tuple))

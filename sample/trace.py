@@ -115,10 +115,11 @@ def _lay_out(row: dict[str, Any]) -> list[tuple[str, int | None, int, int]]:
             if number:
                 cells.append(("↵", step, column, line))
                 column, line = 0, line + 1
-            while piece:
+            rest = piece
+            while rest:
                 if column >= _COLUMNS:
                     column, line = 0, line + 1
-                part, piece = piece[: _COLUMNS - column], piece[_COLUMNS - column :]
+                part, rest = rest[: _COLUMNS - column], rest[_COLUMNS - column :]
                 cells.append((part, step, column, line))
                 column += len(part)
     return cells

@@ -20,7 +20,7 @@ def tokenizer():
 
 
 def ids_of(tokenizer, texts):
-    return [tokenizer(t).input_ids + [tokenizer.eos_token_id] for t in texts]
+    return [[*tokenizer(t).input_ids, tokenizer.eos_token_id] for t in texts]
 
 
 def write(path, rows):
@@ -167,7 +167,7 @@ def test_bad_datasets_are_refused(tmp_path, tokenizer):
     }.items():
         with pytest.raises(InputError, match=part):
             data.load(str(tmp_path / name), None, "train")
-    with pytest.raises(InputError, match="has no split 'test'; set dataset.split to one of train"):
+    with pytest.raises(InputError, match=r"has no split 'test'; set dataset\.split to one of train"):
         data.load(str(tmp_path / "dict"), None, "test")
     with pytest.raises(InputError, match="cannot be read as a dataset"):
         data.load("nobody/nothing", None, "train")
@@ -177,7 +177,7 @@ def test_bad_columns_are_refused(tmp_path, tokenizer):
     name = write(tmp_path / "a.jsonl", [{"body": "x", "title": "y"}])
     with pytest.raises(InputError, match=r"no column 'bodi'.*did you mean 'body'"):
         pretraining(name, tokenizer, column="bodi")
-    with pytest.raises(InputError, match="set dataset.text_field to one of body, title"):
+    with pytest.raises(InputError, match=r"set dataset\.text_field to one of body, title"):
         pretraining(name, tokenizer)
     with pytest.raises(InputError, match="columns body, title are no format for sft"):
         sft(tmp_path / "b.jsonl", [{"body": "x", "title": "y"}], tokenizer)

@@ -65,7 +65,8 @@ GRID = [
     (blocks, ratio, cfg, prompt, visibility)
     for (blocks, ratio, cfg), (prompt, visibility) in itertools.product(
         [(1, 1, 0.0), (1, 2, 1.5), (4, 1, 1.5), (4, 3, 0.0), (2, 4, 0.0)],
-        [([5], "full"), ([3, 1, 4, 1, 5, 9], "full"), ([7, 7, MASK, 2], "full"), ([8, 2], "block_bias"), ([2, 8, 8], "block_causal")],
+        [([5], "full"), ([3, 1, 4, 1, 5, 9], "full"), ([7, 7, MASK, 2], "full"), ([8, 2], "block_bias"),
+         ([2, 8, 8], "block_causal")],
     )
 ]  # fmt: skip
 

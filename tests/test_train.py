@@ -210,7 +210,7 @@ def finished(start, tmp_path_factory):
 
 
 def test_run_folder_is_a_model_folder(finished):
-    out, params = finished
+    out, _ = finished
     network = q.load(out)
     assert network.config.mask_token_id == 1050
     answer = q.generate(network, [[1, 2]], q.SamplerConfig(gen_length=8, steps=4)).answers()[0]
@@ -354,7 +354,8 @@ training:
           mask_contiguous_region_prob: 0.1, reweight_cap: 10}
   block_attention: {enabled: true, block_length: 32}
 optim: {name: adamw, betas: [0.9, 0.95], eps: 1e-8, scheduler: cosine}
-dataset: {name: x, config: main, split: train, text_field: text, streaming: false, num_proc: 1, pack_to_max_length: true}
+dataset: {name: x, config: main, split: train, text_field: text, streaming: false, num_proc: 1,
+          pack_to_max_length: true}
 evaluation: {steps: 10, do_eval_loss: true, eval_every_steps: 5, eval_split: test, eval_max_batches: 2,
              max_new_tokens: 32, sampling_steps: 32, block_length: 32, temperature: 0.0, remasking: low_confidence}
 """

@@ -6,6 +6,7 @@ Text is tokenised once (Hugging Face `datasets`, cached on disk). Row numbers of
 
 import functools
 import hashlib
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,7 +131,7 @@ def pretraining_rows(
 
     def tokenise(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         texts = [text for text in batch[column] if text]
-        return {"ids": [ids + [tokenizer.eos_token_id] for ids in _encode(tokenizer, texts)]}
+        return {"ids": [[*ids, tokenizer.eos_token_id] for ids in _encode(tokenizer, texts)]}
 
     ids, starts = _tokenised(dataset, tokenise, tokenizer, f"pretrain {column}", num_proc)
     documents = len(starts) - 1
@@ -144,9 +145,7 @@ def pretraining_rows(
             f"{documents:,} documents, {count * length:,} tokens in {count:,} full rows, {len(ids) % length} left over"
         )
         return Rows(ids, np.arange(count + 1) * length, np.zeros(count, np.int64), report)
-    cuts = np.concatenate(
-        [np.arange(a, b, length) for a, b in zip(starts[:-1], starts[1:], strict=True)] + [starts[-1:]]
-    )
+    cuts = np.concatenate([np.arange(a, b, length) for a, b in itertools.pairwise(starts)] + [starts[-1:]])
     report = f"{documents:,} documents, {len(ids):,} tokens in {len(cuts) - 1:,} padded rows"
     return Rows(ids, cuts, np.zeros(len(cuts) - 1, np.int64), report)
 

@@ -109,38 +109,38 @@ def train(config: Config) -> None:
     eval_fn = make_eval_step(graphdef, config, architecture.mask_token_id, live)
     rate = schedule(config, steps)
     every = config.evaluation
-    with jax.set_mesh(mesh), checkpoints.open_checkpoints(output, config.training.save_total_limit) as manager:
-        with Progress(first, steps) as progress:
-            since, seen = time.perf_counter(), 0
-            for step in range(first, steps):
-                batch = data.make_batch(
-                    rows,
-                    data.row_numbers(step, config.training.batch_size, len(rows), config.project.seed),
-                    tokenizer.eos_token_id,
-                    length=config.training.max_length,
-                )
-                state, metrics = step_fn(state, to_devices(batch, mesh))
-                done, seen = step + 1, seen + batch.tokens.size
-                progress.advance()
-                if done % every.steps == 0 or done == steps or step == first:
-                    record = {"step": done, "lr": float(rate(step)), **{k: float(v) for k, v in metrics.items()}}
-                    now = time.perf_counter()
-                    record["tokens_per_second"] = seen / (now - since)
-                    since, seen = now, 0
-                    metrics_log.write(record)
-                    progress.show(record)
-                if held_out is not None and (done % every.eval_every_steps == 0 or done == steps):
-                    record = {
-                        "step": done,
-                        **evaluate(eval_fn, state["params"], held_out, tokenizer.eos_token_id, config, mesh),
-                    }
-                    metrics_log.write(record)
-                    progress.show(record)
-                if every.prompts and (done % every.eval_every_steps == 0 or done == steps):
-                    write_samples(nnx.merge(graphdef, state["params"]), tokenizer, config, done, samples_log, progress)
-                if done % config.training.save_steps == 0 or done == steps:
-                    checkpoints.save(manager, state, config)
-                    since, seen = time.perf_counter(), 0
+    manager = checkpoints.open_checkpoints(output, config.training.save_total_limit)
+    with jax.set_mesh(mesh), manager, Progress(first, steps) as progress:
+        since, seen = time.perf_counter(), 0
+        for step in range(first, steps):
+            batch = data.make_batch(
+                rows,
+                data.row_numbers(step, config.training.batch_size, len(rows), config.project.seed),
+                tokenizer.eos_token_id,
+                length=config.training.max_length,
+            )
+            state, metrics = step_fn(state, to_devices(batch, mesh))
+            done, seen = step + 1, seen + batch.tokens.size
+            progress.advance()
+            if done % every.steps == 0 or done == steps or step == first:
+                record = {"step": done, "lr": float(rate(step)), **{k: float(v) for k, v in metrics.items()}}
+                now = time.perf_counter()
+                record["tokens_per_second"] = seen / (now - since)
+                since, seen = now, 0
+                metrics_log.write(record)
+                progress.show(record)
+            if held_out is not None and (done % every.eval_every_steps == 0 or done == steps):
+                record = {
+                    "step": done,
+                    **evaluate(eval_fn, state["params"], held_out, tokenizer.eos_token_id, config, mesh),
+                }
+                metrics_log.write(record)
+                progress.show(record)
+            if every.prompts and (done % every.eval_every_steps == 0 or done == steps):
+                write_samples(nnx.merge(graphdef, state["params"]), tokenizer, config, done, samples_log, progress)
+            if done % config.training.save_steps == 0 or done == steps:
+                checkpoints.save(manager, state, config)
+                since, seen = time.perf_counter(), 0
     metrics_log.close()
     samples_log.close()
     print(f"{output}: {steps} updates; sample from it with: python -m sample.generate --model {output}")
@@ -152,16 +152,17 @@ def parse(arguments: list[str]) -> Config:
         print(f"{__doc__}\nkeys of the configuration:\n{help_text()}")
         raise SystemExit(0)
     path, overrides = None, []
-    words = iter(arguments)
-    for word in words:
+    words = list(reversed(arguments))
+    while words:
+        word = words.pop()
         if not word.startswith("--"):
             raise InputError(f"unexpected {word!r}: options are --key value (see --help)")
         name, equals, value = word[2:].partition("=")
         name = name.replace("-", "_")
         if not equals:
-            value = next(words, None)
-            if value is None:
+            if not words:
                 raise InputError(f"--{name} needs a value")
+            value = words.pop()
         if name == "config":
             path = Path(value)
         else:

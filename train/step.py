@@ -92,10 +92,7 @@ def prepare(
     noised = diffusion.forward_process(
         keys, batch.tokens, mask_token_id, noise, can_noise=can_noise, t=t, vocab_size=live
     )
-    if is_sft:
-        counts = (real_length - batch.prompt_length)[:, None] * B
-    else:
-        counts = real_length.sum()
+    counts = (real_length - batch.prompt_length)[:, None] * B if is_sft else real_length.sum()
     coefficient = jnp.where(noised.is_noised, noised.weight / counts, 0.0)
     return Prepared(noised.tokens, batch.tokens, coefficient, noised.is_noised, batch.prompt_length, real_length, t)
 
