@@ -22,7 +22,7 @@ demo: .venv/ready
 	$(BIN)/python -m train.run --mode pretrain --config configs/demo.yaml --project.output_dir $(DEMO)/adapted
 	$(BIN)/python -m train.run --mode pretrain --config configs/demo.yaml --project.output_dir $(DEMO)/scratch --model.from_scratch true
 	$(BIN)/python -m train.report $(DEMO)/adapted $(DEMO)/scratch --out $(DEMO)/loss.png
-	$(BIN)/python -m sample.generate --model $(DEMO)/adapted --prompt "$$(printf 'ROMEO:\n')" --steps 96 --gen-length 96 --block-length 8 --temperature 0.7 --live --trace $(DEMO)/unmasking.png
+	$(BIN)/python -m sample.generate --model $(DEMO)/adapted --prompt "$$(printf 'ROMEO:\nMy')" --steps 96 --gen-length 96 --block-length 8 --temperature 0.7 --live --trace $(DEMO)/unmasking.png
 	@echo "look at $(DEMO)/loss.png and $(DEMO)/unmasking.png"
 
 test: .venv/ready

@@ -1,0 +1,91 @@
+"""The public face, the files it writes, and the manners of its programs."""
+
+import ast
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+import qwen3llada_jax as q
+from qwen3llada_jax import command_line, files
+from train.metrics import JsonLines, read_lines
+
+
+def test_public_names_are_there_and_no_others():
+    public = {n for n in dir(q) if not n.startswith("_")}
+    modules = {p.stem for p in (ROOT / "qwen3llada_jax").glob("*.py")}
+    assert set(q.__all__) == public - modules | {"cross_entropy"} & set(q.__all__)
+    for name in ("load", "forward_process", "pretrain_loss", "sft_loss", "generate", "SamplerConfig", "InputError"):
+        assert name in q.__all__
+
+
+def test_plain_import_needs_no_torch_and_no_program():
+    code = "import sys, qwen3llada_jax; print(sorted({'torch', 'train', 'sample', 'converters'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_library_imports_no_program_and_programs_not_each_other():
+    programs = {"converters", "train", "sample"}
+    for room in ("qwen3llada_jax", *programs):
+        for file in (ROOT / room).glob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+                names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                for name in names:
+                    assert name.split(".")[0] not in programs - {room}, f"{file}: {name}"
+
+
+def test_flags_take_either_dash_and_unknown_ones_get_a_guess():
+    parser = command_line.Parser("x")
+    parser.add_argument("--gen-length", type=int)
+    assert parser.parse(["--gen_length", "3"]).gen_length == parser.parse(["--gen-length=3"]).gen_length == 3
+    with pytest.raises(q.InputError, match="unknown option '--gen-lenght'; did you mean '--gen-length'?"):
+        parser.parse(["--gen-lenght", "3"])
+    with pytest.raises(q.InputError, match="invalid int value"):
+        parser.parse(["--gen-length", "x"])
+
+
+def test_written_files_are_whole_or_absent(tmp_path, monkeypatch):
+    target = tmp_path / "a.txt"
+    files.write_text(target, "old")
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(q.InputError, match=r"a\.txt: cannot be written \(No space left on device\)"):
+        files.write_text(target, "new")
+    assert target.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_new_folder_replaces_only_when_told_and_only_when_done(tmp_path):
+    target = tmp_path / "model"
+    with files.new_folder(target) as folder:
+        (folder / "x").write_text("1")
+        assert not target.exists()
+    with pytest.raises(q.InputError, match="not empty"), files.new_folder(target):
+        pass
+    with pytest.raises(RuntimeError), files.new_folder(target, overwrite=True) as folder:
+        raise RuntimeError
+    assert (target / "x").read_text() == "1"
+    with files.new_folder(target, overwrite=True) as folder:
+        (folder / "y").write_text("2")
+    assert [p.name for p in target.iterdir()] == ["y"]
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(q.InputError, match="is a file"), files.new_folder(tmp_path / "file"):
+        pass
+
+
+def test_metrics_forget_what_came_after_the_step_resumed_at(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
+    assert len(read_lines(path)) == 3
+    log = JsonLines(path, resume_at=2)
+    log.write({"step": 3, "loss": float("nan")})
+    log.close()
+    assert read_lines(path) == [{"step": 1}, {"step": 2}, {"step": 3, "loss": None}]

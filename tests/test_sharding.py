@@ -1,0 +1,61 @@
+"""Meshes and where arrays lie."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+import qwen3llada_jax as q
+from qwen3llada_jax import model, sharding
+
+
+@pytest.fixture(scope="module")
+def network():
+    config = q.ModelConfig(64, 32, 48, 2, 4, 2, 8, mask_token_id=63, initializer_range=0.2)
+    return q.Qwen3LLaDA(config, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2)])
+def test_every_mesh_gives_the_same_logits_and_samples(network, sizes):
+    tokens = np.arange(8 * 6).reshape(8, 6)
+    settings = q.SamplerConfig(gen_length=8, block_length=4, steps=4)
+    alone, written = network(tokens), q.generate(network, tokens, settings).answers()
+    mesh = q.make_mesh(*sizes)
+    graphdef, params = nnx.split(network, nnx.Param)
+    _, shapes, axes = model.abstract(network.config)
+    placed = jax.device_put(nnx.to_pure_dict(params), sharding.shardings(axes, shapes, mesh))
+    with jax.set_mesh(mesh):
+        spread = nnx.merge(graphdef, placed)
+        np.testing.assert_allclose(jax.jit(lambda m, t: m(t))(spread, tokens), alone, atol=2e-5)
+        assert q.generate(spread, tokens, settings).answers() == written
+
+
+def test_specs_follow_the_rules():
+    assert sharding.spec(("layers", "heads", "head_dim", "embed")) == P(None, "tensor", None, "fsdp")
+    assert sharding.spec(("batch", "length", "act_embed")) == P(("data", "fsdp"), None, None)
+    with pytest.raises(ValueError, match="same mesh axis twice"):
+        sharding.spec(("heads", "mlp"))
+
+
+def test_meshes_that_do_not_fit_are_refused():
+    assert dict(q.make_mesh().shape) == {"data": 8, "fsdp": 1, "tensor": 1}
+    assert dict(q.make_mesh(2, -1, 2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    for sizes in ((3, 1, 1), (-1, -1, 1), (0, 1, 1), (-1, 3, 1)):
+        with pytest.raises(q.InputError, match="mesh"):
+            q.make_mesh(*sizes)
+
+
+def test_all_indivisible_dimensions_are_listed(network):
+    config = q.ModelConfig(63, 30, 48, 2, 4, 2, 8)
+    _, shapes, axes = model.abstract(config)
+    with pytest.raises(q.InputError) as caught:
+        sharding.shardings(axes, shapes, q.make_mesh(1, 4, 2))
+    for part in ("embed_tokens: vocab 63 by 2 (tensor)", "layers.up_proj: embed 30 by 4 (fsdp)", "smaller mesh sizes"):
+        assert part in str(caught.value)
+
+
+def test_constrain_does_nothing_without_a_mesh():
+    x = jnp.ones((2, 3))
+    assert sharding.constrain(x, "batch", "length") is x
