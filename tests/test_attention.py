@@ -34,7 +34,7 @@ def written_out(q, k, v, allowed):
     k, v = (np.repeat(x, N // K, axis=2) for x in (k, v))
     logits = np.einsum("blnh,bsnh->bnls", q, k) / np.sqrt(H)
     if allowed is not None:
-        logits = np.where(np.asarray(allowed)[:, None], logits, -np.inf)
+        logits = np.where(np.asarray(allowed)[:, None], logits, -1e30)
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     return np.einsum("bnls,bsnh->blnh", weights / weights.sum(-1, keepdims=True), v)
 

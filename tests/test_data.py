@@ -163,7 +163,7 @@ def test_bad_datasets_are_refused(tmp_path, tokenizer):
         "absent.jsonl": "no such file",
         "notes.md": "unknown kind of file",
         "broken.jsonl": "cannot be read as a dataset",
-        "empty.jsonl": "",
+        "empty.jsonl": r"empty\.jsonl: (cannot be read as a dataset|the dataset is empty)",
     }.items():
         with pytest.raises(InputError, match=part):
             data.load(str(tmp_path / name), None, "train")

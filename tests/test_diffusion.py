@@ -31,7 +31,7 @@ def noised(rows: int, length: int, seed: int = 0, **options):
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_noised_share_follows_the_schedule_in_every_band(schedule):
     _, n = noised(20_000, 64, schedule=schedule)
-    t, share = np.asarray(n.t), np.asarray(n.is_noised).mean(axis=1)
+    t, share = np.asarray(n.t, np.float64), np.asarray(n.is_noised).mean(axis=1)
     assert 0.49 < t.mean() < 0.51
     expected = (1 - 1e-3) * SCHEDULES[schedule](t) + 1e-3
     np.testing.assert_allclose(n.p[:, 0], expected, rtol=1e-5)

@@ -97,23 +97,25 @@ def test_the_models_confidences_are_well_spread(twin):
     assert np.diff(np.sort(sure)).min() > 1e-6
 
 
-settings_strategy = st.fixed_dictionaries(
-    {
-        "block_length": st.sampled_from([4, 8]),
-        "steps": st.sampled_from([2, 6, 8]),
-        "temperature": st.sampled_from([0.0, 0.7]),
-        "cfg_scale": st.sampled_from([0.0, 1.0]),
-        "remasking": st.sampled_from(sampling.REMASKING),
-    }
-)
+SETTINGS = [
+    {"block_length": 4, "steps": 8},
+    {"block_length": 8, "steps": 3, "temperature": 0.7, "remasking": "random"},
+    {"block_length": 4, "steps": 6, "cfg_scale": 1.0, "remasking": "random_topk"},
+    {"block_length": 2, "steps": 4, "temperature": 1.5, "visibility": "block_causal"},
+]
+token_ids = st.integers(0, V - 1)
 
 
 @given(
-    settings_strategy, st.lists(st.lists(st.integers(0, V - 1), max_size=5), min_size=2, max_size=2), st.integers(0, 99)
+    st.sampled_from(SETTINGS),
+    st.lists(token_ids, min_size=5, max_size=5),  # the longest prompt fixes the shape, so that little is compiled
+    st.lists(token_ids, max_size=5),
+    st.integers(0, 99),
 )
-@settings(max_examples=12, deadline=None)
-def test_invariants(twin, options, prompts, seed):
+@settings(max_examples=25, deadline=None)
+def test_invariants(twin, options, first, second, seed):
     _, model = twin
+    prompts = [first, second]
     config = q.SamplerConfig(gen_length=8, **options)
     canvases = list(q.watch(model, prompts, config, key=jax.random.key(seed)))
     per_block = config.steps * config.block_length // 8
@@ -136,14 +138,12 @@ def test_invariants(twin, options, prompts, seed):
     for row, (prompt, answer) in enumerate(zip(prompts, result.answers(), strict=True)):
         assert np.asarray(result.tokens)[row, : len(prompt)].tolist() == prompt
         assert max(answer) < V - 3
-        alone = [q.generate(model, [prompt], config, key=jax.random.key(seed)).answers()[0]]
-        assert row > 0 or alone[0] == answer  # a row's draws follow its number, so row 0 can be compared
 
 
 def test_prompts_of_different_lengths_give_what_each_gives_alone(twin):
     _, model = twin
-    prompts = [[1], [2, 3, 4, 5, 6, 7], [], [9, 9, 9]]
-    for visibility in ("full", "block_bias", "block_causal"):
+    prompts = [[1], [2, 3, 4, 5, 6, 7], []]
+    for visibility in ("full", "block_causal"):
         config = q.SamplerConfig(gen_length=8, block_length=4, steps=8, visibility=visibility)
         together = q.generate(model, prompts, config).answers()
         assert together == [q.generate(model, [p], config).answers()[0] for p in prompts]
@@ -185,7 +185,7 @@ def test_random_topk_breaks_near_ties_only():
 
 def test_trajectory_is_one_program(twin):
     _, model = twin
-    config = q.SamplerConfig(gen_length=8, block_length=4, steps=8)
+    config = q.SamplerConfig(gen_length=10, block_length=5, steps=10)
     before = sampling._run._cache_size()
     for prompt in ([1, 2, 3], [4, 5, 6]):
         q.generate(model, [prompt], config)

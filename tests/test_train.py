@@ -1,5 +1,6 @@
 """Training: the losses it computes, what it keeps, how it stops and goes on, and what bad input gets."""
 
+import functools
 import json
 import os
 import shutil
@@ -47,9 +48,13 @@ def settings(start: Path, out: Path, **more) -> list[tuple[str, str]]:
     return [(k, str(v)) for k, v in {**values, **more}.items()]
 
 
-def run(start: Path, out: Path, **more) -> dict[str, np.ndarray]:
-    """Train in this process and return the final parameters."""
-    train(read_config(None, settings(start, out, **more)))
+def run(start: Path, out: Path, *, devices: int = 1, **more) -> dict[str, np.ndarray]:
+    """Train in this process on the first of the simulated devices and return the final parameters."""
+    with pytest.MonkeyPatch.context() as patch:
+        some = jax.devices()[:devices]
+        patch.setattr(jax, "device_count", lambda: devices)
+        patch.setattr(jax, "make_mesh", functools.partial(jax.make_mesh, devices=some))
+        train(read_config(None, settings(start, out, **more)))
     return params_of(out)
 
 
@@ -173,7 +178,7 @@ def test_accumulation_and_meshes_change_nothing(start, tmp_path):
             "mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "training.gradient_accumulation_steps": 2,
         },
     }.items():  # fmt: skip
-        run(start, tmp_path / name, **more)
+        run(start, tmp_path / name, devices=8, **more)
         ours, theirs = (read_lines(tmp_path / n / "metrics.jsonl") for n in ("a", name))
         for x, y in zip(ours, theirs, strict=True):
             if "loss" in x:
@@ -410,7 +415,7 @@ def test_impossible_configurations_are_refused(start, changes, part):
 )
 def test_impossible_runs_are_refused_before_anything_is_written(start, tmp_path, changes, part):
     with pytest.raises(q.InputError) as caught:
-        run(start, tmp_path / "run", **changes)
+        run(start, tmp_path / "run", devices=8, **changes)
     assert part in str(caught.value)
     assert not (tmp_path / "run").exists()
 
