@@ -60,7 +60,7 @@ def analyze(src: Path, dst: Path | None = None) -> int:
     for hf in sorted(set(stored) - seen):
         is_tied = hf == TIED_HEAD and config.tie_word_embeddings
         verdict = "ok" if is_tied else "unexpected"
-        if is_tied and not hf_import.tied_head_matches(stored):
+        if is_tied and "model.embed_tokens.weight" in stored and not hf_import.tied_head_matches(stored):
             verdict = "not the embedding, though tied"
         goes_to = "embed_tokens (tied)" if is_tied else "-"
         table.add_row(hf, _shape(stored[hf].shape), stored[hf].dtype.name, goes_to, "", "", verdict)

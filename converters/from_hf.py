@@ -50,6 +50,8 @@ def convert(src: str, dst: Path, *, dtype: str | None, mask_token_id: str, overw
     ignored = unknown_keys(source)
     if ignored:
         _notice(f"config.json has keys that a Qwen3 does not use, left out: {', '.join(ignored)}")
+    if dst.resolve() == folder.resolve() or dst.resolve() in folder.resolve().parents:
+        raise InputError(f"{dst}: would overwrite its own source {folder}; choose another --dst")
     with new_folder(dst, overwrite=overwrite) as target:
         params = hf_import.import_params(folder, config, dtype)
         checkpoint.save_params(target / "params", params)

@@ -46,6 +46,8 @@ def export(
         InputError: nothing to export, or nowhere to write it.
     """
     limit = _bytes(max_shard_size)
+    if dst.resolve() == src.resolve() or dst.resolve() in src.resolve().parents:
+        raise InputError(f"{dst}: would overwrite its own source {src}; choose another --dst")
     source = read_config_json(src)
     config = ModelConfig.from_hf(source)
     params = flatten(checkpoint.load_params(src, config, dtype))

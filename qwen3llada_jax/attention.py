@@ -63,9 +63,13 @@ def choose(implementation: str, dtype: jnp.dtype, length: int, head_dim: int) ->
     """
     if implementation not in IMPLEMENTATIONS:
         raise InputError(f"attention {implementation!r} is unknown; choose one of {', '.join(IMPLEMENTATIONS)}")
+    platform = jax.default_backend()
+    if implementation == "cudnn" and (platform != "gpu" or dtype not in (jnp.bfloat16, jnp.float16)):
+        raise InputError(f"attention 'cudnn' needs a GPU and bfloat16, not {platform} and {dtype}; use 'auto' or 'xla'")
+    if implementation == "splash" and platform != "tpu":
+        raise InputError(f"attention 'splash' needs a TPU, not {platform}; use 'auto' or 'xla'")
     if implementation != "auto":
         return implementation
-    platform = jax.default_backend()
     if platform == "gpu" and dtype in (jnp.bfloat16, jnp.float16) and head_dim % 8 == 0 and head_dim <= 128:
         return "cudnn"
     if platform == "tpu" and length % 128 == 0 and head_dim % 128 == 0:
@@ -114,7 +118,7 @@ def _splash(q: Array, k: Array, v: Array, mask: Mask | Array | None, *, interpre
 def _rule_and_segments(mask: Mask | Array | None, B: int, L: int) -> tuple[Array | np.ndarray | None, Array | None]:
     """Block rule [R L L] (numpy: known while compiling) and segment ids [B L]: documents and padding."""
     if not isinstance(mask, Mask):
-        return mask, None
+        return (None if mask is None else jnp.asarray(mask)), None  # rows of a dense mask may differ
     rule = None if mask.kind == "full" else masks.block_rule(mask, L)
     if mask.segment_ids is None and mask.is_real is None:
         return rule, None

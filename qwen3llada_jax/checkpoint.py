@@ -79,7 +79,7 @@ def read_model_config(path: Path) -> ModelConfig:
 
 def load_params(path: Path, config: ModelConfig, dtype: str | None = None, mesh: Mesh | None = None) -> dict[str, Any]:
     """The parameter tree of any folder that `load` opens."""
-    if dtype is not None and dtype not in ("float32", "bfloat16", "float16", "float64"):
+    if dtype is not None and dtype not in ("float32", "bfloat16", "float16"):
         raise InputError(f"dtype {dtype!r} is unknown; choose float32, bfloat16 or float16")
     item = params_item(path)
     if item is not None:

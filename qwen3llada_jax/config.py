@@ -118,6 +118,15 @@ class ModelConfig:
             InputError: another architecture, a missing key, or a feature this project does not have.
         """
         source = dict(source)
+        try:
+            return cls._from_hf(source)
+        except InputError:
+            raise
+        except (TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"config.json: a value is of the wrong kind ({error})") from error
+
+    @classmethod
+    def _from_hf(cls, source: dict[str, Any]) -> "ModelConfig":
         _refuse_what_we_do_not_do(source)
         theta, scaling = _read_rope(source)
         fields = {f.name for f in dataclasses.fields(cls)} - {"rope_theta", "rope_scaling"}

@@ -28,10 +28,12 @@ class NoiseConfig:
         eps: smallest noise probability: p = (1 − eps) · s(t) + eps.
         schedule: s(t): `uniform` t, `cosine` (1 − cos πt)/2, `power` t², `sigmoid` 1/(1 + e^(−12(t − ½))).
         weight: `reference` weighs a noised token by 1/p. `elbo` weighs it by s′/s of the schedule (with
-            eps), the weight under which the loss of any schedule bounds the likelihood; for `uniform` both agree.
+            eps), the weight under which the loss of any schedule bounds the likelihood (without
+            `at_least_one`, spans and random tokens); for `uniform` both agree up to eps.
         min_masking_rate: p is at least this.
         reweight_cap: the weight is at most this (None: no cap). Biases the loss as a likelihood.
-        mask_contiguous_region_prob: share of rows that noise one span of round(p · L) tokens instead.
+        mask_contiguous_region_prob: share of rows that noise one span instead, of round(p · n) of the n
+            tokens that may be noised.
         noise_type: `mask` puts the mask token, `random_replace` a uniformly random token.
         random_length_prob: share of pretraining rows cut to a uniformly random length.
         antithetic: spread t evenly over the global batch, t_i = (u + i/B) mod 1 (MD4, arXiv 2406.04329).

@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from qwen3llada_jax.errors import InputError
@@ -24,8 +24,21 @@ def write_text(path: Path, text: str) -> None:
             os.fsync(stream.fileno())
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # the place may not even exist
+            part.unlink()
         raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be made a folder ({error.strerror})") from error
 
 
 @contextmanager
@@ -45,6 +58,8 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
         raise InputError(f"{target}: is a file, not a folder; choose another place")
     if target.is_dir() and any(target.iterdir()) and not overwrite:
         raise InputError(f"{target}: exists and is not empty; choose another place or add --overwrite")
+    if target.is_dir() and any(target.iterdir()) and not (target / "config.json").is_file():
+        raise InputError(f"{target}: is no model folder (it has no config.json), so it is not overwritten")
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     old = target.with_name(f".{target.name}.{os.getpid()}.old")
     try:

@@ -21,7 +21,6 @@ from safetensors import SafetensorError, safe_open
 from qwen3llada_jax.errors import InputError
 
 DTYPES: dict[str, np.dtype] = {
-    "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),

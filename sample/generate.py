@@ -7,6 +7,7 @@
 steps must divide: --gen-length into blocks of --block-length, --steps among the blocks.
 """
 
+import dataclasses
 import sys
 import time
 from pathlib import Path
@@ -42,6 +43,9 @@ def main() -> None:
     settings.for_model(config)  # impossible settings are refused before the weights are read
     tokenizer = tokens.load_tokenizer(folder)
     model = checkpoint.load(folder, flags.dtype)
+    if model.config.live_vocab_size is None:  # a plain Hugging Face folder does not say which rows are tokens
+        live = min(tokens.live_vocab_size(tokenizer), model.config.vocab_size)
+        model.config = dataclasses.replace(model.config, live_vocab_size=live)
     prompts = [encode(tokenizer, text, chat=flags.chat) for text in flags.prompt]
 
     key = jax.random.key(flags.seed)

@@ -22,6 +22,8 @@ def check_trace_path(path: Path) -> None:
     """
     if path.suffix not in (".png", ".json"):
         raise InputError(f"--trace {path}: unknown kind of file; use .png or .json")
+    if not path.parent.is_dir():
+        raise InputError(f"--trace {path}: no such folder {path.parent}")
     if path.suffix == ".png":
         pyplot()
 

@@ -61,6 +61,12 @@ def test_splash_gradients_equal_xlas(qkv, name):
         np.testing.assert_allclose(ours, theirs, atol=5e-5)
 
 
+def test_dense_masks_of_numpy_keep_their_rows_apart(qkv):
+    allowed = np.asarray(dense(MASKS["block_causal"], L))
+    got = attention(*qkv, allowed, "splash_interpret")
+    np.testing.assert_allclose(got[:, :90], written_out(*qkv, allowed)[:, :90], atol=2e-5)
+
+
 def test_a_row_that_sees_nothing_stays_finite(qkv):
     nothing = jnp.zeros((1, L, L), bool)
     assert np.isfinite(attention(*qkv, nothing, "xla")).all()

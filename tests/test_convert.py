@@ -289,6 +289,8 @@ def test_untied_without_head_and_tied_with_another_head(hf, tmp_path):
         ({"attention_dropout": 0.1}, "attention_dropout is 0.1"),
         ({"quantization_config": {"bits": 4}}, "quantised"),
         ({"hidden_size": "absent"}, "lacks hidden_size"),
+        ({"rope_parameters": [1]}, "wrong kind"),
+        ({"mask_token_id": "auto"}, "wrong kind"),
         ({"num_attention_heads": 3}, "not a multiple"),
     ],
 )
@@ -324,8 +326,16 @@ def test_destination_that_holds_something_is_kept(hf, tmp_path):
     with pytest.raises(q.InputError, match="not empty"):
         import_(hf, tmp_path / "dst")
     assert (tmp_path / "dst" / "precious.txt").read_text() == "mine"
-    import_(hf, tmp_path / "dst", overwrite=True)
-    assert q.load(tmp_path / "dst").config.mask_token_id == 7
+    with pytest.raises(q.InputError, match="is no model folder"):
+        import_(hf, tmp_path / "dst", overwrite=True)
+    assert (tmp_path / "dst" / "precious.txt").read_text() == "mine"
+    import_(hf, tmp_path / "model")
+    import_(hf, tmp_path / "model", overwrite=True, mask_token_id="8")
+    assert q.load(tmp_path / "model").config.mask_token_id == 8
+    with pytest.raises(q.InputError, match="overwrite its own source"):
+        import_(hf, hf, overwrite=True)
+    with pytest.raises(q.InputError, match="overwrite its own source"):
+        export(tmp_path / "model", tmp_path / "model", overwrite=True)
 
 
 def test_interruption_while_writing_keeps_the_old_folder(hf, tmp_path, monkeypatch):

@@ -145,6 +145,20 @@ def test_system_text_and_unknown_speakers(tmp_path, tokenizer):
         sft(tmp_path / "b.jsonl", [odd], tokenizer)
 
 
+def test_conversations_that_hold_no_text_are_named(tmp_path, tokenizer):
+    for number, row in enumerate(
+        [
+            {"messages": [{"role": "user", "content": None}, {"role": "assistant", "content": "I."}]},
+            {"prompt": 3, "completion": "I."},
+            {"conversations": [{"from": "human"}, {"from": "gpt"}]},
+        ]
+    ):
+        with pytest.raises(InputError, match="a turn needs"):
+            sft(tmp_path / f"{number}.jsonl", [row], tokenizer)
+    with pytest.raises(InputError, match="no answer to train on"):
+        sft(tmp_path / "none.jsonl", [{"messages": [{"role": "user", "content": "x"}]}], tokenizer)
+
+
 def test_bundled_dialogues_load(tokenizer):
     dataset = data.load(str(DATA / "dialogue" / "valid.jsonl"), None, "train")
     rows = data.sft_rows(dataset, tokenizer, length=128, num_proc=None, name="dialogue")

@@ -30,7 +30,7 @@ def noised(rows: int, length: int, seed: int = 0, **options):
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_noised_share_follows_the_schedule_in_every_band(schedule):
-    _, n = noised(20_000, 64, schedule=schedule)
+    _, n = noised(8000, 64, schedule=schedule)
     t, share = np.asarray(n.t, np.float64), np.asarray(n.is_noised).mean(axis=1)
     assert 0.49 < t.mean() < 0.51
     expected = (1 - 1e-3) * SCHEDULES[schedule](t) + 1e-3
@@ -50,7 +50,7 @@ def test_every_row_has_a_noised_token_unless_told_otherwise():
 
 
 def test_noised_positions_hold_the_mask_and_others_their_token():
-    tokens, n = noised(50, 30)
+    tokens, n = noised(2000, 30)
     np.testing.assert_array_equal(n.tokens, np.where(n.is_noised, MASK, tokens))
 
 
@@ -90,29 +90,29 @@ def test_noise_depends_on_seed_step_and_row_alone():
 
 
 def test_min_masking_rate():
-    _, n = noised(500, 16, min_masking_rate=0.4)
+    _, n = noised(2000, 30, min_masking_rate=0.4)
     assert float(n.p.min()) == pytest.approx(0.4)
     assert float(n.weight.max()) == pytest.approx(2.5)
 
 
 def test_reweight_cap_bounds_the_weight_and_not_the_noise():
-    _, plain = noised(500, 16)
-    _, capped = noised(500, 16, reweight_cap=3.0)
+    _, plain = noised(2000, 30)
+    _, capped = noised(2000, 30, reweight_cap=3.0)
     np.testing.assert_array_equal(plain.is_noised, capped.is_noised)
     np.testing.assert_array_equal(plain.p, capped.p)
     np.testing.assert_allclose(capped.weight, np.minimum(1 / np.asarray(plain.p), 3.0), rtol=1e-6)
 
 
 def test_contiguous_region_is_one_span_of_the_expected_size():
-    _, n = noised(500, 40, mask_contiguous_region_prob=1.0)
+    _, n = noised(2000, 30, mask_contiguous_region_prob=1.0)
     for row, p in zip(np.asarray(n.is_noised), np.asarray(n.p[:, 0]), strict=True):
         where = np.flatnonzero(row)
         assert where[-1] - where[0] + 1 == len(where)
-        assert len(where) == max(1, round(float(p) * 40))
+        assert len(where) == max(1, round(float(p) * 30))
 
 
 def test_contiguous_region_prob_is_a_share_of_rows():
-    _, n = noised(2000, 64, mask_contiguous_region_prob=0.3)
+    _, n = noised(2000, 30, mask_contiguous_region_prob=0.3)
     spans = [
         np.ptp(np.flatnonzero(r)) + 1 == r.sum()
         for r, t in zip(np.asarray(n.is_noised), n.t, strict=True)
@@ -122,7 +122,7 @@ def test_contiguous_region_prob_is_a_share_of_rows():
 
 
 def test_random_replace_puts_live_tokens():
-    tokens, n = noised(300, 40, noise_type="random_replace")
+    tokens, n = noised(2000, 30, noise_type="random_replace")
     replaced = np.asarray(n.tokens)[np.asarray(n.is_noised)]
     assert replaced.max() < 90
     assert len(np.unique(replaced)) > 80

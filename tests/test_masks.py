@@ -13,7 +13,7 @@ from qwen3llada_jax.masks import Mask, dense, describe
 
 @given(
     kind=st.sampled_from(["full", "block_bias", "block_causal"]),
-    length=st.integers(1, 20),
+    length=st.sampled_from([1, 6, 11]),  # few shapes, so that little is compiled
     block=st.integers(1, 6),
     prompts=st.lists(st.integers(0, 20), min_size=2, max_size=2),
     boundary=st.integers(0, 20),

@@ -42,7 +42,7 @@ def test_flags_take_either_dash_and_unknown_ones_get_a_guess():
     parser = command_line.Parser("x")
     parser.add_argument("--gen-length", type=int)
     assert parser.parse(["--gen_length", "3"]).gen_length == parser.parse(["--gen-length=3"]).gen_length == 3
-    with pytest.raises(q.InputError, match="unknown option '--gen-lenght'; did you mean '--gen-length'?"):
+    with pytest.raises(q.InputError, match=r"unknown option '--gen-lenght'; did you mean '--gen-length'?"):
         parser.parse(["--gen-lenght", "3"])
     with pytest.raises(q.InputError, match="invalid int value"):
         parser.parse(["--gen-length", "x"])
@@ -66,6 +66,7 @@ def test_new_folder_replaces_only_when_told_and_only_when_done(tmp_path):
     target = tmp_path / "model"
     with files.new_folder(target) as folder:
         (folder / "x").write_text("1")
+        (folder / "config.json").write_text("{}")
         assert not target.exists()
     with pytest.raises(q.InputError, match="not empty"), files.new_folder(target):
         pass

@@ -13,6 +13,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from qwen3llada_jax.checkpoint import params_handler, params_item, short, writing
+from qwen3llada_jax.config import ModelConfig
 from qwen3llada_jax.errors import InputError
 from train.config import FREE_ON_RESUME, FREE_SECTIONS_ON_RESUME, Config, flat
 
@@ -26,7 +27,7 @@ def open_checkpoints(output_dir: Path, keep: int | None) -> ocp.CheckpointManage
     )
 
 
-def save(manager: ocp.CheckpointManager, state: dict[str, Any], config: Config) -> None:
+def save(manager: ocp.CheckpointManager, state: dict[str, Any], config: Config, model: ModelConfig) -> None:
     """Save the state under the number of updates it has seen.
 
     Raises:
@@ -39,7 +40,7 @@ def save(manager: ocp.CheckpointManager, state: dict[str, Any], config: Config) 
             args=ocp.args.Composite(
                 params=ocp.args.PyTreeSave(state["params"]),
                 opt=ocp.args.PyTreeSave({"opt": state["opt"], "step": state["step"]}),
-                meta=ocp.args.JsonSave({"config": flat(config), "step": step}),
+                meta=ocp.args.JsonSave({"config": flat(config), "model": model.to_hf(), "step": step}),
             ),
             force=True,
         )
@@ -64,13 +65,11 @@ def restore(folder: Path, shapes: dict[str, Any], shardings: dict[str, Any]) -> 
             with ocp.Checkpointer(params_handler()) as checkpointer:
                 restored[name] = checkpointer.restore((newest.parent / name).absolute(), args=arguments)
     except (ValueError, OSError, KeyError) as error:
-        raise InputError(
-            f"{newest.parent}: damaged checkpoint ({short(error)}); delete this folder to go on from the one before"
-        ) from error
+        raise _unreadable(newest.parent, error) from error
     return {"params": restored["params"], **restored["opt"]}
 
 
-def check_same_run(folder: Path, config: Config) -> None:
+def check_same_run(folder: Path, config: Config, model: ModelConfig) -> None:
     """Refuse to continue a run under settings that would make it another one.
 
     Raises:
@@ -78,9 +77,13 @@ def check_same_run(folder: Path, config: Config) -> None:
     """
     newest = params_item(folder)
     assert newest is not None
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-        old = checkpointer.restore((newest.parent / "meta").absolute())["config"]
-    new = flat(config)
+    try:
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+            meta = checkpointer.restore((newest.parent / "meta").absolute())
+        old, old_model = meta["config"], meta["model"]
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        raise _unreadable(newest.parent, error) from error
+    new, new_model = flat(config), model.to_hf()
     free = set(FREE_ON_RESUME)
     if new["optim.scheduler"] == "constant" and new["training.warmup_ratio"] == 0:
         free |= {"training.max_steps", "training.epochs"}  # nothing else depends on where the run ends
@@ -89,11 +92,23 @@ def check_same_run(folder: Path, config: Config) -> None:
         for name in sorted(new)
         if name not in free and name.split(".")[0] not in FREE_SECTIONS_ON_RESUME and old.get(name) != new[name]
     ]
+    changed += [
+        f"model's {name} {old_model.get(name)!r} → {new_model[name]!r}"
+        for name in sorted(new_model)
+        if old_model.get(name) != new_model[name]
+    ]
     if changed:
         raise InputError(
             f"{folder} holds a run with other settings ({'; '.join(changed)}); "
             "set them back, or choose another project.output_dir"
         )
+
+
+def _unreadable(step: Path, error: Exception) -> InputError:
+    return InputError(
+        f"{step}: damaged checkpoint, or one of another model or optimiser ({short(error)}); if it is damaged, "
+        "move this folder away to go on from the one before"
+    )
 
 
 def notice(text: str) -> None:

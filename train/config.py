@@ -5,6 +5,7 @@ not are marked "new". A key without effect is an error, never silence.
 """
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -260,7 +261,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         tree = yaml.safe_load(Path(path).read_text())
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"{path}: not valid YAML ({error})") from error
     if tree is None:
         return {}
@@ -270,8 +271,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     for name in flat_tree:
         if name not in _known():
             sections = {k.rsplit(".", 1)[0] for k in _known()} | {k.split(".")[0] for k in _known()}
-            if name in sections and flat_tree[name] is None:
+            if name in sections and flat_tree[name] in (None, {}):
                 continue  # an empty section
+            if name in sections:
+                raise InputError(f"{path}: {name} must be a section with keys, not {flat_tree[name]!r}")
             raise InputError(f"{path}: unknown key {name!r}" + nearest(name, list(_known())))
     return {k: v for k, v in flat_tree.items() if k in _known()}
 
@@ -287,7 +290,7 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 def _parse(text: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # ValueError: a date that is none
         return text
 
 
@@ -316,9 +319,11 @@ def _coerce(name: str, value: Any, kind: Any) -> Any:
                 return tuple(_coerce(name, v, inner[0]) for v in value)
         elif one is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
             try:
-                return float(value)
+                number = float(value)
             except ValueError:
                 continue
+            if math.isfinite(number):
+                return number
         elif one is str and isinstance(value, (int, float)) and int not in kinds and not isinstance(value, bool):
             return str(value)
         elif one is not type(None) and type(value) is one:
@@ -358,6 +363,12 @@ def _check(config: Config) -> None:
         raise InputError("dataset.name is not set: name a file, a folder or a dataset on the hub")
     if not (config.model.base_model_path or config.model.qwen3llada_model_path):
         raise InputError("no model to start from: set model.base_model_path or model.qwen3llada_model_path")
+    if config.project.seed < 0:
+        raise InputError(f"project.seed must be 0 or more, not {config.project.seed}")
+    if d.num_proc is not None and d.num_proc < 1:
+        raise InputError(f"dataset.num_proc must be at least 1, not {d.num_proc}")
+    if not all(0 <= beta < 1 for beta in o.betas):
+        raise InputError(f"optim.betas must lie in [0, 1), not {list(o.betas)}")
     if not 0 <= t.warmup_ratio <= 1:
         raise InputError(f"training.warmup_ratio must lie in [0, 1], not {t.warmup_ratio}")
     if not 0 <= t.loss_smoothing < 1:

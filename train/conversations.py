@@ -28,14 +28,14 @@ def reader(columns: list[str], name: str) -> Callable[[Mapping[str, Any]], list[
         InputError: columns of no known format.
     """
     if "messages" in columns:
-        return lambda example: [{"role": t["role"], "content": t["content"]} for t in example["messages"]]
+        return lambda example: [_turn(t, "role", "content", name) for t in example["messages"] or ()]
     if "conversations" in columns:
-        return _sharegpt
+        return lambda example: _sharegpt(example, name)
     for question, answer in _PAIRS:
         if question in columns and answer in columns:
             return lambda example: [
-                {"role": "user", "content": _with_input(example[question], example.get("input"))},
-                {"role": "assistant", "content": example[answer]},
+                _turn({"role": "user", "content": example[question]}, "role", "content", name, example.get("input")),
+                _turn({"role": "assistant", "content": example[answer]}, "role", "content", name),
             ]
     raise InputError(
         f"{name}: columns {', '.join(columns)} are no format for sft; it needs messages, conversations, "
@@ -64,15 +64,16 @@ def answers(turns: list[Turn], tokenizer: Any) -> Iterator[tuple[str, str]]:
         yield prompt, answer.rstrip("\n") if answer.rstrip("\n").endswith(END_OF_TURN) else answer
 
 
-def _sharegpt(example: Mapping[str, Any]) -> list[Turn]:
+def _sharegpt(example: Mapping[str, Any], name: str) -> list[Turn]:
     system = example.get("system")
     turns = [{"role": "system", "content": system}] if system else []
-    for said in example["conversations"]:
-        if said["from"] not in _ROLES:
-            raise InputError(f"conversations: unknown speaker {said['from']!r}; known are {', '.join(_ROLES)}")
-        turns.append({"role": _ROLES[said["from"]], "content": said["value"]})
-    return turns
+    return turns + [_turn(said, "from", "value", name) for said in example["conversations"] or ()]
 
 
-def _with_input(instruction: str, more: str | None) -> str:
-    return f"{instruction}\n\n{more}" if more else instruction
+def _turn(said: Any, who: str, what: str, name: str, more: str | None = None) -> Turn:
+    """One turn, its speaker by our names; `more` follows after a blank line."""
+    if not isinstance(said, Mapping) or not isinstance(said.get(what), str) or said.get(who) is None:
+        raise InputError(f"{name}: a turn needs {who} and a text {what}, not {str(said)[:80]}")
+    if said[who] not in _ROLES:
+        raise InputError(f"{name}: unknown speaker {said[who]!r}; known are {', '.join(_ROLES)}")
+    return {"role": _ROLES[said[who]], "content": f"{said[what]}\n\n{more}" if more else said[what]}

@@ -19,6 +19,7 @@ from qwen3llada_jax.command_line import nearest
 from qwen3llada_jax.errors import InputError
 from train import conversations
 
+_FORMAT = 1  # raise it when tokenised rows change, so that cached ones are made anew
 _BUILDERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow"}
 
 
@@ -91,6 +92,12 @@ def load(name: str, config: str | None, split: str, *, split_key: str = "dataset
     if len(dataset) == 0:
         raise InputError(f"{name}: the dataset is empty")
     return dataset
+
+
+def has_splits(name: str | None) -> bool:
+    """False for a single file or a saved single dataset, which `split` cannot choose from."""
+    path = Path(name or "")
+    return not path.is_file() and not (path / "dataset_info.json").is_file()
 
 
 def _pick(name: str, loaded: Any, split: str, split_key: str) -> Any:
@@ -228,16 +235,28 @@ def _tokenised(
     dataset: Any, tokenise: Callable, tokenizer: Any, purpose: str, num_proc: int | None, *more: str
 ) -> tuple[np.ndarray, ...]:
     """(all ids, starts of documents, one array per further column), cached on disk by what made them."""
-    made_of = (dataset._fingerprint, tokenizer.backend_tokenizer.to_str(), str(tokenizer.eos_token_id), purpose)
+    import datasets
+
+    columns = {"ids": datasets.List(datasets.Value("int32")), **dict.fromkeys(more, datasets.Value("int64"))}
+    made_of = (
+        str(_FORMAT),
+        dataset._fingerprint,
+        tokenizer.backend_tokenizer.to_str(),
+        str(tokenizer.eos_token_id),
+        purpose,
+    )
     fingerprint = hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:32]
     mapped = dataset.map(
         tokenise,
         batched=True,
         remove_columns=dataset.column_names,
         num_proc=num_proc,
+        features=datasets.Features(columns),
         new_fingerprint=fingerprint,
         desc="tokenising",
     )
+    if len(mapped) == 0:
+        return np.zeros(0, np.int32), np.zeros(1, np.int64), *(np.zeros(0, np.int64) for _ in more)
     lists = mapped.with_format("arrow")[:]["ids"].combine_chunks()
     starts = lists.offsets.to_numpy().astype(np.int64)
     ids = lists.values.to_numpy(zero_copy_only=False)[starts[0] : starts[-1]]

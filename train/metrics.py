@@ -15,7 +15,6 @@ class JsonLines:
     """A file of one JSON object a line. Reopened at step n, it forgets what came after n."""
 
     def __init__(self, path: Path, resume_at: int):
-        path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read_lines(path) if line["step"] <= resume_at] if path.exists() else []
         write_text(path, "".join(_line(record) for record in kept))
         self._stream = path.open("a")

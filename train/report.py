@@ -18,7 +18,9 @@ def main() -> None:
     flags = parser.parse()
     if flags.out.suffix != ".png":
         raise InputError(f"--out {flags.out}: unknown kind of picture; use .png")
-    curves = {run.name: read_lines(run / "metrics.jsonl") for run in flags.runs}
+    names = [run.name for run in flags.runs]
+    unique = len(set(names)) == len(names)
+    curves = {run.name if unique else str(run): read_lines(run / "metrics.jsonl") for run in flags.runs}
     draw(curves, flags.out)
     for name, records in curves.items():
         held_out = [r for r in records if r.get("eval_loss") is not None]

@@ -10,7 +10,6 @@ is a model folder: give it to sample.generate or converters.to_hf. The same comm
 import math
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,10 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from qwen3llada_jax import checkpoint, command_line, model, sharding
+from qwen3llada_jax import attention, checkpoint, command_line, model, sharding
 from qwen3llada_jax.config import ModelConfig
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.files import write_text
+from qwen3llada_jax.files import make_folder, write_text
 from qwen3llada_jax.model import Qwen3LLaDA, Runtime
 from train import checkpoints, data
 from train.config import Config, as_yaml, help_text, read_config
@@ -33,7 +32,7 @@ from train.optim import optimiser, schedule
 from train.progress import Progress
 from train.samples import sampler, write_samples
 from train.start import Start, find_start
-from train.step import DeviceBatch, make_eval_step, make_train_step, state_shardings
+from train.step import DeviceBatch, make_eval_step, make_train_step, state_shardings, summarise
 
 
 def main() -> None:
@@ -50,6 +49,8 @@ def train(config: Config) -> None:
         InputError: anything wrong with configuration, data, model or disk; nearly all of it before compiling.
     """
     output = Path(config.project.output_dir)
+    if (output / "params").exists():
+        raise InputError(f"{output} is a model folder, not a run; choose another project.output_dir")
 
     # ---- model: architecture, tokenizer, mask token -------------------------------------------------------
     start = find_start(config)
@@ -57,8 +58,13 @@ def train(config: Config) -> None:
     runtime = Runtime(
         "bfloat16" if config.training.bf16 else "float32", config.training.attention, config.training.remat
     )
+    attention.choose(runtime.attention, jnp.dtype(runtime.dtype), config.training.max_length, architecture.head_dim)
     graphdef, _, _ = model.abstract(architecture, runtime=runtime)
-    sampler(config).for_model(architecture)  # refuse impossible settings now, not at the first evaluation
+    if config.evaluation.prompts:
+        sampler(config).for_model(architecture)  # refuse impossible settings now, not at the first evaluation
+    print(
+        f"starting from {start.folder}, mask token {architecture.mask_token_id}, visibility {architecture.visibility}"
+    )
 
     # ---- mesh ---------------------------------------------------------------------------------------------
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
@@ -75,6 +81,11 @@ def train(config: Config) -> None:
     print(f"training data: {rows.report}")
     held_out = None
     if config.evaluation.do_eval_loss:
+        if config.evaluation.eval_name is None and not data.has_splits(config.dataset.name):
+            raise InputError(
+                f"{config.dataset.name} has no splits, so nothing is held out: set evaluation.eval_name, "
+                "or evaluation.do_eval_loss: false"
+            )
         name = config.evaluation.eval_name or config.dataset.name
         held_out = load_rows(config, tokenizer, name, config.evaluation.eval_split, "evaluation.eval_split")
         check_ids(held_out, architecture, name)
@@ -93,11 +104,12 @@ def train(config: Config) -> None:
         return
 
     # ---- run folder ---------------------------------------------------------------------------------------
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     checkpoint.write_config(output, architecture)
     checkpoint.copy_tokenizer(start.folder, output)
     write_text(output / "training.yaml", as_yaml(config))
     logs = Path(config.project.log_dir or output)
+    make_folder(logs)
     metrics_log = JsonLines(logs / "metrics.jsonl", first)
     samples_log = JsonLines(logs / "samples.jsonl", first)
 
@@ -122,7 +134,7 @@ def train(config: Config) -> None:
             state, metrics = step_fn(state, to_devices(batch, mesh))
             done, seen = step + 1, seen + batch.tokens.size
             progress.advance()
-            if done % every.steps == 0 or done == steps or step == first:
+            if done % every.steps == 0 or done == steps or step == 0:
                 record = {"step": done, "lr": float(rate(step)), **{k: float(v) for k, v in metrics.items()}}
                 now = time.perf_counter()
                 record["tokens_per_second"] = seen / (now - since)
@@ -139,7 +151,7 @@ def train(config: Config) -> None:
             if every.prompts and (done % every.eval_every_steps == 0 or done == steps):
                 write_samples(nnx.merge(graphdef, state["params"]), tokenizer, config, done, samples_log, progress)
             if done % config.training.save_steps == 0 or done == steps:
-                checkpoints.save(manager, state, config)
+                checkpoints.save(manager, state, config, architecture)
                 since, seen = time.perf_counter(), 0
     metrics_log.close()
     samples_log.close()
@@ -194,7 +206,7 @@ def first_state(
     """The state to go on from."""
     resume = config.training.resume_from
     if resume not in ("never", None) and checkpoint.params_item(output) is not None:
-        checkpoints.check_same_run(output, config)
+        checkpoints.check_same_run(output, config, start.config)
         state = checkpoints.restore(output, shapes, shardings)
         checkpoints.notice(f"going on from update {int(state['step'])} of {output}")
         return state
@@ -218,32 +230,32 @@ def first_state(
     return {"params": params, "opt": opt, "step": jax.device_put(jnp.int32(0), shardings["step"])}
 
 
-def to_devices(batch: data.Batch, mesh: Mesh) -> DeviceBatch:
-    """Lay a batch's rows over `data` and `fsdp`; every host passes the whole batch, and keeps its part."""
+def to_devices(batch: data.Batch, mesh: Mesh, slots: np.ndarray | None = None) -> DeviceBatch:
+    """Lay a batch's rows over `data` and `fsdp`; every host passes the whole batch, and keeps its part.
+
+    `slots` number the rows for their noise; default: by their place in the batch.
+    """
     rows_sharding = NamedSharding(mesh, P(("data", "fsdp")))
 
     def put(array: np.ndarray) -> jax.Array:
         return jax.make_array_from_callback(array.shape, rows_sharding, lambda index: array[index])
 
-    slots = np.arange(len(batch.rows), dtype=np.int32)
-    return DeviceBatch(put(batch.tokens), put(batch.prompt_length), put(batch.real_length), put(slots))
+    slots = np.arange(len(batch.rows)) if slots is None else slots
+    return DeviceBatch(put(batch.tokens), put(batch.prompt_length), put(batch.real_length), put(slots.astype(np.int32)))
 
 
 def evaluate(eval_fn: Any, params: Any, rows: data.Rows, pad_id: int, config: Config, mesh: Mesh) -> dict[str, float]:
-    """Mean metrics over the held-out batches, the same rows under the same noise every time."""
+    """Metrics over the held-out rows: the same rows under the same noise every time, however they are batched."""
     size = config.training.batch_size // config.micro_batches
-    results = [
-        eval_fn(params, to_devices(batch, mesh), jnp.int32(number))
-        for number, batch in enumerate(_held_out_batches(rows, size, pad_id, config))
-    ]
-    return {f"eval_{k}": float(np.nanmean([float(r[k]) for r in results])) for k in results[0]}
-
-
-def _held_out_batches(rows: data.Rows, size: int, pad_id: int, config: Config) -> Iterator[data.Batch]:
-    count = max(1, min(len(rows) // size, config.evaluation.eval_max_batches))
-    for number in range(count):
-        numbers = np.arange(number * size, (number + 1) * size) % len(rows)
-        yield data.make_batch(rows, numbers, pad_id, length=config.training.max_length)
+    whole = max(1, min(len(rows) // config.training.batch_size, config.evaluation.eval_max_batches))
+    total: dict[str, Any] = {}
+    for start in range(0, whole * config.training.batch_size, size):
+        slots = np.arange(start, start + size)
+        batch = data.make_batch(rows, slots % len(rows), pad_id, length=config.training.max_length)
+        sums = jax.device_get(eval_fn(params, to_devices(batch, mesh, slots)))
+        total = {k: total.get(k, 0.0) + v.astype(np.float64) for k, v in sums.items()}
+    metrics = summarise(jnp.float32(total["loss"] / total["weight"]), total)
+    return {f"eval_{k}": float(v) for k, v in metrics.items()}
 
 
 if __name__ == "__main__":

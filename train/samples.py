@@ -16,7 +16,11 @@ def write_samples(
 ) -> None:
     """Answer `evaluation.prompts`, to samples.jsonl and the terminal."""
     e, settings = config.evaluation, sampler(config)
-    prompts = [tokenizer(p, add_special_tokens=False).input_ids for p in e.prompts]
+    texts = list(e.prompts)
+    if config.training.mode == "sft":  # ask as the model is being taught
+        chats = [[{"role": "user", "content": p}] for p in e.prompts]
+        texts = [tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True) for c in chats]
+    prompts = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
     result = generate(model, prompts, settings, key=jax.random.key(config.project.seed))
     for prompt, answer in zip(e.prompts, result.answers(), strict=True):
         text = tokenizer.decode(answer)

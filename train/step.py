@@ -19,6 +19,7 @@ from qwen3llada_jax.model import Qwen3LLaDA
 from train.config import Config
 
 State = dict[str, Any]  # {"params", "opt", "step"}
+_GOLDEN = 0.6180339887498949
 BANDS = 4  # noise levels [0, ¼), … that the loss is also reported for
 
 
@@ -68,7 +69,8 @@ def prepare(
 ) -> Prepared:
     """Noise a whole batch at once, so that how it is cut into micro-batches changes nothing.
 
-    For evaluation the noise levels form a fixed grid over the batch and no option that biases the loss applies.
+    For evaluation the noise levels depend on the row alone (a golden-ratio sequence, evenly spread over any run of
+    rows), and no option that biases the loss applies.
     """
     B, L = batch.tokens.shape
     noise = config.training.noise
@@ -86,7 +88,7 @@ def prepare(
     is_real = place < real_length[:, None]
     can_noise = is_real & (place >= batch.prompt_length[:, None])
     if for_evaluation:
-        t = (batch.slots + 0.5) / B
+        t = ((batch.slots + 0.5) * _GOLDEN) % 1.0
     else:
         t = diffusion.sample_t(jax.random.fold_in(jax.random.fold_in(key, step), B), keys, batch.slots, B, noise)
     noised = diffusion.forward_process(
@@ -97,12 +99,12 @@ def prepare(
     return Prepared(noised.tokens, batch.tokens, coefficient, noised.is_noised, batch.prompt_length, real_length, t)
 
 
-def loss_and_sums(network: Qwen3LLaDA, part: Prepared, config: Config) -> tuple[Array, dict[str, Array]]:
+def loss_and_sums(
+    network: Qwen3LLaDA, part: Prepared, config: Config, *, smoothing: float = 0.0
+) -> tuple[Array, dict[str, Array]]:
     """This part's share of the batch's loss (shares add up), and sums for the metrics."""
     L = part.noised.shape[1]
-    training = config.training
     hidden = network.hidden(part.noised, mask_of(part, config))
-    smoothing = training.loss_smoothing if training.loss_impl == "soft_ce" else 0.0
     ce = cross_entropy(hidden, network.head, part.clean, smoothing=smoothing)
     band = jnp.minimum((part.t * BANDS).astype(jnp.int32), BANDS - 1)
     of_band = jax.nn.one_hot(band, BANDS)  # B bands
@@ -141,9 +143,13 @@ def make_train_step(
 ) -> Any:  # fmt: skip
     """A compiled `(state, batch) → (state, metrics)`; the old state is given up."""
     pieces = config.micro_batches
+    smoothing = config.training.loss_smoothing if config.training.loss_impl == "soft_ce" else 0.0
 
     def value_and_grad(params: Any, part: Prepared) -> Any:
-        return jax.value_and_grad(lambda p: loss_and_sums(nnx.merge(graphdef, p), part, config), has_aux=True)(params)
+        def loss(params: Any) -> tuple[Array, dict[str, Array]]:
+            return loss_and_sums(nnx.merge(graphdef, params), part, config, smoothing=smoothing)
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, None))
     def train_step(state: State, batch: DeviceBatch) -> tuple[State, dict[str, Array]]:
@@ -175,13 +181,16 @@ def make_train_step(
 
 
 def make_eval_step(graphdef: Any, config: Config, mask_token_id: int, live: int) -> Any:
-    """A compiled `(params, batch, number) → metrics` under noise that depends on `number` alone."""
+    """A compiled `(params, batch) → sums`, under noise that depends on the row numbers (`slots`) alone."""
     key = jax.random.key(0)
 
     @jax.jit
-    def eval_step(params: Any, batch: DeviceBatch, number: Int[Array, ""]) -> dict[str, Array]:
-        prepared = prepare(batch, key, number, config, mask_token_id, live, for_evaluation=True)
-        return summarise(*loss_and_sums(nnx.merge(graphdef, params), prepared, config))
+    def eval_step(params: Any, batch: DeviceBatch) -> dict[str, Array]:
+        prepared = prepare(batch, key, jnp.int32(0), config, mask_token_id, live, for_evaluation=True)
+        loss, sums = loss_and_sums(nnx.merge(graphdef, params), prepared, config)
+        # The loss is a mean over tokens (pretrain) or rows (sft): weigh it so that batches add up.
+        weight = len(batch.slots) if config.training.mode == "sft" else prepared.real_length.sum()
+        return {**sums, "loss": loss * weight, "weight": jnp.float32(weight)}
 
     return eval_step
 
