@@ -182,7 +182,9 @@ def blank_canvas(
     model: Qwen3LLaDA, prompts: Int[Array, "B P"] | Sequence[Sequence[int]], config: SamplerConfig
 ) -> tuple[Canvas, Int[Array, " B"]]:
     """Prompts followed by masks, and the length of each prompt."""
-    rows = [np.asarray(p, np.int32).reshape(-1) for p in prompts]
+    if any(np.ndim(p) != 1 for p in prompts):
+        raise InputError("prompts must be rows of token ids: a list of lists, or an array [B, P]")
+    rows = [np.asarray(p, np.int32) for p in prompts]
     if not rows:
         raise InputError("no prompt to write after")
     for row in rows:

@@ -211,6 +211,8 @@ def test_impossible_settings_are_refused(twin, options, part):
 
 def test_prompt_ids_out_of_range_are_refused(twin):
     _, model = twin
+    with pytest.raises(q.InputError, match="rows of token ids"):
+        q.generate(model, [1, 2, 3], q.SamplerConfig(gen_length=8, steps=8))
     with pytest.raises(q.InputError, match=f"token id {V} is outside"):
         q.generate(model, [[1, V]], q.SamplerConfig(gen_length=8, steps=8))
 

@@ -1,7 +1,7 @@
 """Everything a training run can be told, as frozen dataclasses: one YAML file, overridden by flags.
 
 Sections and keys are those of the PyTorch Qwen3-LLaDA system, so that its YAML files run; keys that it had
-not are marked "new". A key without effect is an error, never silence.
+not are marked "new". An unknown key is an error, and so is what is not there yet.
 """
 
 import dataclasses
@@ -70,7 +70,7 @@ class TrainingConfig:
     max_length: int = key(1024, "tokens of a row")
     lr: float = key(1e-4, "peak learning rate")
     weight_decay: float = key(0.1, "of weight matrices; norms and biases are never decayed")
-    warmup_ratio: float = key(0.05, "share of the updates over which the rate climbs from 0")
+    warmup_ratio: float = key(0.05, "share of the updates over which the rate climbs to lr")
     grad_clip: float = key(1.0, "new: largest global gradient norm; 0: no limit")
     fp16: bool = key(False, "refused: use bf16")
     bf16: bool = key(False, "compute in bfloat16; weights and moments stay float32")

@@ -9,7 +9,7 @@ from train.config import Config
 
 
 def schedule(config: Config, steps: int) -> optax.Schedule:
-    """Learning rate of update 0, 1, …: a linear warm-up from 0, then the configured shape."""
+    """Learning rate of update 0, 1, …: a linear warm-up, then the configured shape."""
     peak, warmup = config.training.lr, round(config.training.warmup_ratio * steps)
     rest = max(steps - warmup, 1)
     shapes = {
