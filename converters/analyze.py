@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.table import Table
 
 from qwen3llada_jax import checkpoint, command_line, hf_import, model
-from qwen3llada_jax.config import ModelConfig, read_config_json
 from qwen3llada_jax.hf_names import TIED_HEAD, flatten, hf_tensors
 from qwen3llada_jax.hub import model_folder
 from qwen3llada_jax.safetensors_folder import StoredTensor, reader, stored_tensors
@@ -28,11 +27,11 @@ def main() -> int:
 
 def analyze(src: Path, dst: Path | None = None) -> int:
     """Print the table; 0 when all is well, 1 when something is off."""
-    config = ModelConfig.from_hf(read_config_json(src))
+    config = checkpoint.read_model_config(src)
     stored = stored_tensors(src)
     ours = None
     if dst is not None:
-        ours = flatten(checkpoint.load_params(dst, ModelConfig.from_hf(read_config_json(dst))))
+        ours = flatten(checkpoint.load_params(dst, checkpoint.read_model_config(dst)))
     table = Table("Hugging Face", "shape", "dtype", "ours", "shape ", "dtype ", "verdict", title=str(src))
     problems: list[str] = []
     seen = set()

@@ -61,7 +61,7 @@ def convert(src: str, dst: Path, *, dtype: str | None, mask_token_id: str, overw
     count, size = sum(x.size for x in leaves), sum(x.nbytes for x in leaves)
     dtypes = ", ".join(sorted({str(x.dtype) for x in leaves}))
     print(f"{dst}: {count:,} parameters, {size / 1e6:,.0f} MB, {dtypes}; {len(copied)} tokenizer files")
-    print(f"mask token: {config.mask_token_id}{_meaning(folder, config)}")
+    print(f"mask token: {config.mask_token_id}{_meaning(config)}")
     return config
 
 
@@ -112,7 +112,7 @@ def _what_export_restores(folder: Path, config: ModelConfig, dtype: str | None) 
     return {"hf_export": export} if export else {}
 
 
-def _meaning(folder: Path, config: ModelConfig) -> str:
+def _meaning(config: ModelConfig) -> str:
     if config.live_vocab_size is None or config.mask_token_id is None or config.mask_token_id < config.live_vocab_size:
         return ""
     return f", a row that no token uses (the tokenizer's last is {config.live_vocab_size - 1})"

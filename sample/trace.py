@@ -8,6 +8,7 @@ import numpy as np
 
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.files import write_text
+from qwen3llada_jax.pictures import pyplot
 from qwen3llada_jax.sampling import Generation, SamplerConfig
 
 _COLUMNS = 72  # characters of a line of the picture
@@ -26,22 +27,6 @@ def check_trace_path(path: Path) -> None:
         raise InputError(f"--trace {path}: no such folder {path.parent}")
     if path.suffix == ".png":
         pyplot()
-
-
-def pyplot() -> Any:
-    """matplotlib's pyplot, drawing to files.
-
-    Raises:
-        InputError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib
-    except ModuleNotFoundError as error:
-        raise InputError("drawing needs matplotlib: pip install 'qwen3llada_jax[plot]'") from error
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
 
 
 def write_trace(path: Path, result: Generation, tokenizer: Any, settings: SamplerConfig) -> None:

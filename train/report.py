@@ -8,6 +8,7 @@ from typing import Any
 
 from qwen3llada_jax import command_line
 from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.pictures import pyplot
 from train.metrics import read_lines
 
 
@@ -32,13 +33,7 @@ def main() -> None:
 
 def draw(curves: dict[str, list[dict[str, Any]]], out: Path) -> None:
     """The cross-entropy of noised tokens while training (left) and the held-out loss (right), by updates."""
-    try:
-        import matplotlib
-    except ModuleNotFoundError as error:
-        raise InputError("drawing needs matplotlib: pip install 'qwen3llada_jax[plot]'") from error
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     panels = (
         (left, "ce", "training: cross-entropy of noised tokens"),
