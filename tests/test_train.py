@@ -21,9 +21,10 @@ import qwen3llada_jax as q
 from qwen3llada_jax import checkpoint, model, sharding
 from qwen3llada_jax.hf_names import flatten
 from train import step as training
-from train.config import Config, as_yaml, flat, read_config
+from train.config import Config, flat
 from train.metrics import read_lines
 from train.optim import is_matrix, optimiser, schedule
+from train.read_config import as_yaml, read_config
 from train.run import parse, train
 
 

@@ -26,10 +26,11 @@ from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.files import make_folder, write_text
 from qwen3llada_jax.model import Qwen3LLaDA, Runtime
 from train import checkpoints, data
-from train.config import Config, as_yaml, help_text, read_config
+from train.config import Config
 from train.metrics import JsonLines
 from train.optim import optimiser, schedule
 from train.progress import Progress
+from train.read_config import as_yaml, help_text, read_config
 from train.samples import sampler, write_samples
 from train.start import Start, find_start
 from train.step import DeviceBatch, make_eval_step, make_train_step, state_shardings, summarise
