@@ -123,6 +123,19 @@ class MeshConfig:
 
 
 @dataclass(frozen=True)
+class DistributedConfig:
+    """New: several processes as one run."""
+
+    initialize: str = key(
+        "auto", "join other processes: auto (where SLURM, Open MPI or a TPU pod says so), always or never"
+    )
+    coordinator_address: str | None = key(None, "host:port of process 0 (default: what the cluster says)")
+    num_processes: int | None = key(None, "processes of the run (default: what the cluster says)")
+    process_id: int | None = key(None, "number of this process (default: what the cluster says)")
+    timeout: int = key(300, "seconds to wait for the others")
+
+
+@dataclass(frozen=True)
 class Config:
     """A whole training run."""
 
@@ -133,6 +146,7 @@ class Config:
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
 
     @property
     def micro_batches(self) -> int:
@@ -157,7 +171,7 @@ FREE_ON_RESUME = [
     "model.base_model_path",
     "model.qwen3llada_model_path",
 ]
-FREE_SECTIONS_ON_RESUME = ("evaluation", "mesh")
+FREE_SECTIONS_ON_RESUME = ("evaluation", "mesh", "distributed")
 
 
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -195,6 +209,16 @@ def check(config: Config) -> None:
     for name in [f"training.{n}" for n in positive.split()] + ["evaluation.steps", "evaluation.eval_every_steps"]:
         if values[name] is not None and values[name] < 1:
             raise InputError(f"{name} must be at least 1, not {values[name]}")
+    many = config.distributed
+    if many.initialize not in ("auto", "always", "never"):
+        raise InputError(f"distributed.initialize {many.initialize!r} is unknown; choose auto, always or never")
+    by_hand = [many.coordinator_address, many.num_processes, many.process_id]
+    if any(x is not None for x in by_hand) and (None in by_hand or many.initialize == "never"):
+        raise InputError(
+            "distributed: coordinator_address, num_processes and process_id go together, with initialize: auto"
+        )
+    if many.num_processes is not None and not 0 <= (many.process_id or 0) < many.num_processes:
+        raise InputError(f"distributed.process_id {many.process_id} is not below num_processes {many.num_processes}")
     if t.fp16:
         raise InputError("training.fp16 is not supported: it needs loss scaling that bf16 does not; set bf16: true")
     if d.streaming:
