@@ -70,8 +70,12 @@ class TrainingConfig:
     attention: str = key("auto", "new: auto, xla, cudnn or splash")
     save_steps: int = key(500, "updates between checkpoints")
     save_total_limit: int | None = key(3, "newest checkpoints kept (null: all)")
+    keep_best: bool = key(
+        True, "new: compute the held-out loss at every save too, and keep the checkpoint of the lowest as well"
+    )
     resume_from: str | None = key(
-        "auto", "auto: output_dir's newest checkpoint, if any; never; or another run's folder"
+        "auto",
+        "auto: output_dir's newest checkpoint, if any; never; or another run, or one RUN/checkpoints/N",
     )
     eos_padding: bool = key(True, "new: pad answers with EOS that is trained on, which teaches the model to stop (sft)")
     noise: NoiseConfig = field(default_factory=NoiseConfig)
@@ -162,6 +166,7 @@ FREE_ON_RESUME = [
     "project.device",
     "training.save_steps",
     "training.save_total_limit",
+    "training.keep_best",
     "training.resume_from",
     "training.micro_batch_size",
     "training.gradient_accumulation_steps",

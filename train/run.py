@@ -7,6 +7,8 @@ Any key of the configuration is a flag, in full or, where that is unambiguous, b
 is a model folder: give it to sample.generate or converters.to_hf. The same command goes on where it stopped.
 """
 
+import functools
+import json
 import math
 import sys
 import time
@@ -23,7 +25,7 @@ from jax.sharding import PartitionSpec as P
 from qwen3llada_jax import attention, checkpoint, command_line, model, sharding
 from qwen3llada_jax.config import ModelConfig
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.files import make_folder, write_text
+from qwen3llada_jax.files import home, make_folder, remove_parts, write_text
 from qwen3llada_jax.model import Qwen3LLaDA, Runtime
 from train import checkpoints, data
 from train.config import Config
@@ -32,8 +34,10 @@ from train.optim import optimiser, schedule
 from train.progress import Progress
 from train.read_config import as_yaml, help_text, read_config
 from train.samples import sampler, write_samples
+from train.signals import stop_requests
 from train.start import Start, find_start
 from train.step import DeviceBatch, make_eval_step, make_train_step, state_shardings, summarise
+from train.versions import versions
 
 
 def main() -> None:
@@ -98,7 +102,7 @@ def train(config: Config) -> None:
     tx = optimiser(config, steps)
     shapes, shardings = state_shardings(architecture, tx, mesh)
     with jax.set_mesh(mesh):
-        state = first_state(config, output, start, tx, shapes, shardings, mesh)
+        state = first_state(config, output, start, rows.fingerprint, tx, shapes, shardings, mesh)
     first = int(state["step"])
     if first >= steps:
         print(f"{output}: already at update {first} of {steps}, nothing to do")
@@ -109,8 +113,11 @@ def train(config: Config) -> None:
     checkpoint.write_config(output, architecture)
     checkpoint.copy_tokenizer(start.folder, output)
     write_text(output / "training.yaml", as_yaml(config))
+    write_text(output / "versions.json", json.dumps(versions(), indent=2) + "\n")
     logs = Path(config.project.log_dir or output)
     make_folder(logs)
+    for folder in (output, logs):
+        remove_parts(folder)
     metrics_log = JsonLines(logs / "metrics.jsonl", first)
     samples_log = JsonLines(logs / "samples.jsonl", first)
 
@@ -122,8 +129,13 @@ def train(config: Config) -> None:
     eval_fn = make_eval_step(graphdef, config, architecture.mask_token_id, live)
     rate = schedule(config, steps)
     every = config.evaluation
-    manager = checkpoints.open_checkpoints(output, config.training.save_total_limit)
-    with jax.set_mesh(mesh), manager, Progress(first, steps) as progress:
+    keep, keep_best = config.training.save_total_limit, config.training.keep_best
+    with (
+        stop_requests() as should_stop,
+        jax.set_mesh(mesh),
+        checkpoints.open_checkpoints(output, keep, keep_best=keep_best) as manager,
+        Progress(first, steps) as progress,
+    ):
         since, seen = time.perf_counter(), 0
         for step in range(first, steps):
             batch = data.make_batch(
@@ -134,6 +146,8 @@ def train(config: Config) -> None:
             )
             state, metrics = step_fn(state, to_devices(batch, mesh))
             done, seen = step + 1, seen + batch.tokens.size
+            saves, eval_loss = done % config.training.save_steps == 0 or done == steps, None
+            checkpoints.check_written(manager)
             progress.advance()
             if done % every.steps == 0 or done == steps or step == 0:
                 record = {"step": done, "lr": float(rate(step)), **{k: float(v) for k, v in metrics.items()}}
@@ -142,20 +156,32 @@ def train(config: Config) -> None:
                 since, seen = now, 0
                 metrics_log.write(record)
                 progress.show(record)
-            if held_out is not None and (done % every.eval_every_steps == 0 or done == steps):
+            evaluates = done % every.eval_every_steps == 0 or done == steps or (saves and keep_best)
+            if held_out is not None and evaluates:
                 record = {
                     "step": done,
                     **evaluate(eval_fn, state["params"], held_out, tokenizer.eos_token_id, config, mesh),
                 }
+                eval_loss = record["eval_loss"]
                 metrics_log.write(record)
                 progress.show(record)
             if every.prompts and (done % every.eval_every_steps == 0 or done == steps):
                 write_samples(nnx.merge(graphdef, state["params"]), tokenizer, config, done, samples_log, progress)
-            if done % config.training.save_steps == 0 or done == steps:
-                checkpoints.save(manager, state, config, architecture)
+            stops = should_stop(done)
+            if saves or stops:
+                place = {"fingerprint": rows.fingerprint}
+                checkpoints.save(manager, state, config, architecture, place, eval_loss)
                 since, seen = time.perf_counter(), 0
+            if stops:
+                break
+        best = manager.best_step() if keep_best else None
     metrics_log.close()
     samples_log.close()
+    if done < steps:
+        print(f"{output}: stopped and saved at update {done} of {steps}; the same command goes on from there")
+        return
+    if best not in (None, steps):
+        print(f"lowest held-out loss at update {best}: {output}/checkpoints/{best}")
     print(f"{output}: {steps} updates; sample from it with: python -m sample.generate --model {output}")
 
 
@@ -202,21 +228,24 @@ def check_ids(rows: data.Rows, architecture: ModelConfig, name: str | None) -> N
 
 
 def first_state(
-    config: Config, output: Path, start: Start, tx: Any, shapes: Any, shardings: Any, mesh: Mesh
+    config: Config, output: Path, start: Start, fingerprint: str, tx: Any, shapes: Any, shardings: Any, mesh: Mesh
 ) -> dict[str, Any]:
     """The state to go on from."""
-    resume = config.training.resume_from
-    if resume not in ("never", None) and checkpoint.params_item(output) is not None:
-        checkpoints.check_same_run(output, config, start.config)
-        state = checkpoints.restore(output, shapes, shardings)
+    goes_on = config.training.resume_from
+    resume = functools.partial(checkpoints.resume, config=config, model=start.config, fingerprint=fingerprint,
+                               shapes=shapes, shardings=shardings)  # fmt: skip
+    if goes_on not in ("never", None) and checkpoints.step_folders(output):
+        state, _ = resume(output, fork=False)
         checkpoints.notice(f"going on from update {int(state['step'])} of {output}")
         return state
-    if resume not in ("auto", "never", None):
-        other = Path(resume)
-        if checkpoint.params_item(other) is None or not (other / "checkpoints").is_dir():
-            raise InputError(f"training.resume_from {resume}: no training run with checkpoints there")
-        return checkpoints.restore(other, shapes, shardings)
-    if (output / "checkpoints").is_dir() and any(p.name.isdigit() for p in (output / "checkpoints").iterdir()):
+    if goes_on not in ("auto", "never", None):
+        other = Path(goes_on)
+        if not checkpoints.step_folders(other) or not (home(other) / "checkpoints").is_dir():
+            raise InputError(f"training.resume_from {other}: no training run with checkpoints there")
+        state, _ = resume(other, fork=True)
+        checkpoints.notice(f"going on from update {int(state['step'])} of {other}, in {output}")
+        return state
+    if checkpoints.step_folders(output):
         raise InputError(
             f"{output} holds the checkpoints of another run; choose another project.output_dir, or resume_from: auto"
         )
