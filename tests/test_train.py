@@ -17,6 +17,7 @@ from qwen3llada_jax import checkpoint, model, sharding
 from qwen3llada_jax.hf_names import flatten
 from train import step as training
 from train.config import Config, flat
+from train.meter import MEASURED
 from train.metrics import read_lines
 from train.optim import is_matrix, optimiser, schedule
 from train.read_config import as_yaml, read_config
@@ -251,9 +252,8 @@ def test_resume_keeps_schedule_noise_and_order(start, finished, tmp_path, capsys
     assert "going on from update 2" in capsys.readouterr().err
     assert_same(again, params)
     whole, resumed = (read_lines(folder / "metrics.jsonl") for folder in (out, tmp_path / "run"))
-    drop = ("tokens_per_second",)
-    assert [{k: v for k, v in r.items() if k not in drop} for r in whole] == [
-        {k: v for k, v in r.items() if k not in drop} for r in resumed
+    assert [{k: v for k, v in r.items() if k not in MEASURED} for r in whole] == [
+        {k: v for k, v in r.items() if k not in MEASURED} for r in resumed
     ]
     run(start, tmp_path / "run")
     assert "nothing to do" in capsys.readouterr().out

@@ -23,6 +23,10 @@ class ProjectConfig:
     output_dir: str = key("runs/qwen3-llada", "run folder: a model folder with checkpoints and metrics")
     log_dir: str | None = key(None, "folder of metrics.jsonl and samples.jsonl (default: output_dir)")
     device: str = key("auto", "auto, cpu, gpu or tpu")
+    profile: int = key(0, "new: updates to trace with jax.profiler, into log_dir/profile (0: none)")
+    peak_tflops: float | None = key(
+        None, "new: peak TFLOP/s of one device, for the FLOP utilisation (default: the published bf16 figure)"
+    )
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,9 @@ class TrainingConfig:
     weight_decay: float = key(0.1, "of weight matrices; norms and biases are never decayed")
     warmup_ratio: float = key(0.05, "share of the updates over which the rate climbs to lr")
     grad_clip: float = key(1.0, "new: largest global gradient norm; 0: no limit")
+    on_nan: str = key("stop", "new: at an update whose loss or gradient is not finite: stop, or skip it")
+    on_spike: str = key("none", "new: at a spike of loss or gradient norm: none, stop, or skip the update")
+    spike_factor: float = key(10.0, "new: a spike is this many times the running median of 64 updates")
     fp16: bool = key(False, "refused: use bf16")
     bf16: bool = key(False, "compute in bfloat16; weights and moments stay float32")
     remat: str = key("none", "new: what the backward pass recomputes: none, dots (all but matmuls) or full")
@@ -111,6 +118,8 @@ class EvaluationConfig:
     )
     eval_split: str = key("validation", "split to evaluate on")
     eval_max_batches: int = key(8, "batches of an evaluation at most")
+    tensorboard: bool = key(False, "new: metrics also as TensorBoard events, into log_dir/tensorboard")
+    wandb: str | None = key(None, "new: metrics also to this Weights & Biases project")
     prompts: tuple[str, ...] = key((), "new: prompts answered after each evaluation, into samples.jsonl")
     max_new_tokens: int = key(64, "tokens of such an answer")
     sampling_steps: int = key(64, "forward passes of such an answer")
@@ -164,6 +173,8 @@ FREE_ON_RESUME = [
     "project.output_dir",
     "project.log_dir",
     "project.device",
+    "project.profile",
+    "project.peak_tflops",
     "training.save_steps",
     "training.save_total_limit",
     "training.keep_best",
@@ -199,6 +210,8 @@ def check(config: Config) -> None:
         "training.loss_impl": ("guidelines", "dllm", "soft_ce"),
         "training.remat": ("none", "dots", "full"),
         "training.attention": ("auto", "xla", "cudnn", "splash"),
+        "training.on_nan": ("stop", "skip"),
+        "training.on_spike": ("none", "stop", "skip"),
         "training.block_attention.visibility": ("block_bias", "block_causal"),
         "optim.name": ("adamw",),
         "optim.scheduler": ("constant", "linear", "cosine"),
@@ -246,6 +259,12 @@ def check(config: Config) -> None:
         raise InputError(
             "training.lr, training.epochs and optim.eps must be above 0, grad_clip and weight_decay 0 or more"
         )
+    if t.spike_factor <= 1:
+        raise InputError(f"training.spike_factor must be above 1, not {t.spike_factor}")
+    if config.project.profile < 0:
+        raise InputError(f"project.profile must be 0 or more, not {config.project.profile}")
+    if config.project.peak_tflops is not None and config.project.peak_tflops <= 0:
+        raise InputError(f"project.peak_tflops must be above 0, not {config.project.peak_tflops}")
     micro, pieces = t.micro_batch_size, t.gradient_accumulation_steps
     if (
         (micro and t.batch_size % micro)
