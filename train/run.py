@@ -21,11 +21,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from qwen3llada_jax import attention, checkpoint, command_line, model, sharding
-from qwen3llada_jax.config import ModelConfig
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.files import make_folder, write_text
 from qwen3llada_jax.model import Qwen3LLaDA, Runtime
 from train import checkpoints, data
+from train.batches import held_out_rows, training_batches
 from train.config import Config
 from train.metrics import JsonLines
 from train.optim import optimiser, schedule
@@ -77,22 +77,16 @@ def train(config: Config) -> None:
         )
 
     # ---- data ---------------------------------------------------------------------------------------------
-    rows = load_rows(config, tokenizer, config.dataset.name, config.dataset.split, "dataset.split")
-    check_ids(rows, architecture, config.dataset.name)
-    print(f"training data: {rows.report}")
+    batches = training_batches(config, tokenizer, architecture.vocab_size)
+    print(f"training data: {batches.report}")
     held_out = None
     if config.evaluation.do_eval_loss:
-        if config.evaluation.eval_name is None and not data.has_splits(config.dataset.name):
-            raise InputError(
-                f"{config.dataset.name} has no splits, so nothing is held out: set evaluation.eval_name, "
-                "or evaluation.do_eval_loss: false"
-            )
-        name = config.evaluation.eval_name or config.dataset.name
-        held_out = load_rows(config, tokenizer, name, config.evaluation.eval_split, "evaluation.eval_split")
-        check_ids(held_out, architecture, name)
+        held_out = held_out_rows(config, tokenizer, architecture.vocab_size)
         print(f"held-out data: {held_out.report}")
-    per_epoch = len(rows) / config.training.batch_size
-    steps = config.training.max_steps or max(1, math.ceil(config.training.epochs * per_epoch))
+    steps = config.training.max_steps
+    if steps is None:
+        assert batches.rows_per_epoch is not None  # else max_steps is asked for
+        steps = max(1, math.ceil(config.training.epochs * batches.rows_per_epoch / config.training.batch_size))
 
     # ---- state: 1. this run's newest checkpoint, 2. another run's, 3. the starting weights ----------------
     tx = optimiser(config, steps)
@@ -126,12 +120,7 @@ def train(config: Config) -> None:
     with jax.set_mesh(mesh), manager, Progress(first, steps) as progress:
         since, seen = time.perf_counter(), 0
         for step in range(first, steps):
-            batch = data.make_batch(
-                rows,
-                data.row_numbers(step, config.training.batch_size, len(rows), config.project.seed),
-                tokenizer.eos_token_id,
-                length=config.training.max_length,
-            )
+            batch = batches.take(step)
             state, metrics = step_fn(state, to_devices(batch, mesh))
             done, seen = step + 1, seen + batch.tokens.size
             progress.advance()
@@ -156,6 +145,8 @@ def train(config: Config) -> None:
                 since, seen = time.perf_counter(), 0
     metrics_log.close()
     samples_log.close()
+    if batches.counts():
+        print(f"data read: {batches.counts()}")
     print(f"{output}: {steps} updates; sample from it with: python -m sample.generate --model {output}")
 
 
@@ -181,24 +172,6 @@ def parse(arguments: list[str]) -> Config:
         else:
             overrides.append((name, value))
     return read_config(path, overrides)
-
-
-def load_rows(config: Config, tokenizer: Any, name: str | None, split: str, split_key: str) -> data.Rows:
-    """The rows of a dataset in the run's mode."""
-    assert name is not None
-    length, workers = config.training.max_length, config.dataset.num_proc
-    dataset = data.load(name, config.dataset.config, split, split_key=split_key)
-    if config.training.mode == "sft":
-        return data.sft_rows(dataset, tokenizer, length=length, num_proc=workers, name=name)
-    column = data.text_column(dataset, config.dataset.text_field, name)
-    pack = config.dataset.pack_to_max_length
-    return data.pretraining_rows(dataset, tokenizer, column, length=length, pack=pack, num_proc=workers, name=name)
-
-
-def check_ids(rows: data.Rows, architecture: ModelConfig, name: str | None) -> None:
-    """Refuse data tokenised for another model."""
-    if len(rows.values):
-        model.check_tokens(np.array([rows.values.min(), rows.values.max()]), architecture.vocab_size)
 
 
 def first_state(
@@ -242,7 +215,9 @@ def to_devices(batch: data.Batch, mesh: Mesh, slots: np.ndarray | None = None) -
         return jax.make_array_from_callback(array.shape, rows_sharding, lambda index: array[index])
 
     slots = np.arange(len(batch.rows)) if slots is None else slots
-    return DeviceBatch(put(batch.tokens), put(batch.prompt_length), put(batch.real_length), put(slots.astype(np.int32)))
+    arrays = (batch.tokens, batch.prompt_length, batch.real_length, slots.astype(np.int32))
+    documents = [None if array is None else put(array) for array in (batch.segment_ids, batch.positions)]
+    return DeviceBatch(*map(put, arrays), *documents)
 
 
 def evaluate(eval_fn: Any, params: Any, rows: data.Rows, pad_id: int, config: Config, mesh: Mesh) -> dict[str, float]:

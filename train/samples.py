@@ -6,6 +6,7 @@ import jax
 
 from qwen3llada_jax.model import Qwen3LLaDA
 from qwen3llada_jax.sampling import SamplerConfig, generate
+from train import conversations
 from train.config import Config
 from train.metrics import JsonLines
 from train.progress import Progress
@@ -19,7 +20,7 @@ def write_samples(
     texts = list(e.prompts)
     if config.training.mode == "sft":  # ask as the model is being taught
         chats = [[{"role": "user", "content": p}] for p in e.prompts]
-        texts = [tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True) for c in chats]
+        texts = [conversations.question(chat, tokenizer, config.dataset.template) for chat in chats]
     prompts = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
     result = generate(model, prompts, settings, key=jax.random.key(config.project.seed))
     for prompt, answer in zip(e.prompts, result.answers(), strict=True):

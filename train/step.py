@@ -30,6 +30,8 @@ class DeviceBatch(NamedTuple):
     prompt_length: Int[Array, " B"]
     real_length: Int[Array, " B"]
     slots: Int[Array, " B"]
+    segment_ids: Int[Array, "B L"] | None = None
+    positions: Int[Array, "B L"] | None = None
 
 
 class Prepared(NamedTuple):
@@ -42,6 +44,8 @@ class Prepared(NamedTuple):
     prompt_length: Int[Array, " B"]
     real_length: Int[Array, " B"]
     t: Float[Array, " B"]
+    segment_ids: Int[Array, "B L"] | None = None
+    positions: Int[Array, "B L"] | None = None
 
 
 def state_shardings(config: Any, tx: optax.GradientTransformation, mesh: Mesh) -> tuple[State, State]:
@@ -96,7 +100,8 @@ def prepare(
     )
     counts = (real_length - batch.prompt_length)[:, None] * B if is_sft else real_length.sum()
     coefficient = jnp.where(noised.is_noised, noised.weight / counts, 0.0)
-    return Prepared(noised.tokens, batch.tokens, coefficient, noised.is_noised, batch.prompt_length, real_length, t)
+    return Prepared(noised.tokens, batch.tokens, coefficient, noised.is_noised, batch.prompt_length, real_length, t,
+                    batch.segment_ids, batch.positions)  # fmt: skip
 
 
 def loss_and_sums(
@@ -104,7 +109,7 @@ def loss_and_sums(
 ) -> tuple[Array, dict[str, Array]]:
     """This part's share of the batch's loss (shares add up), and sums for the metrics."""
     L = part.noised.shape[1]
-    hidden = network.hidden(part.noised, mask_of(part, config))
+    hidden = network.hidden(part.noised, mask_of(part, config), part.positions)
     ce = cross_entropy(hidden, network.head, part.clean, smoothing=smoothing)
     band = jnp.minimum((part.t * BANDS).astype(jnp.int32), BANDS - 1)
     of_band = jax.nn.one_hot(band, BANDS)  # B bands
@@ -120,7 +125,7 @@ def loss_and_sums(
 
 
 def mask_of(part: Prepared, config: Config) -> Mask:
-    """Who sees whom in this batch: the configured blocks, and nobody sees padding."""
+    """Who sees whom in this batch: the configured blocks, own documents only, and nobody sees padding."""
     L = part.noised.shape[1]
     is_real = None
     pads = config.training.mode == "sft" and not config.training.eos_padding
@@ -131,10 +136,11 @@ def mask_of(part: Prepared, config: Config) -> Mask:
         is_real = jnp.arange(L)[None] < part.real_length[:, None]
     blocks = config.training.block_attention
     if not blocks.enabled:
-        return Mask(is_real=is_real)
+        return Mask(segment_ids=part.segment_ids, is_real=is_real)
     prompts = part.prompt_length if config.training.mode == "sft" else None
     sees = blocks.prompt_sees_answer and blocks.visibility == "block_bias"
-    return Mask(blocks.visibility, blocks.block_length, sees, prompt_length=prompts, is_real=is_real)
+    return Mask(blocks.visibility, blocks.block_length, sees, prompt_length=prompts, segment_ids=part.segment_ids,
+                positions=part.positions, is_real=is_real)  # fmt: skip
 
 
 def make_train_step(
