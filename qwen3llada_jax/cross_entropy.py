@@ -1,54 +1,148 @@
-"""Cross-entropy over a large vocabulary without the [B, L, V] logits.
+"""Cross-entropy over a large vocabulary: only where it counts, and never a [B, L, V] array.
 
-The head is applied to a slice of the length at a time, in the forward pass and again in the backward pass.
-Slices run along L so that a batch split over devices stays where it is.
+The positions that count (a training step's noised ones) are dealt to the front and go through the head a slice
+at a time, as many slices as they fill. Loss and gradients come from one pass: with known weights w the gradient
+of Σ w · ce in a position's logits is w · (softmax − onehot), so nothing is computed again on the way back.
+
+On a mesh each device works through its own rows: the head is gathered over `fsdp` once, its gradient is
+scattered over `fsdp` once, and over `tensor` each device holds a share of the vocabulary.
 """
+
+import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
-# Logits held at once, in elements: 256 MB of float32.
-_ELEMENTS = 1 << 26
+from qwen3llada_jax import sharding
+
+# Logits held at once, in elements: 512 MB of float32.
+_ELEMENTS = 1 << 27
 
 
-@jax.named_scope("cross_entropy")
+class _Mesh(NamedTuple):
+    """Names of the mesh axes that rows, hidden size and vocabulary are split over; empty outside a mesh."""
+
+    rows: tuple[str, ...] = ()
+    hidden: tuple[str, ...] = ()
+    vocab: tuple[str, ...] = ()
+
+
 def cross_entropy(
     hidden: Float[Array, "B L D"],
     head: Float[Array, "V D"],
     targets: Int[Array, "B L"],
+    weight: Float[Array, "B L"],
+    where: Bool[Array, "B L"],
     *,
     smoothing: float = 0.0,
     chunk: int | None = None,
-) -> Float[Array, "B L"]:
-    """−log softmax(hidden · headᵀ)[target] of every position, float32.
+) -> tuple[Float[Array, ""], Float[Array, "B L"]]:
+    """(Σ weight · ce, ce), ce = −log softmax(hidden · headᵀ)[target] in float32.
+
+    Only the sum has gradients (in `hidden` and `head`).
 
     Args:
-        smoothing: a of (1 − a) · ce + a · mean_v(−log softmax_v), label smoothing.
-        chunk: positions per slice, a divisor of L; None: as many as fit in 256 MB of logits.
+        where: the positions to look at; everywhere else ce is 0.
+        smoothing: a of (1 − a) · ce + a · mean_v(−log softmax_v), label smoothing, in the sum alone.
+        chunk: positions that go through the head at once; None: an eighth of them, as far as their logits fit
+            in 512 MB.
     """
-    B, L, _ = hidden.shape
-    if chunk is None:
-        chunk = largest_divisor(L, at_most=max(1, _ELEMENTS // (B * head.shape[0])))
-    if chunk == L:
-        return _dense(hidden, head, targets, smoothing)
-
-    def one(_: None, part: tuple[Array, Array]) -> tuple[None, Array]:
-        return None, _dense(part[0], head, part[1], smoothing)
-
-    slices = tuple(x.reshape(B, L // chunk, chunk, *x.shape[2:]).swapaxes(0, 1) for x in (hidden, targets))
-    _, ce = jax.lax.scan(jax.checkpoint(one, prevent_cse=False), None, slices)
-    return ce.swapaxes(0, 1).reshape(B, L)
+    arrays = (jnp.asarray(x) for x in (hidden, head, targets, weight, where))
+    return _cross_entropy(*arrays, smoothing, chunk)
 
 
-def largest_divisor(number: int, at_most: int) -> int:
-    """The largest divisor of `number` that is not above `at_most`."""
-    return max(d for d in range(1, min(number, at_most) + 1) if number % d == 0)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _cross_entropy(hidden, head, targets, weight, where, smoothing, chunk):  # noqa: ANN001, ANN202
+    total, ce, _, _ = _stream(hidden, head, targets, weight, where, smoothing, chunk, gradients=False)
+    return total, ce
 
 
-def _dense(hidden: Array, head: Array, targets: Array, smoothing: float) -> Array:
-    logits = jnp.einsum("bld,vd->blv", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
-    total = jax.nn.logsumexp(logits, axis=-1)
-    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    ce = total - picked
-    return (1 - smoothing) * ce + smoothing * (total - logits.mean(axis=-1)) if smoothing else ce
+def _forward(hidden, head, targets, weight, where, smoothing, chunk):  # noqa: ANN001, ANN202
+    total, ce, of_hidden, of_head = _stream(hidden, head, targets, weight, where, smoothing, chunk, gradients=True)
+    return (total, ce), (of_hidden, of_head.astype(head.dtype))
+
+
+def _backward(smoothing, chunk, gradients, cotangents):  # noqa: ANN001, ANN202
+    of_hidden, of_head = gradients
+    scale = cotangents[0]
+    return of_hidden * scale.astype(of_hidden.dtype), of_head * scale.astype(of_head.dtype), None, None, None
+
+
+_cross_entropy.defvjp(_forward, _backward)
+
+
+@jax.named_scope("cross_entropy")
+def _stream(hidden, head, targets, weight, where, smoothing, chunk, *, gradients):  # noqa: ANN001, ANN202
+    """(sum, ce, gradient in hidden, gradient in head), each device on its own rows."""
+    on = _Mesh(*(sharding.mesh_axes(axis) for axis in ("batch", "embed", "vocab")))
+    work = functools.partial(_local, smoothing=smoothing, chunk=chunk, gradients=gradients, on=on)
+    rows, table = ("batch",), ("vocab", "embed")
+    results = [(), rows, rows, table] if gradients else [(), rows, (), ()]
+    return sharding.per_device(work, (rows, table, rows, rows, rows), results)(hidden, head, targets, weight, where)
+
+
+def _local(hidden, head, targets, weight, where, *, smoothing, chunk, gradients, on):  # noqa: ANN001, ANN202
+    B, L, D = hidden.shape
+    R, dtype = B * L, hidden.dtype
+    table = head.astype(dtype)  # V D, of this device's share of the vocabulary
+    if on.hidden:
+        table = jax.lax.all_gather(table, on.hidden, axis=1, tiled=True)
+    V = table.shape[0]
+    whole, first_id = V, 0
+    if on.vocab:
+        whole, first_id = V * jax.lax.axis_size(on.vocab), V * jax.lax.axis_index(on.vocab)
+    C = min(R, chunk or positions_at_once(R, V))
+
+    rows, targets, weight, where = hidden.reshape(R, D), targets.reshape(R), weight.reshape(R), where.reshape(R)
+    order, count = jnp.pad(jnp.argsort(~where, stable=True), (0, -R % C)), where.sum()
+
+    def one(i, carry):  # noqa: ANN001, ANN202
+        total, ce, of_rows, of_table = carry
+        place = i * C + jnp.arange(C)
+        here = jax.lax.dynamic_slice_in_dim(order, i * C, C)
+        x, w = rows[here], jnp.where(place < count, weight[here], 0.0)
+        logits = jnp.einsum("cd,vd->cv", x, table, preferred_element_type=jnp.float32)
+        target = targets[here] - first_id
+        is_target = jnp.arange(V) == target[:, None]
+        highest = _over(jax.lax.pmax, logits.max(axis=1), on.vocab)
+        log_sum = highest + jnp.log(_over(jax.lax.psum, jnp.exp(logits - highest[:, None]).sum(axis=1), on.vocab))
+        picked = _over(jax.lax.psum, jnp.where(is_target, logits, 0.0).sum(axis=1), on.vocab)
+        plain = log_sum - picked
+        smooth = plain
+        if smoothing:
+            mean = _over(jax.lax.psum, logits.sum(axis=1), on.vocab) / whole
+            smooth = (1 - smoothing) * plain + smoothing * (log_sum - mean)
+        total = total + (w * smooth).sum()
+        into = jnp.where(place < count, here, R)  # outside the array: dropped
+        ce = ce.at[into].set(plain, mode="drop")
+        if gradients:
+            softmax = jnp.exp(logits - log_sum[:, None])
+            of_logits = w[:, None] * (softmax - (1 - smoothing) * is_target - smoothing / whole)
+            of_logits = of_logits.astype(dtype)
+            of_x = jnp.einsum("cv,vd->cd", of_logits, table, preferred_element_type=jnp.float32)
+            of_rows = of_rows.at[into].set(_over(jax.lax.psum, of_x, on.vocab).astype(dtype), mode="drop")
+            of_table = of_table + jnp.einsum("cv,cd->vd", of_logits, x, preferred_element_type=jnp.float32)
+        return total, ce, of_rows, of_table
+
+    zeros = (jnp.float32(0), jnp.zeros(R, jnp.float32), jnp.zeros((), dtype), jnp.zeros(()))
+    if gradients:
+        zeros = (*zeros[:2], jnp.zeros((R, D), dtype), jnp.zeros((V, D), jnp.float32))
+    total, ce, of_rows, of_table = jax.lax.fori_loop(0, -(-count // C), one, zeros)
+    if gradients:
+        of_rows = of_rows.reshape(B, L, D)
+        of_table = sharding.reduce_gradient(of_table, on.hidden, on.rows)
+    return _over(jax.lax.psum, total, on.rows), ce.reshape(B, L), of_rows, of_table
+
+
+def _over(reduce, x, axes):  # noqa: ANN001, ANN202
+    return reduce(x, axes) if axes else x
+
+
+def positions_at_once(positions: int, vocab: int) -> int:
+    """An eighth of the positions in multiples of 128, at least 256, while their logits fit in 512 MB."""
+    fits = max(1, _ELEMENTS // vocab)
+    fits = 1 << int(np.log2(fits))  # a power of two suits every kind of matrix unit
+    return min(fits, max(256, -(-positions // 8 // 128) * 128))

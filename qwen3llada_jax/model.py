@@ -23,17 +23,27 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_policies
 from jaxtyping import Array, Bool, Float, Int
 
-from qwen3llada_jax import attention, masks
+from qwen3llada_jax import attention, masks, sharding
 from qwen3llada_jax.config import ModelConfig
+from qwen3llada_jax.embedding import lookup
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.masks import Mask
 from qwen3llada_jax.rope import apply_rope, rope_tables
 from qwen3llada_jax.sharding import constrain
 
-REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
-    "none": None,
-    "full": checkpoint_policies.nothing_saveable,
+# What lies between a stored weight and its gathered form (`sharding.gather` is the custom_vjp_call).
+_ON_THE_WAY = ("custom_vjp_call", "sharding_constraint", "convert_element_type", "reshape", "transpose", "squeeze")
+
+
+def _all_but_gathered_weights(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Keep every activation for the backward pass, but no gathered weight: together they are the whole model."""
+    return primitive.name not in _ON_THE_WAY
+
+
+REMAT_POLICIES: dict[str, Callable[..., Any]] = {
+    "none": _all_but_gathered_weights,
     "dots": checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": checkpoint_policies.nothing_saveable,
 }
 
 
@@ -114,22 +124,22 @@ class Layers(nnx.Module):
     ) -> Float[Array, "B L D"]:
         """Grouped-query attention with normalised, rotated queries and keys."""
         eps, dtype = self.config.rms_norm_eps, x.dtype
-        q, k, v = (project(x, w[...]) for w in (self.q_proj, self.k_proj, self.v_proj))  # B L N H, B L K H
+        q, k, v = (project(x, w) for w in (self.q_proj, self.k_proj, self.v_proj))  # B L N H, B L K H
         if self.config.attention_bias:
             q, k, v = q + self.q_bias.astype(dtype), k + self.k_bias.astype(dtype), v + self.v_bias.astype(dtype)
         q, k, v = (constrain(y, "batch", "length", "act_heads", "head_dim") for y in (q, k, v))
         q = apply_rope(rms_norm(q, self.q_norm[...], eps), *rope)
         k = apply_rope(rms_norm(k, self.k_norm[...], eps), *rope)
         out = attention.attention(q, k, v, mask, implementation)  # B L N H
-        out = project(out, self.o_proj[...], inputs=2)
+        out = project(out, self.o_proj, inputs=2)
         return out + self.o_bias.astype(dtype) if self.config.attention_bias else out
 
     @jax.named_scope("mlp")
     def mlp(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         """SwiGLU: down(silu(gate(x)) · up(x))."""
-        gate, up = project(x, self.gate_proj[...]), project(x, self.up_proj[...])
+        gate, up = project(x, self.gate_proj), project(x, self.up_proj)
         hidden = constrain(jax.nn.silu(gate) * up, "batch", "length", "act_mlp")
-        return project(hidden, self.down_proj[...])
+        return project(hidden, self.down_proj)
 
 
 class Qwen3LLaDA(nnx.Module):
@@ -177,7 +187,7 @@ class Qwen3LLaDA(nnx.Module):
         """Final hidden states, normalised: what `logits` takes. Arguments as in `__call__`."""
         L = tokens.shape[1]
         dtype = self.runtime.dtype or self.embed_tokens.dtype
-        x = constrain(self.embed_tokens[tokens].astype(dtype), "batch", "length", "act_embed")
+        x = constrain(lookup(self.embed_tokens[...], tokens, dtype), "batch", "length", "act_embed")
         if positions is None:
             positions = jnp.arange(L, dtype=jnp.int32)[None]
         rope = rope_tables(self.config, positions)
@@ -188,9 +198,8 @@ class Qwen3LLaDA(nnx.Module):
         def layer(x: Array, weights: Layers) -> tuple[Array, None]:
             return weights(x, rope, mask, kind), None
 
-        policy = self.runtime.remat
-        if policy != "none":
-            layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT_POLICIES[policy])
+        if self.runtime.remat != "none" or not jax.sharding.get_abstract_mesh().empty:
+            layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT_POLICIES[self.runtime.remat])
         x, _ = jax.lax.scan(layer, x, self.layers)
         return rms_norm(x, self.norm[...], self.config.rms_norm_eps)
 
@@ -205,13 +214,15 @@ class Qwen3LLaDA(nnx.Module):
         return jnp.einsum("bld,vd->blv", hidden, self.head.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
 
-def project(x: Float[Array, "B L ..."], weight: Float[Array, "..."], inputs: int = 1) -> Float[Array, "B L ..."]:
-    """Contract the last `inputs` axes of x with the last of a weight, in x's dtype.
+def project(x: Float[Array, "B L ..."], weight: nnx.Param, inputs: int = 1) -> Float[Array, "B L ..."]:
+    """Contract the last `inputs` axes of x with the last of one layer's weight, in x's dtype.
 
     One plain matmul over B · L rows: with B and L apart, the weight's gradient runs a third slower on CPUs.
     """
-    outer, inner = weight.shape[: weight.ndim - inputs], math.prod(weight.shape[weight.ndim - inputs :])
-    rows = x.reshape(-1, inner) @ weight.astype(x.dtype).reshape(-1, inner).T
+    axes = weight.get_metadata("axes")[1:]  # without `layers`
+    whole = sharding.gather(weight[...], axes, x.dtype)
+    outer, inner = whole.shape[: whole.ndim - inputs], math.prod(whole.shape[whole.ndim - inputs :])
+    rows = jnp.einsum("ri,oi->ro", x.reshape(-1, inner), whole.reshape(-1, inner))
     return rows.reshape(*x.shape[: x.ndim - inputs], *outer)
 
 

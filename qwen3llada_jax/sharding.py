@@ -4,11 +4,13 @@ The model names the axes of its weights and activations; this file alone knows t
 compiler's (GSPMD): nothing here moves data.
 """
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
@@ -16,6 +18,7 @@ from jaxtyping import Array
 from qwen3llada_jax.errors import InputError
 
 MESH_AXES = ("data", "fsdp", "tensor")
+FSDP = "fsdp"  # the axis over which weights are stored in shares, and gathered where they are used
 
 # logical axis → mesh axes. Weights' `embed` is split over fsdp; activations' `act_embed` is not.
 RULES: dict[str, str | tuple[str, ...] | None] = {
@@ -65,11 +68,73 @@ def spec(axes: tuple[str, ...]) -> P:
     return P(*parts)
 
 
+def mesh_axes(axis: str) -> tuple[str, ...]:
+    """The mesh axes that one logical axis is split over, on the mesh in use; those of size 1 split nothing."""
+    part, mesh = RULES[axis], jax.sharding.get_abstract_mesh()
+    names = () if part is None else (part,) if isinstance(part, str) else part
+    return tuple(name for name in names if not mesh.empty and mesh.shape[name] > 1)
+
+
 def constrain(x: Array, *axes: str) -> Array:
     """Tell the compiler how an activation is laid out; nothing outside a mesh."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, spec(axes))
+
+
+def per_device(function: Callable[..., Any], inputs: Sequence[tuple[str, ...]], outputs: Any) -> Callable[..., Any]:
+    """`function` on each device's part of its inputs, which are laid out by logical axes; as it is outside a mesh.
+
+    Args:
+        inputs: logical axes of each argument; () for one that every device has whole.
+        outputs: the same for the result, or a list of them for several.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return function
+    several = isinstance(outputs, list)
+    out_specs = tuple(spec(axes) for axes in outputs) if several else spec(outputs)
+    return jax.shard_map(function, in_specs=tuple(spec(axes) for axes in inputs), out_specs=out_specs, check_vma=False)
+
+
+def reduce_gradient(gradient: Array, split: tuple[str, ...], rows: tuple[str, ...]) -> Array:
+    """Inside `per_device`: sum a weight's gradient over the devices' rows, keeping its share along the last axis.
+
+    Args:
+        split: mesh axes that the last axis is split over.
+        rows: mesh axes that the rows are split over.
+    """
+    if split:
+        gradient = jax.lax.psum_scatter(gradient, split, scatter_dimension=gradient.ndim - 1, tiled=True)
+    others = tuple(axis for axis in rows if axis not in split)
+    return jax.lax.psum(gradient, others) if others else gradient
+
+
+def gather(weight: Array, axes: tuple[str, ...], dtype: Any) -> Array:
+    """A weight as `dtype`, its `fsdp` shares gathered; the gradient is scattered back to where the weight lies.
+
+    Left to itself the compiler may contract over the shares instead and sum up activations, which are larger.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return weight.astype(dtype)
+    whole = P(*(None if RULES[axis] == FSDP else RULES[axis] for axis in axes))
+    return _gather(weight, jnp.dtype(dtype), spec(axes), whole, weight.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+def _gather(weight: Array, dtype: Any, split: P, whole: P, weight_dtype: Any) -> Array:
+    cast = jax.lax.with_sharding_constraint(weight.astype(dtype), split)  # cast before it travels
+    return jax.lax.with_sharding_constraint(cast, whole)
+
+
+def _gather_forward(weight: Array, dtype: Any, split: P, whole: P, weight_dtype: Any) -> tuple[Array, None]:
+    return _gather(weight, dtype, split, whole, weight_dtype), None
+
+
+def _gather_backward(dtype: Any, split: P, whole: P, weight_dtype: Any, _: None, gradient: Array) -> tuple[Array]:
+    return (jax.lax.with_sharding_constraint(gradient, split).astype(weight_dtype),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
 
 
 def shardings(axes: Mapping[str, Any], shapes: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen3llada_jax import diffusion
-from qwen3llada_jax.cross_entropy import cross_entropy, largest_divisor
 from qwen3llada_jax.diffusion import NoiseConfig, forward_process, pretrain_loss, sft_loss
 from qwen3llada_jax.errors import InputError
 
@@ -185,49 +184,3 @@ def test_losses_equal_the_formulas(seed, rows, length):
     np.testing.assert_allclose(pretrain_loss(ce, m & real, p, is_real=real),
                                sum((ce / p)[m & real]) / real.sum(), **close)  # fmt: skip
     np.testing.assert_allclose(sft_loss(ce, m, p, answer), sft, **close)
-
-
-@pytest.mark.parametrize("chunk", [None, 1, 3, 12])
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_cross_entropy_equals_torch_with_its_gradients(chunk, smoothing):
-    import torch
-
-    draw = np.random.default_rng(0)
-    hidden, head = draw.normal(size=(2, 12, 16)).astype(np.float32), draw.normal(size=(37, 16)).astype(np.float32)
-    targets = draw.integers(0, 37, (2, 12))
-    weight = draw.random((2, 12)).astype(np.float32)
-
-    def ours(hidden, head):
-        return (cross_entropy(hidden, head, targets, smoothing=smoothing, chunk=chunk) * weight).sum()
-
-    h, e = torch.tensor(hidden, requires_grad=True), torch.tensor(head, requires_grad=True)
-    ce = torch.nn.functional.cross_entropy(
-        (h @ e.T).flatten(0, 1), torch.tensor(targets).flatten(), reduction="none", label_smoothing=smoothing
-    )
-    total = (ce * torch.tensor(weight).flatten()).sum()
-    total.backward()
-    value, gradients = jax.value_and_grad(ours, argnums=(0, 1))(hidden, head)
-    np.testing.assert_allclose(value, total.item(), rtol=1e-6)
-    np.testing.assert_allclose(gradients[0], h.grad, atol=2e-6)
-    np.testing.assert_allclose(gradients[1], e.grad, atol=2e-6)
-
-
-def test_chunks_keep_the_logits_small():
-    """No array of B · L · V elements in the compiled program, forward or backward."""
-    B, L, D, V = 4, 512, 8, 5000
-    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((B, L, D), (V, D))]
-    targets = jax.ShapeDtypeStruct((B, L), jnp.int32)
-
-    def loss(hidden, head, targets):
-        return cross_entropy(hidden, head, targets, chunk=32).sum()
-
-    compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*shapes, targets).compile()
-    assert compiled.memory_analysis().temp_size_in_bytes < B * L * V * 4 / 2
-
-
-@given(st.integers(1, 500), st.integers(1, 500))
-def test_largest_divisor(number, most):
-    got = largest_divisor(number, most)
-    assert number % got == 0
-    assert got <= most
-    assert not any(number % d == 0 for d in range(got + 1, min(most, number) + 1))

@@ -105,18 +105,18 @@ def loss_and_sums(
     """This part's share of the batch's loss (shares add up), and sums for the metrics."""
     L = part.noised.shape[1]
     hidden = network.hidden(part.noised, mask_of(part, config))
-    ce = cross_entropy(hidden, network.head, part.clean, smoothing=smoothing)
+    loss, ce = cross_entropy(hidden, network.head, part.clean, part.coefficient, part.is_noised, smoothing=smoothing)
     band = jnp.minimum((part.t * BANDS).astype(jnp.int32), BANDS - 1)
     of_band = jax.nn.one_hot(band, BANDS)  # B bands
     noised = part.is_noised.astype(jnp.float32)
     sums = {
-        "ce": (ce * noised).sum(),
+        "ce": ce.sum(),
         "noised": noised.sum(),
-        "band_ce": of_band.T @ (ce * noised).sum(axis=1),
+        "band_ce": of_band.T @ ce.sum(axis=1),
         "band_noised": of_band.T @ noised.sum(axis=1),
         "tokens": jnp.minimum(part.real_length, L).sum(),
     }
-    return (ce * part.coefficient).sum(), sums
+    return loss, sums
 
 
 def mask_of(part: Prepared, config: Config) -> Mask:
