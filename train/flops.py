@@ -4,6 +4,7 @@ A product of [m, k] by [k, n] is 2·m·k·n. Everything else (norms, softmax, th
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,12 +12,16 @@ import jax
 from qwen3llada_jax.config import ModelConfig
 
 
+# Tokens that go through the head: the noised ones, half of them under the schedules that are symmetric in t.
+NOISED_SHARE = 0.5
+
+
 class Flops(NamedTuple):
     """FLOPs of one training step of the whole batch.
 
     Attributes:
-        weights: products with weights, 6·N·(tokens): N counts the layers' projections and the head, once each; the
-            embedding is looked up, so an untied table costs nothing and a tied one counts as the head.
+        weights: products with weights, 6·N·(tokens): N counts the layers' projections, for every token, and the
+            head, for noised ones. The embedding is looked up: an untied table costs nothing, a tied one as the head.
         attention: 12·layers·heads·head_dim·L² a row: scores and their product with the values, backward twice.
             Everyone sees everyone, so there is no half as under a causal mask.
     """
@@ -34,9 +39,9 @@ def ideal(config: ModelConfig, rows: int, length: int) -> Flops:
     c = config
     D, F, N, K, H = c.hidden_size, c.intermediate_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim
     of_layer = D * H * (2 * N + 2 * K) + 3 * D * F
-    used = c.num_hidden_layers * of_layer + c.vocab_size * D
+    used = c.num_hidden_layers * of_layer + NOISED_SHARE * c.vocab_size * D
     attention = 12 * c.num_hidden_layers * N * H * length * length
-    return Flops(6 * used * rows * length, attention * rows)
+    return Flops(round(6 * used * rows * length), attention * rows)
 
 
 class Traced(NamedTuple):
@@ -52,22 +57,29 @@ class Traced(NamedTuple):
     kernels: int
 
 
-def traced(jaxpr: Any) -> Traced:
-    """Count a (closed) jaxpr: loops multiplied, the dearest branch of a conditional, a `while` loop's body once."""
-    return _count(getattr(jaxpr, "jaxpr", jaxpr), recomputing=False, in_kernel=False)
+def traced(jaxpr: Any, rounds: Mapping[str, int]) -> Traced:
+    """Count a (closed) jaxpr: loops multiplied, the dearest branch of a conditional.
+
+    Args:
+        rounds: how often loops go round whose data decide it, by a word in their name stack.
+
+    Raises:
+        ValueError: such a loop, with matrix products, that `rounds` does not tell.
+    """
+    return _count(getattr(jaxpr, "jaxpr", jaxpr), rounds, "", in_kernel=False)
 
 
-def _count(jaxpr: Any, *, recomputing: bool, in_kernel: bool) -> Traced:
+def _count(jaxpr: Any, rounds: Mapping[str, int], stack: str, *, in_kernel: bool) -> Traced:
     counts = []
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
-        remat = recomputing or "rematted_computation" in str(equation.source_info.name_stack)
+        here = f"{stack}/{equation.source_info.name_stack}"
         if name == "dot_general":
             flops = _product(equation)
-            counts.append(Traced(flops, flops * remat, flops * in_kernel))
+            counts.append(Traced(flops, flops * ("rematted_computation" in here), flops * in_kernel))
             continue
         kernel = in_kernel or name == "pallas_call"
-        parts = [_count(inner, recomputing=remat, in_kernel=kernel) for inner in jax.core.jaxprs_in_params(params)]
+        parts = [_count(inner, rounds, here, in_kernel=kernel) for inner in jax.core.jaxprs_in_params(params)]
         if not parts:
             continue
         times = 1
@@ -77,6 +89,11 @@ def _count(jaxpr: Any, *, recomputing: bool, in_kernel: bool) -> Traced:
             times = math.prod(params["mesh"].shape[axis] for axis in params["manual_axes"])
         elif name == "pallas_call":
             times = math.prod(params["grid_mapping"].grid)
+        elif name == "while" and sum(part.total for part in parts):
+            known = [n for word, n in rounds.items() if word in here]
+            if not known:
+                raise ValueError(f"a loop in {here} goes round as its data decide")
+            times = known[0]
         part = max(parts) if name == "cond" else _sum(parts)
         counts.append(Traced(*(times * n for n in part)))
     return _sum(counts)

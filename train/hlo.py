@@ -6,12 +6,15 @@ XLA prints a loop's body once; everything here is multiplied by how often the lo
 
 import math
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 
 from train.hlo_text import Computation, Operation, attribute, executed, parse
 
+NO_ROUNDS: Mapping[str, int] = MappingProxyType({})  # of loops whose data decide how often they go round
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _BITS = {"pred": 8, "bf16": 16, "f16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128}
 _ARRAY = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\](?:\{([^{}]*)\})?")
@@ -55,10 +58,17 @@ class Traffic(NamedTuple):
     bytes: int
 
 
-def collectives(text: str) -> dict[str, Traffic]:
-    """Collectives by kind, loops multiplied; kinds that do not occur have no entry."""
+def collectives(text: str, rounds: Mapping[str, int] = NO_ROUNDS) -> dict[str, Traffic]:
+    """Collectives by kind, loops multiplied; kinds that do not occur have no entry.
+
+    Args:
+        rounds: how often loops go round whose data decide it, by a word in the name of their source operation.
+
+    Raises:
+        ValueError: a loop that holds collectives and whose rounds neither the text nor `rounds` tells.
+    """
     total: dict[str, Traffic] = {}
-    for one in find_collectives(text):
+    for one in find_collectives(text, rounds):
         count, size = total.get(one.kind, (0, 0))
         total[one.kind] = Traffic(count + one.times, size + one.times * one.bytes)
     return total
@@ -73,10 +83,10 @@ class Purpose(NamedTuple):
     wire_bytes: float
 
 
-def by_purpose(text: str) -> list[Purpose]:
+def by_purpose(text: str, rounds: Mapping[str, int] = NO_ROUNDS) -> list[Purpose]:
     """Collectives by kind; permutes that are a piecewise all-gather or reduce-scatter apart."""
     total: dict[str, Purpose] = {}
-    for one in find_collectives(text):
+    for one in find_collectives(text, rounds):
         name = one.kind
         if "windowed_dot_general_body_ag" in one.where:
             name = "collective-permute (piecewise all-gather)"
@@ -87,17 +97,17 @@ def by_purpose(text: str) -> list[Purpose]:
     return sorted(total.values(), key=lambda purpose: -purpose.wire_bytes)
 
 
-def find_collectives(text: str) -> list[Collective]:
+def find_collectives(text: str, rounds: Mapping[str, int] = NO_ROUNDS) -> list[Collective]:
     """Every collective of a program, one entry for each place it stands in.
 
     Raises:
-        ValueError: a loop that holds collectives and whose number of rounds the text does not tell.
+        ValueError: a loop that holds collectives and whose rounds neither the text nor `rounds` tells.
     """
     computations, entry = parse(text)
     found: list[Collective] = []
     steps: list[tuple[str, Collective]] = []  # pieces of a collective that the TPU compiler overlaps with others
     started = set()
-    for times, inside, op, _ in executed(computations, entry):
+    for times, inside, op, _ in executed(computations, entry, rounds):
         kind = op.opcode.removesuffix("-start")
         if kind not in KINDS:
             continue
@@ -122,7 +132,7 @@ def find_collectives(text: str) -> list[Collective]:
     return found
 
 
-def hbm_bytes(text: str) -> int:
+def hbm_bytes(text: str, rounds: Mapping[str, int] = NO_ROUNDS) -> int:
     """An estimate of the bytes that one call moves between a device's main memory and its cores.
 
     The operands and results of every operation outside fusions, but for arrays that the compiler has placed in
@@ -134,7 +144,7 @@ def hbm_bytes(text: str) -> int:
     free = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call",
             "after-all", "partition-id", "iota", "opt-barrier"}  # fmt: skip
     total = 0
-    for times, inside, op, in_fusion in executed(computations, entry):
+    for times, inside, op, in_fusion in executed(computations, entry, rounds):
         if in_fusion or op.opcode in free or op.opcode.endswith(("-done", "-update")):
             continue
         body = computations.get(attribute(op.text, r"calls=%([\w.\-]+)") or "") if op.opcode == "fusion" else None
@@ -148,15 +158,21 @@ def hbm_bytes(text: str) -> int:
     return total
 
 
-def matmul_flops(text: str) -> int:
-    """FLOPs of the matrix products of one call on one device, loops multiplied; kernels (custom calls) are not seen."""
+def matmul_flops(text: str, rounds: Mapping[str, int] = NO_ROUNDS) -> int:
+    """FLOPs of the matrix products of one call on one device, loops multiplied; kernels (custom calls) are not seen.
+
+    Raises:
+        ValueError: as `collectives`, of a loop with matrix products.
+    """
     computations, entry = parse(text)
     total = 0
-    for times, inside, op, _ in executed(computations, entry):
+    for times, inside, op, _ in executed(computations, entry, rounds):
         if op.opcode in ("dot", "convolution"):
             left, right = (_dims(inside.operations[name].type) for name in op.operands)
             flops = _dot(op, left) if op.opcode == "dot" else _convolution(op, left, right)
-            total += (1 if times is None else times) * flops
+            if times is None:
+                raise ValueError(f"how often {op.name} in {inside.name} runs cannot be told from the text")
+            total += times * flops
     return total
 
 

@@ -5,7 +5,7 @@ trip count where the text states it, and runs the loop's counter where it does n
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%([\w.\-]+) .*\{$")
@@ -62,9 +62,14 @@ def closing(text: str) -> int:
 
 
 def executed(
-    computations: dict[str, Computation], entry: str
+    computations: dict[str, Computation], entry: str, rounds: Mapping[str, int]
 ) -> Iterator[tuple[int | None, Computation, Operation, bool]]:
-    """(times, computation, operation, inside a fusion) of all that runs; every branch of a conditional counts."""
+    """(times, computation, operation, inside a fusion) of all that runs; every branch of a conditional counts.
+
+    Args:
+        rounds: how often loops go round whose data decide it, by a word in the `op_name` of the loop. Loops that
+            neither this nor the text tells have `times` None inside.
+    """
 
     def visit(
         name: str, times: int | None, known: dict[int, int], in_fusion: bool
@@ -75,6 +80,9 @@ def executed(
             if op.opcode == "while":
                 body = computations[attribute(op.text, r"body=%([\w.\-]+)") or ""]
                 trips, fixed = _trips(op, here, known, body, computations)
+                if trips is None:
+                    source = attribute(op.text, r'op_name="([^"]*)"') or ""
+                    trips = next((n for word, n in rounds.items() if word in source), None)
                 yield from visit(body.name, None if times is None or trips is None else times * trips, fixed, in_fusion)
             elif op.opcode in ("call", "fusion", "conditional", "async-start"):
                 for called in re.findall(r"(?:calls|to_apply|true_computation|false_computation)=%([\w.\-]+)", op.text):

@@ -12,6 +12,7 @@ flag, as for train.run. Exit code: 0 it fits, 1 it does not, 2 a mistake.
 import argparse
 import dataclasses
 import json
+import math
 import re
 import sys
 import time
@@ -27,6 +28,7 @@ from jax.sharding import PartitionSpec as P
 
 from qwen3llada_jax import attention, command_line, model, sharding
 from qwen3llada_jax.config import PRESETS, ModelConfig, read_config_json
+from qwen3llada_jax.cross_entropy import positions_at_once
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.files import write_text
 from qwen3llada_jax.model import Runtime
@@ -45,7 +47,7 @@ class DoesNotFitError(Exception):
 
     def __init__(self, message: str):
         super().__init__(message)
-        used = re.search(r"Used ([\d.]+)([KMGT]) of", message)
+        used = re.search(r"(?:Used |temporaries \()([\d.]+)([KMGT])", message)
         self.needed = int(float(used[1]) * 1024 ** (" KMGT".index(used[2]))) if used else None
 
 
@@ -123,17 +125,18 @@ def plan(config: Config, architecture: ModelConfig, place: Machine) -> Plan:
         moments=result.memory.moments,
         arguments=kept,
         new_outputs=sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
-        temporaries=sizes.temp_size_in_bytes,
+        temporaries=sizes.peak_memory_in_bytes - kept,
         program=sizes.generated_code_size_in_bytes,
     )
-    counted = flops.traced(traced.jaxpr)
+    rounds = {"cross_entropy": rounds_of_the_head(architecture, rows // ways * t.max_length, mesh.shape["tensor"])}
+    counted = flops.traced(traced.jaxpr, rounds)
     return dataclasses.replace(
         result,
         memory=memory.summed(),
         traced_flops=counted,
-        compiled_flops=hlo.matmul_flops(text) * len(place.devices) + counted.kernels,
-        hbm_bytes=hlo.hbm_bytes(text),
-        collectives=tuple(hlo.by_purpose(text)),
+        compiled_flops=hlo.matmul_flops(text, rounds) * len(place.devices) + counted.kernels,
+        hbm_bytes=hlo.hbm_bytes(text, rounds),
+        collectives=tuple(hlo.by_purpose(text, rounds)),
         compile_seconds=time.perf_counter() - started,
     )
 
@@ -157,6 +160,12 @@ def architecture_of(config: Config, preset: str | None) -> ModelConfig:
         found = ModelConfig.from_hf(read_config_json(folder))
     live = found.live_vocab_size or found.vocab_size
     return dataclasses.replace(found, mask_token_id=min(live, found.vocab_size - 1), live_vocab_size=live)
+
+
+def rounds_of_the_head(architecture: ModelConfig, positions: int, tensor: int) -> int:
+    """Slices of noised positions that go through the head on a device that holds `positions`, half of them noised."""
+    at_once = min(positions, positions_at_once(positions, architecture.vocab_size // tensor))
+    return math.ceil(flops.NOISED_SHARE * positions / at_once)
 
 
 def abstract_batch(rows: int, length: int, mesh: Mesh) -> DeviceBatch:
