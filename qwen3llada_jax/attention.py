@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from qwen3llada_jax import masks
+from qwen3llada_jax import masks, sharding
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.masks import Mask
 
@@ -49,21 +49,23 @@ def attention(
             return _xla(q, k, v, masks.dense(mask, q.shape[1]) if isinstance(mask, Mask) else mask)
         case "cudnn":
             return _cudnn(q, k, v, masks.dense(mask, q.shape[1]) if isinstance(mask, Mask) else mask)
-        case "splash":
-            return _splash(q, k, v, mask, interpret=False)
-        case _:
-            return _splash(q, k, v, mask, interpret=True)
+        case kind:
+            # The compiler cannot split a kernel of our own: each device runs it on its rows and heads.
+            heads, rows = ("batch", "length", "act_heads", "head_dim"), jax.tree.map(_rows_of, mask)
+            kernel = functools.partial(_splash, interpret=kind == "splash_interpret")
+            return sharding.per_device(kernel, (heads, heads, heads, rows), heads)(q, k, v, mask)
 
 
 def choose(implementation: str, dtype: jnp.dtype, length: int, head_dim: int) -> str:
-    """The implementation that will run; `auto` resolved for the default backend.
+    """The implementation that will run; `auto` resolved for the mesh in use, else for the default backend.
 
     Raises:
         InputError: an unknown name.
     """
     if implementation not in IMPLEMENTATIONS:
         raise InputError(f"attention {implementation!r} is unknown; choose one of {', '.join(IMPLEMENTATIONS)}")
-    platform = jax.default_backend()
+    mesh = jax.sharding.get_abstract_mesh()
+    platform = jax.default_backend() if mesh.empty or mesh.abstract_device is None else mesh.abstract_device.platform
     if implementation == "cudnn" and (platform != "gpu" or dtype not in (jnp.bfloat16, jnp.float16)):
         raise InputError(f"attention 'cudnn' needs a GPU and bfloat16, not {platform} and {dtype}; use 'auto' or 'xla'")
     if implementation == "splash" and platform != "tpu":
@@ -75,6 +77,11 @@ def choose(implementation: str, dtype: jnp.dtype, length: int, head_dim: int) ->
     if platform == "tpu" and length % 128 == 0 and head_dim % 128 == 0:
         return "splash"
     return "xla"
+
+
+def _rows_of(array: Array) -> tuple[str, ...]:
+    """Logical axes of a mask's array: one entry a row, or one for all rows."""
+    return ("batch",) if array.shape[0] > 1 else ()
 
 
 def _xla(q: Array, k: Array, v: Array, allowed: Array | None) -> Array:
@@ -147,7 +154,10 @@ def _splash_kernel(rule: Array | np.ndarray | None, group: int, L: int, interpre
         heads = splash.MultiHeadMask([splash.NumpyMask(rule)] * group)
     else:
         heads = jnp.broadcast_to(rule, (group, L, L))
-    return splash.make_splash_mqa(heads, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret)
+    kernel = splash.make_splash_mqa(heads, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret)
+    # The kernel asks this flag with `if`, but has made it an array, which is a tracer inside jit.
+    kernel.fwd_mask_info = kernel.fwd_mask_info._replace(is_dynamic_mask=isinstance(heads, jax.Array))
+    return kernel
 
 
 @functools.cache

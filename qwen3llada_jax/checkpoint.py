@@ -4,8 +4,8 @@
     DIR/params/             the parameters, an orbax item of their own, each in its own dtype
     DIR/tokenizer.json …    the tokenizer and generation config, as they were
 
-A training run is such a folder too, with `checkpoints/<step>/params` in place of `params`, and a Hugging
-Face folder of safetensors opens directly.
+A training run is such a folder too, with `checkpoints/<step>/params` in place of `params`; one of its
+checkpoints opens by its own path, and a Hugging Face folder of safetensors directly.
 """
 
 import json
@@ -26,7 +26,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from qwen3llada_jax import hf_import, model, sharding
 from qwen3llada_jax.config import ModelConfig, read_config_json
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.files import write_text
+from qwen3llada_jax.files import home, write_text
 from qwen3llada_jax.hf_names import flatten
 from qwen3llada_jax.model import Qwen3LLaDA, Runtime
 
@@ -52,7 +52,7 @@ def load(
     mesh: Mesh | None = None,
     runtime: Runtime | None = None,
 ) -> Qwen3LLaDA:
-    """Open a model folder, a training run (its newest step) or a Hugging Face folder of safetensors.
+    """Open a model folder, a training run (its newest step), RUN/checkpoints/<n>, or a folder of safetensors.
 
     Args:
         dtype: of the parameters, and of the computation unless `runtime` says otherwise; None: as stored.
@@ -133,9 +133,10 @@ def write_config(folder: Path, config: ModelConfig, extra: dict[str, Any] | None
 
 def copy_tokenizer(source: Path, target: Path) -> list[str]:
     """Copy the tokenizer and generation config that `source` has; returns their names."""
-    names = [name for name in TOKENIZER_FILES if (Path(source) / name).is_file()]
+    source = home(source)
+    names = [name for name in TOKENIZER_FILES if (source / name).is_file()]
     for name in names:
-        shutil.copyfile(Path(source) / name, Path(target) / name)
+        shutil.copyfile(source / name, Path(target) / name)
     return names
 
 

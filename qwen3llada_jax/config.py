@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.files import home
 
 LLADA_MASK_TOKEN_ID = 126336
 VISIBILITIES = ("full", "block_bias", "block_causal")
@@ -184,12 +185,12 @@ def unknown_keys(source: Mapping[str, Any]) -> list[str]:
 
 
 def read_config_json(folder: Path) -> dict[str, Any]:
-    """The parsed `config.json` of a model folder.
+    """The parsed `config.json` of a model folder, or of the run that a checkpoint's folder belongs to.
 
     Raises:
         InputError: no such folder or file, or not JSON.
     """
-    path = Path(folder) / "config.json"
+    path = home(folder) / "config.json"
     if not Path(folder).is_dir():
         raise InputError(f"{folder}: no such folder")
     if not path.is_file():

@@ -80,7 +80,7 @@ def _stream(hidden, head, targets, weight, where, smoothing, chunk, *, gradients
     on = _Mesh(*(sharding.mesh_axes(axis) for axis in ("batch", "embed", "vocab")))
     work = functools.partial(_local, smoothing=smoothing, chunk=chunk, gradients=gradients, on=on)
     rows, table = ("batch",), ("vocab", "embed")
-    results = [(), rows, rows, table] if gradients else [(), rows, (), ()]
+    results = ((), rows, rows, table) if gradients else ((), rows, (), ())
     return sharding.per_device(work, (rows, table, rows, rows, rows), results)(hidden, head, targets, weight, where)
 
 

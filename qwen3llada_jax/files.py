@@ -78,3 +78,16 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     finally:
         shutil.rmtree(part, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def home(folder: Path) -> Path:
+    """Where a folder's config.json and tokenizer lie: for a checkpoint RUN/checkpoints/<n> in RUN, else in itself."""
+    place = Path(os.path.abspath(folder))
+    return place.parents[1] if place.name.isdigit() and place.parent.name == "checkpoints" else Path(folder)
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what `write_text` left in a folder when its process was killed; no other may be writing there."""
+    for part in Path(folder).glob(".*.part"):
+        if part.is_file():
+            part.unlink(missing_ok=True)

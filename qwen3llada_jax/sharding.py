@@ -6,7 +6,7 @@ compiler's (GSPMD): nothing here moves data.
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -82,18 +82,20 @@ def constrain(x: Array, *axes: str) -> Array:
     return jax.lax.with_sharding_constraint(x, spec(axes))
 
 
-def per_device(function: Callable[..., Any], inputs: Sequence[tuple[str, ...]], outputs: Any) -> Callable[..., Any]:
+def per_device(function: Callable[..., Any], inputs: Any, outputs: Any) -> Callable[..., Any]:
     """`function` on each device's part of its inputs, which are laid out by logical axes; as it is outside a mesh.
 
     Args:
-        inputs: logical axes of each argument; () for one that every device has whole.
-        outputs: the same for the result, or a list of them for several.
+        inputs: logical axes of each argument, or a tree of them; () for one that every device has whole.
+        outputs: the same for the result.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return function
-    several = isinstance(outputs, list)
-    out_specs = tuple(spec(axes) for axes in outputs) if several else spec(outputs)
-    return jax.shard_map(function, in_specs=tuple(spec(axes) for axes in inputs), out_specs=out_specs, check_vma=False)
+    return jax.shard_map(function, in_specs=_specs(inputs), out_specs=_specs(outputs), check_vma=False)
+
+
+def _specs(axes: Any) -> Any:
+    return jax.tree.map(spec, axes, is_leaf=lambda x: isinstance(x, tuple) and all(isinstance(a, str) for a in x))
 
 
 def reduce_gradient(gradient: Array, split: tuple[str, ...], rows: tuple[str, ...]) -> Array:

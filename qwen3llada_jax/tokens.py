@@ -4,15 +4,17 @@ from pathlib import Path
 from typing import Any
 
 from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.files import home
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a model folder.
+    """The tokenizer of a model folder, or of the run that a checkpoint's folder belongs to.
 
     Raises:
         InputError: none there, or it cannot be read.
     """
-    if not (Path(folder) / "tokenizer_config.json").is_file() and not (Path(folder) / "tokenizer.json").is_file():
+    folder = home(folder)
+    if not (folder / "tokenizer_config.json").is_file() and not (folder / "tokenizer.json").is_file():
         raise InputError(f"{folder}: no tokenizer in it; copy tokenizer.json and tokenizer_config.json there")
     from transformers import AutoTokenizer  # takes seconds to import
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qwen3llada_jax import sharding
 from qwen3llada_jax.attention import attention, choose
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.masks import Mask, dense
@@ -81,3 +82,16 @@ def test_choice_of_implementation():
 def test_splash_refuses_other_lengths(qkv):
     with pytest.raises(InputError, match="multiple of 128"):
         attention(*(x[:, :100] for x in qkv), None, "splash_interpret")
+
+
+def test_splash_runs_on_each_devices_rows_and_heads():
+    draw = np.random.default_rng(1)
+    q, k, v = (draw.normal(size=(4, 128, heads, 16)).astype(np.float32) for heads in (4, 2, 2))
+    real = jnp.arange(128)[None] < jnp.asarray([128, 100, 64, 90])[:, None]
+    mask = Mask("block_causal", 16, prompt_length=jnp.asarray([3, 0, 9, 30]), is_real=real)
+    expected = attention(q, k, v, mask, "xla")
+    with jax.set_mesh(sharding.make_mesh(2, 2, 2)):
+        got = jax.jit(lambda *qkv: attention(*qkv, mask, "splash_interpret"))(q, k, v)
+    assert got.sharding.spec[0] == ("data", "fsdp")
+    assert got.sharding.spec[2] == "tensor"
+    np.testing.assert_allclose(np.asarray(got)[real], np.asarray(expected)[real], atol=2e-5)

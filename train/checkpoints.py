@@ -1,116 +1,295 @@
 """Checkpoints of a run: parameters (openable on their own), optimiser state, and what the run was told.
 
-    OUTPUT_DIR/checkpoints/<updates done>/params · opt · meta
+    OUTPUT_DIR/checkpoints/<updates done>/params · opt · meta · metrics
 
-orbax writes a step beside its place and renames it when it is whole, so a killed run leaves no half step.
+orbax copies the state to the host, writes it in the background beside its place, and renames it when it is
+whole: the next update may give the old state up at once, and a killed run leaves no half step.
 """
 
+import math
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from qwen3llada_jax.checkpoint import params_handler, params_item, short, writing
+from qwen3llada_jax.checkpoint import params_handler, short, writing
 from qwen3llada_jax.config import ModelConfig
 from qwen3llada_jax.errors import InputError
 from train.config import FREE_ON_RESUME, FREE_SECTIONS_ON_RESUME, Config, flat
+from train.versions import versions
+
+State = dict[str, Any]
+# A continuation in another folder may be taught another visibility or mask token; its weights stay what they are.
+_FREE_IN_A_FORK = ("mask_token_id", "live_vocab_size", "visibility", "block_length", "prompt_sees_answer")
 
 
-def open_checkpoints(output_dir: Path, keep: int | None) -> ocp.CheckpointManager:
-    """The manager of a run's checkpoints, of which the newest `keep` stay."""
-    return ocp.CheckpointManager(
-        (output_dir / "checkpoints").absolute(),
-        options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False),
-        item_handlers={"params": params_handler(), "opt": params_handler(), "meta": ocp.JsonCheckpointHandler()},
+class _DamagedError(Exception):
+    """A checkpoint that cannot be read; the one before may be."""
+
+
+@contextmanager
+def open_checkpoints(output_dir: Path, keep: int | None, *, keep_best: bool) -> Iterator[ocp.CheckpointManager]:
+    """The manager of a run's checkpoints: the newest `keep` stay, and the one of lowest held-out loss.
+
+    Opening clears away what an interrupted save left behind; closing waits until everything is on disk.
+
+    Raises:
+        InputError: (on closing too) a checkpoint could not be written; earlier ones stay whole.
+    """
+    folder = (output_dir / "checkpoints").absolute()
+    loss = lambda metrics: metrics["eval_loss"]  # noqa: E731
+    best = BestN(get_metric_fn=loss, reverse=True, n=int(keep_best), keep_checkpoints_without_metrics=False)
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
+        best_fn=loss,
+        best_mode="min",
+        cleanup_tmp_directories=True,
     )
+    with writing(folder):
+        manager = ocp.CheckpointManager(
+            folder,
+            options=options,
+            item_handlers={"params": params_handler(), "opt": params_handler(), "meta": ocp.JsonCheckpointHandler()},
+        )
+    try:
+        yield manager
+    except BaseException:
+        with suppress(ValueError, OSError):  # the exception on its way says more than a save that fails as well
+            manager.close()
+        raise
+    with writing(folder):
+        manager.close()
 
 
-def save(manager: ocp.CheckpointManager, state: dict[str, Any], config: Config, model: ModelConfig) -> None:
-    """Save the state under the number of updates it has seen.
+def save(
+    manager: ocp.CheckpointManager,
+    state: State,
+    config: Config,
+    model: ModelConfig,
+    data: dict[str, Any],
+    eval_loss: float | None = None,
+) -> None:
+    """Begin to save the state under the number of updates it has seen.
+
+    Returns once the state is copied; if an earlier save is still being written, waits for it first.
+
+    Args:
+        data: JSON-able: `fingerprint` of the data and, for data that is not addressed by step, `state`.
+        eval_loss: held-out loss of this state, by which the best is kept; None: not measured.
 
     Raises:
         InputError: the disk is full or the folder cannot be written; earlier checkpoints stay whole.
     """
     step = int(state["step"])
-    with writing(manager.directory / str(step)):
+    meta = {"config": flat(config), "model": model.to_hf(), "step": step, "data": data, "versions": versions()}
+    with writing(manager.directory):
         manager.save(
             step,
             args=ocp.args.Composite(
                 params=ocp.args.PyTreeSave(state["params"]),
                 opt=ocp.args.PyTreeSave({"opt": state["opt"], "step": state["step"]}),
-                meta=ocp.args.JsonSave({"config": flat(config), "model": model.to_hf(), "step": step}),
+                meta=ocp.args.JsonSave(meta),
             ),
+            metrics={"eval_loss": eval_loss} if eval_loss is not None and math.isfinite(eval_loss) else None,
             force=True,
         )
 
 
-def restore(folder: Path, shapes: dict[str, Any], shardings: dict[str, Any]) -> dict[str, Any]:
-    """The state of a run's newest checkpoint, laid out as `shardings` say.
+def check_written(manager: ocp.CheckpointManager) -> None:
+    """Costs nothing; call it at every update, so that a run does not go on for hours without checkpoints.
 
     Raises:
-        InputError: it is damaged, or of another model.
+        InputError: the save in the background has failed.
     """
-    newest = params_item(folder)
-    assert newest is not None
-    target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-    parts = {"params": target["params"], "opt": {"opt": target["opt"], "step": target["step"]}}
-    restored = {}
-    try:
-        for name, part in parts.items():
-            arguments = ocp.args.PyTreeRestore(
-                item=part, restore_args=ocp.checkpoint_utils.construct_restore_args(part)
-            )
-            with ocp.Checkpointer(params_handler()) as checkpointer:
-                restored[name] = checkpointer.restore((newest.parent / name).absolute(), args=arguments)
-    except (ValueError, OSError, KeyError) as error:
-        raise _unreadable(newest.parent, error) from error
-    return {"params": restored["params"], **restored["opt"]}
+    with writing(manager.directory):
+        manager.check_for_errors()
 
 
-def check_same_run(folder: Path, config: Config, model: ModelConfig) -> None:
-    """Refuse to continue a run under settings that would make it another one.
+def step_folders(run: Path) -> list[Path]:
+    """The finished checkpoints of a run, newest first; of a checkpoint's own folder, that one."""
+    if (run / "params").is_dir():
+        return [run]
+    found = [p for p in (run / "checkpoints").glob("*") if p.name.isdigit() and p.is_dir()]
+    return sorted(found, key=lambda p: -int(p.name))
+
+
+def resume(
+    run: Path, config: Config, model: ModelConfig, fingerprint: str, shapes: State, shardings: State, *, fork: bool
+) -> tuple[State, Any]:
+    """The state of a run's newest readable checkpoint, laid out as `shardings` say, and where its data stood.
+
+    A damaged checkpoint is set aside (`<n>.damaged`) once an earlier one has been read in its place.
+
+    Args:
+        fork: go on in another folder: settings and data may differ (differences are printed), the other run's
+            folder is left as it is, and the position in the data holds only for the same data.
 
     Raises:
-        InputError: naming every key that differs, with both values.
+        InputError: it is a run with other settings, of another model or optimiser, on other data, or none of
+            its checkpoints can be read.
     """
-    newest = params_item(folder)
-    assert newest is not None
-    try:
-        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-            meta = checkpointer.restore((newest.parent / "meta").absolute())
-        old, old_model = meta["config"], meta["model"]
-    except (ValueError, OSError, KeyError, TypeError) as error:
-        raise _unreadable(newest.parent, error) from error
-    new, new_model = flat(config), model.to_hf()
-    free = set(FREE_ON_RESUME)
-    if new["optim.scheduler"] == "constant" and new["training.warmup_ratio"] == 0:
-        free |= {"training.max_steps", "training.epochs"}  # nothing else depends on where the run ends
-    changed = [
-        f"{name} {old.get(name)!r} → {new[name]!r}"
-        for name in sorted(new)
-        if name not in free and name.split(".")[0] not in FREE_SECTIONS_ON_RESUME and old.get(name) != new[name]
-    ]
-    changed += [
-        f"model's {name} {old_model.get(name)!r} → {new_model[name]!r}"
-        for name in sorted(new_model)
-        if old_model.get(name) != new_model[name]
-    ]
-    if changed:
-        raise InputError(
-            f"{folder} holds a run with other settings ({'; '.join(changed)}); "
-            "set them back, or choose another project.output_dir"
-        )
-
-
-def _unreadable(step: Path, error: Exception) -> InputError:
-    return InputError(
-        f"{step}: damaged checkpoint, or one of another model or optimiser ({short(error)}); if it is damaged, "
-        "move this folder away to go on from the one before"
+    damaged: list[tuple[Path, str]] = []
+    for step in step_folders(run):
+        reason, meta, state = "", {}, {}
+        try:
+            meta = _read_meta(step)
+        except _DamagedError as error:
+            reason = str(error)
+        if not reason:
+            (_check_fork if fork else _check_same_run)(run, meta, config, model, fingerprint)
+            try:
+                state = _restore(step, shapes, shardings)
+            except _DamagedError as error:
+                reason = str(error)
+        if not _all_processes(not reason):
+            damaged.append((step, reason or "another process could not read it"))
+            continue
+        for other, why in damaged:
+            _set_aside(other, why, instead=step, leave=fork)
+        _compare_versions(meta["versions"])
+        same_data = meta["data"]["fingerprint"] == fingerprint
+        return state, meta["data"].get("state") if same_data else None
+    raise InputError(
+        f"{run}: none of its checkpoints can be read: "
+        + "; ".join(f"{step.name} ({reason})" for step, reason in damaged)
+        + "; restore one from a backup, or choose another project.output_dir"
     )
 
 
 def notice(text: str) -> None:
     """A line for the person watching."""
-    print(text, file=sys.stderr, flush=True)
+    if jax.process_index() == 0:
+        print(text, file=sys.stderr, flush=True)
+
+
+def _read_meta(step: Path) -> dict[str, Any]:
+    try:
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+            meta = checkpointer.restore((step / "meta").absolute())
+        if meta["step"] != int(step.name):
+            raise ValueError(f"its meta is that of update {meta['step']}")
+        if not isinstance(meta["data"]["fingerprint"], str):
+            raise ValueError("its meta names no data")
+        return {k: dict(meta[k]) for k in ("config", "model", "data", "versions")}
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        raise _DamagedError(f"meta: {_cause(error)}") from error
+
+
+def _restore(step: Path, shapes: State, shardings: State) -> State:
+    target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    parts = {"params": target["params"], "opt": {"opt": target["opt"], "step": target["step"]}}
+    restored = {}
+    for name, part in parts.items():
+        item = (step / name).absolute()
+        arguments = ocp.args.PyTreeRestore(item=part, restore_args=ocp.checkpoint_utils.construct_restore_args(part))
+        try:
+            with ocp.Checkpointer(params_handler()) as checkpointer:
+                metadata = checkpointer.metadata(item).item_metadata
+                if metadata is None:
+                    raise ValueError("its metadata cannot be read")
+                _check_fits(item, metadata.tree, part)
+                restored[name] = checkpointer.restore(item, args=arguments)
+        except InputError:
+            raise
+        except (ValueError, OSError, KeyError) as error:
+            raise _DamagedError(f"{name}: {_cause(error)}") from error
+    if int(restored["opt"]["step"]) != int(step.name):
+        raise _DamagedError(f"opt: it is the state of update {int(restored['opt']['step'])}")
+    return {"params": restored["params"], **restored["opt"]}
+
+
+def _check_fits(item: Path, stored: Any, wanted: Any) -> None:
+    """Arrays of other names or shapes are no damage: they are another model's, or another optimiser's."""
+    have, want = ({k: tuple(v.shape) for k, v in ocp.tree.to_flat_dict(t, sep=".").items()} for t in (stored, wanted))
+    differ = [f"{name} {have.get(name, 'absent')} → {want.get(name, 'absent')}" for name in sorted({**have, **want})
+              if have.get(name) != want.get(name)]  # fmt: skip
+    if differ:
+        more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
+        raise InputError(f"{item}: the state of another model or optimiser: {'; '.join(differ[:3])}{more}")
+
+
+def _check_same_run(folder: Path, meta: dict[str, Any], config: Config, model: ModelConfig, fingerprint: str) -> None:
+    """Refuse to continue a run under settings, or on data, that would make it another one."""
+    free = set(FREE_ON_RESUME)
+    if config.optim.scheduler == "constant" and config.training.warmup_ratio == 0:
+        free |= {"training.max_steps", "training.epochs"}  # nothing else depends on where the run ends
+    changed = _differences(meta["config"], flat(config), free)
+    changed += [f"model's {text}" for text in _differences(meta["model"], model.to_hf(), ())]
+    if changed:
+        raise InputError(
+            f"{folder} holds a run with other settings ({'; '.join(changed)}); "
+            "set them back, or choose another project.output_dir"
+        )
+    if meta["data"]["fingerprint"] != fingerprint:
+        raise InputError(
+            f"{folder} holds a run on other data: what {config.dataset.name} gives has changed since; "
+            "bring the old data back, or choose another project.output_dir"
+        )
+
+
+def _check_fork(folder: Path, meta: dict[str, Any], config: Config, model: ModelConfig, fingerprint: str) -> None:
+    """Refuse another architecture or optimiser; say what else differs from the run that is gone on from."""
+    wrong = [f"model's {text}" for text in _differences(meta["model"], model.to_hf(), _FREE_IN_A_FORK)]
+    if meta["config"].get("optim.name") != config.optim.name:
+        wrong.append(f"optim.name {meta['config'].get('optim.name')!r} → {config.optim.name!r}")
+    if wrong:
+        raise InputError(
+            f"training.resume_from {folder}: the state of another model or optimiser ({'; '.join(wrong)}); to "
+            "start from its weights alone, name it as model.qwen3llada_model_path"
+        )
+    changed = _differences(meta["config"], flat(config), FREE_ON_RESUME)
+    ours = model.to_hf()
+    changed += [f"model's {name} {meta['model'].get(name)!r} → {ours[name]!r}" for name in _FREE_IN_A_FORK
+                if meta["model"].get(name) != ours[name]]  # fmt: skip
+    if meta["data"]["fingerprint"] != fingerprint:
+        changed.append("the data")
+    if changed:
+        notice(f"unlike {folder}: {'; '.join(changed)}")
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], free: Any) -> list[str]:
+    return [
+        f"{name} {old.get(name)!r} → {new[name]!r}"
+        for name in sorted(new)
+        if name not in free and name.split(".")[0] not in FREE_SECTIONS_ON_RESUME and old.get(name) != new[name]
+    ]
+
+
+def _compare_versions(old: dict[str, str]) -> None:
+    """A continuation is bitwise only under the same versions."""
+    new = versions()
+    changed = [f"{name} {old.get(name)} → {new.get(name)}" for name in sorted({**old, **new})
+               if old.get(name) != new.get(name)]  # fmt: skip
+    if changed:
+        notice(f"versions have changed since that checkpoint: {', '.join(changed)}")
+
+
+def _set_aside(step: Path, reason: str, *, instead: Path, leave: bool) -> None:
+    place = step.with_name(f"{step.name}.damaged")
+    number = 1
+    while place.exists():
+        number += 1
+        place = step.with_name(f"{step.name}.damaged-{number}")
+    kept = "" if leave else f", now {place.name}"
+    notice(f"{step}: damaged ({reason}){kept}; going on from {instead.name}")
+    if not leave:
+        if jax.process_index() == 0:
+            step.rename(place)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"set aside {step}")
+
+
+def _all_processes(yes: bool) -> bool:
+    """Whether all processes say yes: they must take the same checkpoint."""
+    return yes if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(yes)).all())
+
+
+def _cause(error: Exception) -> str:
+    return f"{type(error).__name__}: {short(error)}"[:200]

@@ -9,21 +9,20 @@ import jax
 from jax.experimental import topologies
 
 from qwen3llada_jax.errors import InputError
+from train.flops import peak_flops
 
 
 @dataclass(frozen=True)
 class Chip:
-    """Peak figures of one chip.
+    """Published figures of one chip, but for FLOP/s, which stand in `train.flops`.
 
     Attributes:
-        flops: bfloat16 FLOP/s of the matrix units.
         hbm: bytes of main memory.
         hbm_bandwidth: bytes/s.
         ici: bytes/s that all links together send one way (half of what is published as bidirectional).
     """
 
     name: str
-    flops: float
     hbm: int
     hbm_bandwidth: float
     ici: float
@@ -34,21 +33,22 @@ class Chip:
 # v5e 1,600, v5p 4,800 and v6e 3,200 Gbit/s one way (the same pages' newer bidirectional 400, 1,200 and 800 GB/s,
 # halved), TPU7x 1,200 GB/s bidirectional.
 CHIPS = {
-    "TPU v4": Chip("TPU v4", 275e12, 32 << 30, 1200e9, 300e9),
-    "TPU v5 lite": Chip("TPU v5e", 197e12, 16 << 30, 819e9, 200e9),
-    "TPU v5": Chip("TPU v5p", 459e12, 95 << 30, 2765e9, 600e9),
-    "TPU v6 lite": Chip("TPU v6e", 918e12, 32 << 30, 1640e9, 400e9),
-    "TPU7x": Chip("TPU7x", 2307e12, 192 << 30, 7380e9, 600e9),
+    "TPU v4": Chip("TPU v4", 32 << 30, 1200e9, 300e9),
+    "TPU v5 lite": Chip("TPU v5e", 16 << 30, 819e9, 200e9),
+    "TPU v5": Chip("TPU v5p", 95 << 30, 2765e9, 600e9),
+    "TPU v6 lite": Chip("TPU v6e", 32 << 30, 1640e9, 400e9),
+    "TPU7x": Chip("TPU7x", 192 << 30, 7380e9, 600e9),
 }
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Devices to compile for. `chip` is None for simulated ones, which have no speed or memory of their own."""
+    """Devices to compile for. `chip` and `flops` (FLOP/s of one device) are None for simulated ones."""
 
     topology: str
     devices: list[Any]
     chip: Chip | None
+    flops: float | None = None
     devices_per_chip: int = 1
 
 
@@ -88,7 +88,9 @@ def machine(topology: str) -> Machine:
     chip = CHIPS.get(devices[0].device_kind)
     if chip is None:
         raise InputError(f"--topology {topology}: no figures for {devices[0].device_kind!r}; known are v4 to tpu7x")
-    return Machine(topology, devices, chip, len(devices) // len({tuple(d.coords) for d in devices}))
+    return Machine(
+        topology, devices, chip, peak_flops(devices[0]), len(devices) // len({tuple(d.coords) for d in devices})
+    )
 
 
 def _cpus(number: int) -> list[Any]:

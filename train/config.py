@@ -23,6 +23,10 @@ class ProjectConfig:
     output_dir: str = key("runs/qwen3-llada", "run folder: a model folder with checkpoints and metrics")
     log_dir: str | None = key(None, "folder of metrics.jsonl and samples.jsonl (default: output_dir)")
     device: str = key("auto", "auto, cpu, gpu or tpu")
+    profile: int = key(0, "new: updates to trace with jax.profiler, into log_dir/profile (0: none)")
+    peak_tflops: float | None = key(
+        None, "new: peak TFLOP/s of one device, for the FLOP utilisation (default: the published bf16 figure)"
+    )
 
 
 @dataclass(frozen=True)
@@ -64,14 +68,21 @@ class TrainingConfig:
     weight_decay: float = key(0.1, "of weight matrices; norms and biases are never decayed")
     warmup_ratio: float = key(0.05, "share of the updates over which the rate climbs to lr")
     grad_clip: float = key(1.0, "new: largest global gradient norm; 0: no limit")
+    on_nan: str = key("stop", "new: at an update whose loss or gradient is not finite: stop, or skip it")
+    on_spike: str = key("none", "new: at a spike of loss or gradient norm: none, stop, or skip the update")
+    spike_factor: float = key(10.0, "new: a spike is this many times the running median of 64 updates")
     fp16: bool = key(False, "refused: use bf16")
     bf16: bool = key(False, "compute in bfloat16; weights and moments stay float32")
     remat: str = key("none", "new: what the backward pass recomputes: none, dots (all but matmuls) or full")
     attention: str = key("auto", "new: auto, xla, cudnn or splash")
     save_steps: int = key(500, "updates between checkpoints")
     save_total_limit: int | None = key(3, "newest checkpoints kept (null: all)")
+    keep_best: bool = key(
+        True, "new: compute the held-out loss at every save too, and keep the checkpoint of the lowest as well"
+    )
     resume_from: str | None = key(
-        "auto", "auto: output_dir's newest checkpoint, if any; never; or another run's folder"
+        "auto",
+        "auto: output_dir's newest checkpoint, if any; never; or another run, or one RUN/checkpoints/N",
     )
     eos_padding: bool = key(True, "new: pad answers with EOS that is trained on, which teaches the model to stop (sft)")
     noise: NoiseConfig = field(default_factory=NoiseConfig)
@@ -107,6 +118,8 @@ class EvaluationConfig:
     )
     eval_split: str = key("validation", "split to evaluate on")
     eval_max_batches: int = key(8, "batches of an evaluation at most")
+    tensorboard: bool = key(False, "new: metrics also as TensorBoard events, into log_dir/tensorboard")
+    wandb: str | None = key(None, "new: metrics also to this Weights & Biases project")
     prompts: tuple[str, ...] = key((), "new: prompts answered after each evaluation, into samples.jsonl")
     max_new_tokens: int = key(64, "tokens of such an answer")
     sampling_steps: int = key(64, "forward passes of such an answer")
@@ -123,6 +136,19 @@ class MeshConfig:
 
 
 @dataclass(frozen=True)
+class DistributedConfig:
+    """New: several processes as one run."""
+
+    initialize: str = key(
+        "auto", "join other processes: auto (where SLURM, Open MPI or a TPU pod says so), always or never"
+    )
+    coordinator_address: str | None = key(None, "host:port of process 0 (default: what the cluster says)")
+    num_processes: int | None = key(None, "processes of the run (default: what the cluster says)")
+    process_id: int | None = key(None, "number of this process (default: what the cluster says)")
+    timeout: int = key(300, "seconds to wait for the others")
+
+
+@dataclass(frozen=True)
 class Config:
     """A whole training run."""
 
@@ -133,6 +159,7 @@ class Config:
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
 
     @property
     def micro_batches(self) -> int:
@@ -146,8 +173,11 @@ FREE_ON_RESUME = [
     "project.output_dir",
     "project.log_dir",
     "project.device",
+    "project.profile",
+    "project.peak_tflops",
     "training.save_steps",
     "training.save_total_limit",
+    "training.keep_best",
     "training.resume_from",
     "training.micro_batch_size",
     "training.gradient_accumulation_steps",
@@ -157,7 +187,7 @@ FREE_ON_RESUME = [
     "model.base_model_path",
     "model.qwen3llada_model_path",
 ]
-FREE_SECTIONS_ON_RESUME = ("evaluation", "mesh")
+FREE_SECTIONS_ON_RESUME = ("evaluation", "mesh", "distributed")
 
 
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -180,6 +210,8 @@ def check(config: Config) -> None:
         "training.loss_impl": ("guidelines", "dllm", "soft_ce"),
         "training.remat": ("none", "dots", "full"),
         "training.attention": ("auto", "xla", "cudnn", "splash"),
+        "training.on_nan": ("stop", "skip"),
+        "training.on_spike": ("none", "stop", "skip"),
         "training.block_attention.visibility": ("block_bias", "block_causal"),
         "optim.name": ("adamw",),
         "optim.scheduler": ("constant", "linear", "cosine"),
@@ -195,6 +227,16 @@ def check(config: Config) -> None:
     for name in [f"training.{n}" for n in positive.split()] + ["evaluation.steps", "evaluation.eval_every_steps"]:
         if values[name] is not None and values[name] < 1:
             raise InputError(f"{name} must be at least 1, not {values[name]}")
+    many = config.distributed
+    if many.initialize not in ("auto", "always", "never"):
+        raise InputError(f"distributed.initialize {many.initialize!r} is unknown; choose auto, always or never")
+    by_hand = [many.coordinator_address, many.num_processes, many.process_id]
+    if any(x is not None for x in by_hand) and (None in by_hand or many.initialize == "never"):
+        raise InputError(
+            "distributed: coordinator_address, num_processes and process_id go together, with initialize: auto"
+        )
+    if many.num_processes is not None and not 0 <= (many.process_id or 0) < many.num_processes:
+        raise InputError(f"distributed.process_id {many.process_id} is not below num_processes {many.num_processes}")
     if t.fp16:
         raise InputError("training.fp16 is not supported: it needs loss scaling that bf16 does not; set bf16: true")
     if d.streaming:
@@ -217,6 +259,12 @@ def check(config: Config) -> None:
         raise InputError(
             "training.lr, training.epochs and optim.eps must be above 0, grad_clip and weight_decay 0 or more"
         )
+    if t.spike_factor <= 1:
+        raise InputError(f"training.spike_factor must be above 1, not {t.spike_factor}")
+    if config.project.profile < 0:
+        raise InputError(f"project.profile must be 0 or more, not {config.project.profile}")
+    if config.project.peak_tflops is not None and config.project.peak_tflops <= 0:
+        raise InputError(f"project.peak_tflops must be above 0, not {config.project.peak_tflops}")
     micro, pieces = t.micro_batch_size, t.gradient_accumulation_steps
     if (
         (micro and t.batch_size % micro)

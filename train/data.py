@@ -42,6 +42,14 @@ class Rows:
     def __len__(self) -> int:
         return len(self.prompt_lengths)
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A digest of all that training sees of these rows."""
+        digest = hashlib.sha256()
+        for array, dtype in ((self.values, np.int32), (self.starts, np.int64), (self.prompt_lengths, np.int64)):
+            digest.update(np.ascontiguousarray(array, dtype).data)
+        return digest.hexdigest()
+
 
 @dataclass(frozen=True)
 class Batch:

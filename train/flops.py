@@ -1,109 +1,60 @@
-"""Floating-point operations of matrix products: what a step needs, and what a traced program does.
+"""How many floating-point operations the model itself asks for, and how many a device could do.
 
-A product of [m, k] by [k, n] is 2·m·k·n. Everything else (norms, softmax, the optimiser) is left out, as usual.
+    training FLOPs per token = 6 · N_matmul + 12 · layers · L · N · H
+
+(PaLM, arXiv 2204.02311, appendix B): forward 2 and backward 4 for every weight of a matmul, the head included and
+the embedding lookup not; and QKᵀ and its product with V over all L keys, for attention here sees both ways.
+What remat computes twice does not count, nor is anything taken off for positions a mask hides or the loss leaves out.
 """
-
-import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
 
 import jax
 
+from qwen3llada_jax import model
 from qwen3llada_jax.config import ModelConfig
 
-
-# Tokens that go through the head: the noised ones, half of them under the schedules that are symmetric in t.
-NOISED_SHARE = 0.5
-
-
-class Flops(NamedTuple):
-    """FLOPs of one training step of the whole batch.
-
-    Attributes:
-        weights: products with weights, 6·N·(tokens): N counts the layers' projections, for every token, and the
-            head, for noised ones. The embedding is looked up: an untied table costs nothing, a tied one as the head.
-        attention: 12·layers·heads·head_dim·L² a row: scores and their product with the values, backward twice.
-            Everyone sees everyone, so there is no half as under a causal mask.
-    """
-
-    weights: int
-    attention: int
-
-    @property
-    def total(self) -> int:
-        return self.weights + self.attention
-
-
-def ideal(config: ModelConfig, rows: int, length: int) -> Flops:
-    """The least a step of `rows` × `length` tokens needs: one forward and one backward pass, nothing twice."""
-    c = config
-    D, F, N, K, H = c.hidden_size, c.intermediate_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim
-    of_layer = D * H * (2 * N + 2 * K) + 3 * D * F
-    used = c.num_hidden_layers * of_layer + NOISED_SHARE * c.vocab_size * D
-    attention = 12 * c.num_hidden_layers * N * H * length * length
-    return Flops(round(6 * used * rows * length), attention * rows)
+# Published dense bfloat16 peaks, TFLOP/s of one JAX device; the first name found in `device_kind` counts.
+PEAK_TFLOPS = (
+    ("tpu v4", 275.0),
+    ("tpu v5 lite", 197.0),
+    ("tpu v5e", 197.0),
+    ("tpu v5", 459.0),  # v5p, which names itself "TPU v5" too
+    ("tpu v6", 918.0),
+    ("tpu7x", 1153.5),  # two devices a chip of 2,307
+    ("gb200", 2500.0),
+    ("b200", 2250.0),
+    ("gh200", 989.4),
+    ("h200 nvl", 835.5),
+    ("h200", 989.4),
+    ("h100 nvl", 835.5),
+    ("h100 pcie", 756.5),
+    ("h100", 989.4),
+    ("a100", 311.9),
+    ("l40s", 362.0),
+    ("l4", 121.0),
+    ("a10g", 70.0),
+    ("a10", 125.0),
+)
 
 
-class Traced(NamedTuple):
-    """FLOPs of a traced program over all devices.
-
-    Attributes:
-        recomputed: the part inside rematerialised computations.
-        kernels: the part inside Pallas kernels, which the compiled text does not show.
-    """
-
-    total: int
-    recomputed: int
-    kernels: int
+def matmul_parameters(config: ModelConfig) -> int:
+    """Weights that every token is multiplied with: all projections, and the head (tied or not)."""
+    shapes = model.abstract(config)[1]
+    projections = sum(w.size for name, w in shapes["layers"].items() if name.endswith("_proj"))
+    return projections + config.vocab_size * config.hidden_size
 
 
-def traced(jaxpr: Any, rounds: Mapping[str, int]) -> Traced:
-    """Count a (closed) jaxpr: loops multiplied, the dearest branch of a conditional.
-
-    Args:
-        rounds: how often loops go round whose data decide it, by a word in their name stack.
-
-    Raises:
-        ValueError: such a loop, with matrix products, that `rounds` does not tell.
-    """
-    return _count(getattr(jaxpr, "jaxpr", jaxpr), rounds, "", in_kernel=False)
+def training_flops_per_token(config: ModelConfig, length: int) -> int:
+    """FLOPs of one token's share of forward and backward pass, in rows of `length` tokens."""
+    attention = config.num_hidden_layers * length * config.num_attention_heads * config.head_dim
+    return 6 * matmul_parameters(config) + 12 * attention
 
 
-def _count(jaxpr: Any, rounds: Mapping[str, int], stack: str, *, in_kernel: bool) -> Traced:
-    counts = []
-    for equation in jaxpr.eqns:
-        name, params = equation.primitive.name, equation.params
-        here = f"{stack}/{equation.source_info.name_stack}"
-        if name == "dot_general":
-            flops = _product(equation)
-            counts.append(Traced(flops, flops * ("rematted_computation" in here), flops * in_kernel))
-            continue
-        kernel = in_kernel or name == "pallas_call"
-        parts = [_count(inner, rounds, here, in_kernel=kernel) for inner in jax.core.jaxprs_in_params(params)]
-        if not parts:
-            continue
-        times = 1
-        if name == "scan":
-            times = params["length"]
-        elif name == "shard_map":
-            times = math.prod(params["mesh"].shape[axis] for axis in params["manual_axes"])
-        elif name == "pallas_call":
-            times = math.prod(params["grid_mapping"].grid)
-        elif name == "while" and sum(part.total for part in parts):
-            known = [n for word, n in rounds.items() if word in here]
-            if not known:
-                raise ValueError(f"a loop in {here} goes round as its data decide")
-            times = known[0]
-        part = max(parts) if name == "cond" else _sum(parts)
-        counts.append(Traced(*(times * n for n in part)))
-    return _sum(counts)
-
-
-def _sum(counts: list[Traced]) -> Traced:
-    return Traced(*(sum(n) for n in zip(*counts, strict=True))) if counts else Traced(0, 0, 0)
-
-
-def _product(equation: Any) -> int:
-    (contracted, _), _ = equation.params["dimension_numbers"]
-    left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
-    return 2 * math.prod(out) * math.prod(left[d] for d in contracted)
+def peak_flops(device: jax.Device) -> float | None:
+    """Published dense bfloat16 FLOP/s of a device; None where none is known (a CPU, say)."""
+    kind = device.device_kind.lower()
+    words = kind.replace("-", " ").split()
+    for name, tflops in PEAK_TFLOPS:
+        # Whole words, so that an L4 is no L40 and an A10 no A100; TPU kinds may carry a letter ("TPU v5p", "v6e").
+        if kind.startswith(name) if name.startswith("tpu") else f" {name} " in f" {' '.join(words)} ":
+            return tflops * 1e12
+    return None

@@ -12,19 +12,28 @@ from qwen3llada_jax.files import write_text
 
 
 class JsonLines:
-    """A file of one JSON object a line. Reopened at step n, it forgets what came after n."""
+    """A file of one JSON object a line. Reopened at step n, it forgets what came after n.
 
-    def __init__(self, path: Path, resume_at: int):
+    Without `is_writer` nothing is read or written: of several processes one keeps the file.
+    """
+
+    def __init__(self, path: Path, resume_at: int, *, is_writer: bool = True):
+        self._stream = None
+        if not is_writer:
+            return
         kept = [line for line in read_lines(path) if line["step"] <= resume_at] if path.exists() else []
         write_text(path, "".join(_line(record) for record in kept))
         self._stream = path.open("a")
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record, flushed to the system."""
-        self._stream.write(_line(record))
-        self._stream.flush()
+        if self._stream is not None:
+            self._stream.write(_line(record))
+            self._stream.flush()
 
     def close(self) -> None:
+        if self._stream is None:
+            return
         self._stream.flush()
         os.fsync(self._stream.fileno())
         self._stream.close()
@@ -34,19 +43,25 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """Every whole record of a metrics file; a last line cut short by a crash is left out.
 
     Raises:
-        InputError: no such file.
+        InputError: no such file, or not one of records.
     """
     try:
         lines = Path(path).read_text().splitlines()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not text") from error
     records = []
     for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except json.JSONDecodeError as error:
             if number < len(lines):
                 raise InputError(f"{path}: line {number} is not JSON") from error
+            break
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            raise InputError(f"{path}: line {number} is no record with a step")
+        records.append(record)
     return records
 
 

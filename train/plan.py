@@ -32,14 +32,17 @@ from qwen3llada_jax.cross_entropy import positions_at_once
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.files import write_text
 from qwen3llada_jax.model import Runtime
-from train import flops, hlo, run
+from train import hlo, run
 from train.chips import Machine, machine
 from train.config import Config
+from train.flops import training_flops_per_token
 from train.optim import optimiser
 from train.plan_report import Memory, Plan, as_text
 from train.step import DeviceBatch, make_train_step, state_shardings
+from train.traced_flops import traced
 
 _MOST_COMPILES = 6
+NOISED_SHARE = 0.5  # of the tokens go through the head: the mean noise level of a schedule symmetric in t
 
 
 class DoesNotFitError(Exception):
@@ -88,12 +91,12 @@ def plan(config: Config, architecture: ModelConfig, place: Machine) -> Plan:
     assert mask_token is not None
     graphdef, _, _ = model.abstract(architecture, runtime=runtime)
     step = make_train_step(graphdef, config, tx, shardings, jax.random.key(0), mask_token, live)
-    least = flops.ideal(architecture, t.batch_size, t.max_length)
     result = Plan(
         topology=place.topology,
         chip=place.chip,
         devices=len(place.devices),
         devices_per_chip=place.devices_per_chip,
+        peak_flops=place.flops,
         mesh=dict(mesh.shape),
         parameters=model.parameter_count(architecture),
         rows=rows,
@@ -103,15 +106,15 @@ def plan(config: Config, architecture: ModelConfig, place: Machine) -> Plan:
         remat=t.remat,
         attention="",
         memory=Memory(parameters=_local_bytes(state["params"]), moments=_local_bytes(state["opt"])),
-        ideal_flops=least,
+        ideal_flops=training_flops_per_token(architecture, t.max_length) * t.batch_size * t.max_length,
     )
     started = time.perf_counter()
     with jax.set_mesh(mesh):
         kind = attention.choose(t.attention, jnp.dtype(runtime.dtype), t.max_length, architecture.head_dim)
         result = dataclasses.replace(result, attention=kind)
-        traced = step.trace(state, abstract_batch(t.batch_size, t.max_length, mesh))
+        program = step.trace(state, abstract_batch(t.batch_size, t.max_length, mesh))
         try:
-            compiled = traced.lower().compile()
+            compiled = program.lower().compile()
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -125,11 +128,12 @@ def plan(config: Config, architecture: ModelConfig, place: Machine) -> Plan:
         moments=result.memory.moments,
         arguments=kept,
         new_outputs=sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
-        temporaries=sizes.peak_memory_in_bytes - kept,
+        # On TPUs temp_size counts more than main memory, on CPUs the peak leaves the temporaries out.
+        temporaries=sizes.temp_size_in_bytes if place.chip is None else sizes.peak_memory_in_bytes - kept,
         program=sizes.generated_code_size_in_bytes,
     )
     rounds = {"cross_entropy": rounds_of_the_head(architecture, rows // ways * t.max_length, mesh.shape["tensor"])}
-    counted = flops.traced(traced.jaxpr, rounds)
+    counted = traced(program.jaxpr, rounds)
     return dataclasses.replace(
         result,
         memory=memory.summed(),
@@ -165,7 +169,7 @@ def architecture_of(config: Config, preset: str | None) -> ModelConfig:
 def rounds_of_the_head(architecture: ModelConfig, positions: int, tensor: int) -> int:
     """Slices of noised positions that go through the head on a device that holds `positions`, half of them noised."""
     at_once = min(positions, positions_at_once(positions, architecture.vocab_size // tensor))
-    return math.ceil(flops.NOISED_SHARE * positions / at_once)
+    return math.ceil(NOISED_SHARE * positions / at_once)
 
 
 def abstract_batch(rows: int, length: int, mesh: Mesh) -> DeviceBatch:

@@ -4,8 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 
 from train.chips import Chip
-from train.flops import Flops, Traced
 from train.hlo import Purpose
+from train.traced_flops import Traced
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class Plan:
     Attributes:
         rows: of one forward pass over all devices; an update has `micro_batches` of them.
         refusal: the compiler's words where the step does not fit; then nothing below `ideal_flops` is known.
+        peak_flops: FLOP/s of a device.
+        ideal_flops: what the model asks for, as the metric `mfu` of a run counts it (`train.flops`).
         traced_flops: matrix products of the traced program.
         compiled_flops: those of the compiled one; more than traced means that devices repeat each other's work.
         hbm_bytes: an estimate of what moves between main memory and cores.
@@ -49,6 +51,7 @@ class Plan:
     chip: Chip | None
     devices: int
     devices_per_chip: int
+    peak_flops: float | None
     mesh: dict[str, int]
     parameters: int
     rows: int
@@ -58,7 +61,7 @@ class Plan:
     remat: str
     attention: str
     memory: Memory
-    ideal_flops: Flops
+    ideal_flops: int
     refusal: str | None = None
     traced_flops: Traced | None = None
     compiled_flops: int | None = None
@@ -78,19 +81,18 @@ class Plan:
 
     def seconds(self) -> dict[str, float] | None:
         """What one update takes at least, by what may hold it up; None without a chip's figures."""
-        if self.chip is None or self.compiled_flops is None or self.hbm_bytes is None:
+        if self.chip is None or self.peak_flops is None or self.compiled_flops is None or self.hbm_bytes is None:
             return None
-        chips = self.devices / self.devices_per_chip
         return {
-            "compute": self.compiled_flops / (chips * self.chip.flops),
+            "compute": self.compiled_flops / (self.devices * self.peak_flops),
             "main memory": self.hbm_bytes * self.devices_per_chip / self.chip.hbm_bandwidth,
             "interconnect": self.wire_bytes * self.devices_per_chip / self.chip.ici,
         }
 
     def utilisation(self, seconds: float) -> float:
         """Ideal FLOPs over what the chips could have done in that time (MFU)."""
-        assert self.chip is not None
-        return self.ideal_flops.total / (seconds * self.chip.flops * self.devices / self.devices_per_chip)
+        assert self.peak_flops is not None
+        return self.ideal_flops / (seconds * self.peak_flops * self.devices)
 
 
 def as_text(plan: Plan) -> str:
@@ -151,14 +153,13 @@ def _flops(plan: Plan) -> list[str]:
     assert traced is not None
     assert plan.compiled_flops is not None
     rows = [
-        ("needed: 6·N·tokens", least.weights),
-        ("        12·layers·heads·head_dim·L²·rows", least.attention),
-        ("in the step, but for recomputation", traced.total - traced.recomputed),
-        ("recomputed (remat, chunks of the loss)", traced.recomputed),
+        ("model: 6·N·tokens + 12·layers·N·H·L²·rows", least),
+        ("in the step; head on half of the tokens", traced.total - traced.recomputed),
+        ("recomputed (remat)", traced.recomputed),
         ("in the compiled program", plan.compiled_flops),
     ]
-    return ["FLOPs of an update (matrix products)".ljust(52) + "of needed".rjust(12)] + [
-        f"  {name:<42}{_tera(value):>12}{value / least.total:>8.3f}" for name, value in rows
+    return ["FLOPs of an update (matrix products)".ljust(52) + "of the model's".rjust(14)] + [
+        f"  {name:<42}{_tera(value):>12}{value / least:>8.3f}" for name, value in rows
     ]
 
 
@@ -168,7 +169,7 @@ def _time(plan: Plan) -> list[str]:
         return ["no expected time: simulated devices"]
     chip, tokens = plan.chip, plan.rows * plan.micro_batches * plan.length
     figures = {
-        "compute": f"{chip.flops / 1e12:.0f} TFLOP/s",
+        "compute": f"{(plan.peak_flops or 0) / 1e12:.0f} TFLOP/s a device",
         "main memory": f"{chip.hbm_bandwidth / 1e9:.0f} GB/s, {gib(plan.hbm_bytes or 0)} moved",
         "interconnect": f"{chip.ici / 1e9:.0f} GB/s one way over all links",
     }

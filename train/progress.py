@@ -1,5 +1,6 @@
 """A progress bar on a terminal, plain lines elsewhere."""
 
+import datetime
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,24 +12,28 @@ from rich.progress import Progress as Bar
 class Progress:
     """Shows how far the updates are and the newest metrics."""
 
-    def __init__(self, first: int, total: int):
-        self._console = Console(highlight=False, soft_wrap=True)
+    def __init__(self, first: int, total: int, *, quiet: bool = False):
+        self._console = Console(highlight=False, soft_wrap=True, quiet=quiet)
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            TextColumn("left"),
             TimeRemainingColumn(),
         )
-        self._bar = Bar(*columns, console=self._console, disable=not self._console.is_terminal)
-        self._task = self._bar.add_task("training", total=total, completed=first)
-        self._total = total
+        # An update may take a minute; the time left is estimated over more than rich's 30 seconds.
+        shown = self._console.is_terminal and not quiet
+        self._bar = Bar(*columns, console=self._console, disable=not shown, speed_estimate_period=600)
+        self._task = self._bar.add_task("compiling", total=total, completed=first)
+        self._total, self._is_warm = total, False
 
-    def __enter__(self) -> "Progress":
+    def start(self) -> None:
+        """Show the bar."""
         self._bar.start()
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def stop(self) -> None:
+        """Leave the bar as it is."""
         self._bar.stop()
 
     def advance(self) -> None:
@@ -36,18 +41,29 @@ class Progress:
         self._bar.advance(self._task)
 
     def show(self, record: Mapping[str, Any]) -> None:
-        """Print a line of metrics, and put the loss beside the bar."""
+        """Print a line of metrics, and put loss and speed beside the bar."""
         step = record["step"]
         if "eval_loss" in record:
             line = (
                 f"held out  loss {record['eval_loss']:.4f}  perplexity of noised tokens {record['eval_perplexity']:.2f}"
             )
         else:
-            self._bar.update(self._task, description=f"loss {record['loss']:.3f}")
+            speed = f"{record['tokens_per_second']:,.0f} tokens/s"
+            self._bar.update(self._task, description=f"loss {record['loss']:.3f}  {speed}")
             line = (
                 f"loss {record['loss']:.4f}  ce {record['ce']:.4f}  grad {record['grad_norm']:.2f}  "
-                f"lr {record['lr']:.2e}  {record['tokens_per_second']:,.0f} tokens/s"
+                f"lr {record['lr']:.2e}  {speed}"
             )
+            if "mfu" in record:
+                line += f"  MFU {record['mfu']:.1%}"
+            if record["data_wait"] >= 0.01:
+                line += f"  waiting for data {record['data_wait']:.0%}"
+            if record.get("skipped"):
+                line += f"  skipped {record['skipped']}"
+            if self._bar.disable and self._is_warm:  # the first rates include the compiler's time
+                left = (self._total - step) * record["seconds_per_update"]
+                line += f"  left {datetime.timedelta(seconds=round(left))}"
+            self._is_warm = True
         self._console.print(f"{step:>7}/{self._total}  {line}")
 
     def say(self, text: str) -> None:

@@ -9,7 +9,8 @@ is a model folder: give it to sample.generate or converters.to_hf. The same comm
 
 import math
 import sys
-import time
+from collections.abc import Iterator
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,17 @@ from qwen3llada_jax.config import ModelConfig
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.files import make_folder, write_text
 from qwen3llada_jax.model import Qwen3LLaDA, Runtime
-from train import checkpoints, data
+from train import checkpoints, data, guard, trackers
 from train.config import Config
-from train.metrics import JsonLines
+from train.meter import Meter, peak_of_run
 from train.optim import optimiser, schedule
-from train.progress import Progress
+from train.prefetch import prefetch
+from train.profile import Profile
 from train.read_config import as_yaml, help_text, read_config
 from train.samples import sampler, write_samples
 from train.start import Start, find_start
 from train.step import DeviceBatch, make_eval_step, make_train_step, state_shardings, summarise
+from train.watch import Watch, say
 
 
 def main() -> None:
@@ -52,6 +55,7 @@ def train(config: Config) -> None:
     output = Path(config.project.output_dir)
     if (output / "params").exists():
         raise InputError(f"{output} is a model folder, not a run; choose another project.output_dir")
+    trackers.require(config)
 
     # ---- model: architecture, tokenizer, mask token -------------------------------------------------------
     start = find_start(config)
@@ -63,9 +67,7 @@ def train(config: Config) -> None:
     graphdef, _, _ = model.abstract(architecture, runtime=runtime)
     if config.evaluation.prompts:
         sampler(config).for_model(architecture)  # refuse impossible settings now, not at the first evaluation
-    print(
-        f"starting from {start.folder}, mask token {architecture.mask_token_id}, visibility {architecture.visibility}"
-    )
+    say(f"starting from {start.folder}, mask token {architecture.mask_token_id}, visibility {architecture.visibility}")
 
     # ---- mesh ---------------------------------------------------------------------------------------------
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
@@ -79,7 +81,7 @@ def train(config: Config) -> None:
     # ---- data ---------------------------------------------------------------------------------------------
     rows = load_rows(config, tokenizer, config.dataset.name, config.dataset.split, "dataset.split")
     check_ids(rows, architecture, config.dataset.name)
-    print(f"training data: {rows.report}")
+    say(f"training data: {rows.report}")
     held_out = None
     if config.evaluation.do_eval_loss:
         if config.evaluation.eval_name is None and not data.has_splits(config.dataset.name):
@@ -90,29 +92,28 @@ def train(config: Config) -> None:
         name = config.evaluation.eval_name or config.dataset.name
         held_out = load_rows(config, tokenizer, name, config.evaluation.eval_split, "evaluation.eval_split")
         check_ids(held_out, architecture, name)
-        print(f"held-out data: {held_out.report}")
+        say(f"held-out data: {held_out.report}")
     per_epoch = len(rows) / config.training.batch_size
     steps = config.training.max_steps or max(1, math.ceil(config.training.epochs * per_epoch))
 
     # ---- state: 1. this run's newest checkpoint, 2. another run's, 3. the starting weights ----------------
-    tx = optimiser(config, steps)
+    tx = guard.watched(optimiser(config, steps), config.training)
     shapes, shardings = state_shardings(architecture, tx, mesh)
     with jax.set_mesh(mesh):
         state = first_state(config, output, start, tx, shapes, shardings, mesh)
     first = int(state["step"])
     if first >= steps:
-        print(f"{output}: already at update {first} of {steps}, nothing to do")
+        say(f"{output}: already at update {first} of {steps}, nothing to do")
         return
+    logs = Path(config.project.log_dir or output)
+    profile = Profile(logs / "profile", config.project.profile, first, steps)
 
     # ---- run folder ---------------------------------------------------------------------------------------
     make_folder(output)
     checkpoint.write_config(output, architecture)
     checkpoint.copy_tokenizer(start.folder, output)
     write_text(output / "training.yaml", as_yaml(config))
-    logs = Path(config.project.log_dir or output)
     make_folder(logs)
-    metrics_log = JsonLines(logs / "metrics.jsonl", first)
-    samples_log = JsonLines(logs / "samples.jsonl", first)
 
     # ---- loop ---------------------------------------------------------------------------------------------
     live = architecture.live_vocab_size or architecture.vocab_size
@@ -123,40 +124,56 @@ def train(config: Config) -> None:
     rate = schedule(config, steps)
     every = config.evaluation
     manager = checkpoints.open_checkpoints(output, config.training.save_total_limit)
-    with jax.set_mesh(mesh), manager, Progress(first, steps) as progress:
-        since, seen = time.perf_counter(), 0
+    meter = Meter(architecture, peak_of_run(config))
+    skips = "skip" in (config.training.on_nan, config.training.on_spike)
+
+    def batches() -> Iterator[tuple[data.Batch, DeviceBatch]]:
         for step in range(first, steps):
-            batch = data.make_batch(
-                rows,
-                data.row_numbers(step, config.training.batch_size, len(rows), config.project.seed),
-                tokenizer.eos_token_id,
-                length=config.training.max_length,
-            )
-            state, metrics = step_fn(state, to_devices(batch, mesh))
-            done, seen = step + 1, seen + batch.tokens.size
-            progress.advance()
-            if done % every.steps == 0 or done == steps or step == 0:
-                record = {"step": done, "lr": float(rate(step)), **{k: float(v) for k, v in metrics.items()}}
-                now = time.perf_counter()
-                record["tokens_per_second"] = seen / (now - since)
-                since, seen = now, 0
-                metrics_log.write(record)
-                progress.show(record)
-            if held_out is not None and (done % every.eval_every_steps == 0 or done == steps):
-                record = {
-                    "step": done,
-                    **evaluate(eval_fn, state["params"], held_out, tokenizer.eos_token_id, config, mesh),
-                }
-                metrics_log.write(record)
-                progress.show(record)
-            if every.prompts and (done % every.eval_every_steps == 0 or done == steps):
-                write_samples(nnx.merge(graphdef, state["params"]), tokenizer, config, done, samples_log, progress)
-            if done % config.training.save_steps == 0 or done == steps:
-                checkpoints.save(manager, state, config, architecture)
-                since, seen = time.perf_counter(), 0
-    metrics_log.close()
-    samples_log.close()
-    print(f"{output}: {steps} updates; sample from it with: python -m sample.generate --model {output}")
+            numbers = data.row_numbers(step, config.training.batch_size, len(rows), config.project.seed)
+            batch = data.make_batch(rows, numbers, tokenizer.eos_token_id, length=config.training.max_length)
+            yield batch, to_devices(batch, mesh)
+
+    with (
+        jax.set_mesh(mesh),
+        manager,
+        Watch(config, logs, first, steps) as watch,
+        closing(prefetch(batches())) as ahead,
+    ):
+        unseen = None  # metrics of an update that nobody has waited for
+        for step in range(first, steps):
+            with meter.waiting():
+                batch, on_devices = next(ahead)
+            profile.before(step, state)
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                state, metrics = step_fn(state, on_devices)
+            done = step + 1
+            meter.count(batch)
+            if unseen is not None:  # one update late, while the devices are busy with the next
+                guard.report(step, unseen, config.training, watch.say)
+            if profile.after(done, metrics):
+                watch.say(f"{done:>7}  trace of {config.project.profile} update(s) in {profile.folder}")
+            logs_now = done % every.steps == 0 or done == steps or step == first
+            evaluates_now = done % every.eval_every_steps == 0 or done == steps
+            saves_now = done % config.training.save_steps == 0 or done == steps
+            unseen = None if logs_now or evaluates_now or saves_now else metrics
+            if unseen is None:
+                guard.report(done, metrics, config.training, watch.say)
+            if logs_now:
+                values = {k: float(v) for k, v in metrics.items() if k not in ("verdict", "skipped")}
+                skipped = int(metrics["skipped"])
+                if skips:
+                    values["skipped"] = skipped
+                watch.metrics({"step": done, "lr": float(rate(step - skipped)), **values, **meter.read()})
+            with meter.paused(metrics) if evaluates_now or saves_now else nullcontext():
+                if evaluates_now and held_out is not None:
+                    losses = evaluate(eval_fn, state["params"], held_out, tokenizer.eos_token_id, config, mesh)
+                    watch.metrics({"step": done, **losses})
+                if evaluates_now and every.prompts:
+                    write_samples(nnx.merge(graphdef, state["params"]), tokenizer, config, done, watch)
+                if saves_now:
+                    checkpoints.save(manager, state, config, architecture)
+            watch.advance()
+    say(f"{output}: {steps} updates; sample from it with: python -m sample.generate --model {output}")
 
 
 def parse(arguments: list[str]) -> Config:

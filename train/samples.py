@@ -7,13 +7,10 @@ import jax
 from qwen3llada_jax.model import Qwen3LLaDA
 from qwen3llada_jax.sampling import SamplerConfig, generate
 from train.config import Config
-from train.metrics import JsonLines
-from train.progress import Progress
+from train.watch import Watch
 
 
-def write_samples(
-    model: Qwen3LLaDA, tokenizer: Any, config: Config, step: int, log: JsonLines, progress: Progress
-) -> None:
+def write_samples(model: Qwen3LLaDA, tokenizer: Any, config: Config, step: int, watch: Watch) -> None:
     """Answer `evaluation.prompts`, to samples.jsonl and the terminal."""
     e, settings = config.evaluation, sampler(config)
     texts = list(e.prompts)
@@ -24,8 +21,7 @@ def write_samples(
     result = generate(model, prompts, settings, key=jax.random.key(config.project.seed))
     for prompt, answer in zip(e.prompts, result.answers(), strict=True):
         text = tokenizer.decode(answer)
-        log.write({"step": step, "prompt": prompt, "answer": text})
-        progress.say(f"{step:>7}  {prompt!r} → {text!r}")
+        watch.sample({"step": step, "prompt": prompt, "answer": text})
 
 
 def sampler(config: Config) -> SamplerConfig:

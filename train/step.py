@@ -16,6 +16,7 @@ from qwen3llada_jax.cross_entropy import cross_entropy
 from qwen3llada_jax.diffusion import NoiseConfig
 from qwen3llada_jax.masks import Mask
 from qwen3llada_jax.model import Qwen3LLaDA
+from train import guard
 from train.config import Config
 
 State = dict[str, Any]  # {"params", "opt", "step"}
@@ -143,6 +144,7 @@ def make_train_step(
 ) -> Any:  # fmt: skip
     """A compiled `(state, batch) → (state, metrics)`; the old state is given up."""
     pieces = config.micro_batches
+    tx = optax.with_extra_args_support(tx)
     smoothing = config.training.loss_smoothing if config.training.loss_impl == "soft_ce" else 0.0
 
     def value_and_grad(params: Any, part: Prepared) -> Any:
@@ -168,12 +170,13 @@ def make_train_step(
                 lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(value_and_grad, state["params"], first)
             )
             ((loss, sums), gradient), _ = jax.lax.scan(add, zero, parts)
-        updates, opt = tx.update(gradient, state["opt"], state["params"])
+        updates, opt = tx.update(gradient, state["opt"], state["params"], loss=loss)
         params = optax.apply_updates(state["params"], updates)
         metrics = summarise(loss, sums) | {
             "grad_norm": optax.global_norm(gradient),
             "param_norm": optax.global_norm(params),
             "update_norm": optax.global_norm(updates),
+            **guard.metrics_of(opt),
         }
         return {"params": params, "opt": opt, "step": state["step"] + 1}, metrics
 

@@ -1,0 +1,49 @@
+"""Several processes as one run: `jax.distributed`, started by flags or by what a cluster says in the environment."""
+
+import os
+from collections.abc import Mapping
+
+import jax
+
+from qwen3llada_jax.errors import InputError
+from train.config import DistributedConfig
+
+
+def start(config: DistributedConfig) -> None:
+    """Join the other processes, before anything else touches a device.
+
+    Raises:
+        InputError: an address or numbers that make no sense, or processes that did not come together.
+    """
+    if config.coordinator_address is None and not (
+        config.initialize == "always" or (config.initialize == "auto" and is_cluster(os.environ))
+    ):
+        return
+    # Processes on CPUs talk through gloo; other platforms have their own ways and do not read this.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(
+            config.coordinator_address,
+            config.num_processes,
+            config.process_id,
+            initialization_timeout=config.timeout,
+        )
+    except (ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"the processes did not come together ({reason}); check distributed.coordinator_address, num_processes "
+            "and process_id, or set distributed.initialize: never for a single process"
+        ) from error
+
+
+def is_cluster(environment: Mapping[str, str]) -> bool:
+    """Whether SLURM, Open MPI, a TPU pod or JAX's own variables say that there is more than one process."""
+    several = any(environment.get(name, "1") not in ("", "1") for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
+    pod = "," in environment.get("TPU_WORKER_HOSTNAMES", "")
+    named = any(name in environment for name in ("JAX_COORDINATOR_ADDRESS", "MEGASCALE_COORDINATOR_ADDRESS"))
+    return several or pod or named
+
+
+def is_main() -> bool:
+    """Whether this process is the one that prints and writes files."""
+    return jax.process_index() == 0
