@@ -131,5 +131,7 @@ def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def _to_device(array: np.ndarray, where: jax.sharding.Sharding | None) -> jax.Array:
+    if where is not None and not where.is_fully_addressable:  # several processes: each gives its devices' parts
+        return jax.make_array_from_callback(array.shape, where, lambda at: array[at])
     # The array is never written again, so it may be taken over rather than copied.
     return jax.block_until_ready(jax.device_put(array, where, may_alias=True))

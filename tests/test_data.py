@@ -1,15 +1,18 @@
 """Datasets, formats, packing and the order of rows."""
 
 import json
+import shutil
 
 import datasets
 import numpy as np
 import pytest
 from conftest import DATA, TINY
+from datasets.arrow_writer import ArrowWriter
 
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.tokens import load_tokenizer
-from train import conversations, data
+from train import conversations, data, order, sources, tokenising
+from train.tokenising import Recipe
 
 TEXTS = ["Speak, speak.", "We know't, we know't.", "No more talking on't; let it be done: away, away!"]
 
@@ -28,10 +31,10 @@ def write(path, rows):
     return str(path)
 
 
-def pretraining(name, tokenizer, length=8, pack=True, column=None, split="train"):
-    dataset = data.load(name, None, split)
-    column = data.text_column(dataset, column, name)
-    return data.pretraining_rows(dataset, tokenizer, column, length=length, pack=pack, num_proc=None, name=name)
+def pretraining(name, tokenizer, length=8, pack=True, column=None, split="train", divide=False):
+    recipe = Recipe("pretrain", length, pack, divide)
+    dataset = sources.load(name, None, split)
+    return tokenising.rows_of(dataset, recipe, tokenizer, text_field=column, num_proc=None, name=name)
 
 
 def test_every_kind_of_local_file_gives_the_same_rows(tmp_path, tokenizer):
@@ -40,20 +43,28 @@ def test_every_kind_of_local_file_gives_the_same_rows(tmp_path, tokenizer):
     (tmp_path / "a.json").write_text(json.dumps([{"text": t} for t in TEXTS]))
     made.to_csv(tmp_path / "a.csv")
     made.to_parquet(tmp_path / "a.parquet")
+    with ArrowWriter(path=str(tmp_path / "a.arrow")) as writer:
+        for text in TEXTS:
+            writer.write({"text": text})
+        writer.finalize()
+    for kind in ("csv", "jsonl", "parquet", "arrow"):  # folders, whose files say by their names which split they are
+        (tmp_path / kind).mkdir()
+        shutil.copy(tmp_path / f"a.{kind}", tmp_path / kind / f"train.{kind}")
     made.save_to_disk(str(tmp_path / "disk"))
     datasets.DatasetDict({"train": made, "other": made.select([0])}).save_to_disk(str(tmp_path / "dict"))
     flat = np.concatenate(ids_of(tokenizer, TEXTS))
-    for name in ("a.jsonl", "a.json", "a.csv", "a.parquet", "disk", "dict"):
+    files = ["a.jsonl", "a.json", "a.csv", "a.parquet", "a.arrow"]
+    for name in [*files, "csv", "jsonl", "parquet", "arrow", "disk", "dict"]:
         rows = pretraining(str(tmp_path / name), tokenizer)
         assert len(rows) == len(flat) // 8
-        np.testing.assert_array_equal(rows.values, flat, err_msg=name)
+        np.testing.assert_array_equal(rows.values[:], flat, err_msg=name)
 
 
 def test_text_file_is_one_document(tmp_path, tokenizer):
     (tmp_path / "a.txt").write_text("One.\n\nTwo.\n")
     rows = pretraining(str(tmp_path / "a.txt"), tokenizer, length=2)
     assert tokenizer.decode(rows.values[:-1]) == "One.\n\nTwo.\n"
-    assert rows.values[-1] == tokenizer.eos_token_id
+    assert rows.values[:][-1] == tokenizer.eos_token_id
 
 
 def test_unpacked_documents_get_rows_of_their_own(tmp_path, tokenizer):
@@ -64,25 +75,96 @@ def test_unpacked_documents_get_rows_of_their_own(tmp_path, tokenizer):
     assert [line[:size].tolist() for line, size in zip(batch.tokens, batch.real_length, strict=True)] == pieces
 
 
-def test_tokenised_text_is_cached_and_made_anew_when_the_text_changes(tmp_path, tokenizer):
+def test_a_folder_of_texts_holds_one_document_per_file(tmp_path, tokenizer):
+    for number, text in enumerate(["One.\n\nTwo.\n", "Three."]):
+        (tmp_path / f"{number}.txt").write_text(text)
+    rows = pretraining(str(tmp_path), tokenizer, length=2, divide=True)
+    assert len(rows.documents) == 2
+    assert tokenizer.decode(rows.values[:]) == "One.\n\nTwo.\n<|endoftext|>Three.<|endoftext|>"
+
+
+class Counting:
+    """A tokenizer that counts the texts it is given."""
+
+    def __init__(self, inner):
+        self.inner, self.count = inner, 0
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def __call__(self, texts, **options):
+        self.count += len(texts)
+        return self.inner(texts, **options)
+
+
+def test_tokenised_text_is_cached_and_made_anew_when_anything_changes(tmp_path, tokenizer):
     name = write(tmp_path / "a.jsonl", [{"text": TEXTS[0]}])
-    first = pretraining(name, tokenizer, length=2)
-    np.testing.assert_array_equal(pretraining(name, tokenizer, length=2).values, first.values)
-    write(tmp_path / "a.jsonl", [{"text": TEXTS[1]}])
-    assert tokenizer.decode(pretraining(name, tokenizer, length=2).values[:-1]) == TEXTS[1]
+    first = pretraining(name, counting := Counting(tokenizer), length=2)
+    again = pretraining(name, counting, length=3)  # packing comes after tokenising
+    assert counting.count == 1
+    np.testing.assert_array_equal(again.values[:], first.values[:])
+    assert again.fingerprint != first.fingerprint == pretraining(name, counting, length=2).fingerprint
+    write(tmp_path / "a.jsonl", [{"text": TEXTS[0][::-1]}])  # of the same size
+    changed = pretraining(name, counting, length=2)
+    assert counting.count == 2
+    assert tokenizer.decode(changed.values[:-1]) == TEXTS[0][::-1]
+    assert changed.fingerprint != first.fingerprint
+    other = Counting(load_tokenizer(TINY))
+    other.inner.add_tokens(["kaeps"])
+    assert pretraining(name, other, length=2).fingerprint != changed.fingerprint
+    assert other.count == 1
+
+
+def test_a_saved_dataset_that_is_saved_anew_is_read_anew(tmp_path, tokenizer):
+    for text in TEXTS:
+        datasets.Dataset.from_dict({"text": [text]}).save_to_disk(str(tmp_path / "disk"))
+        assert tokenizer.decode(pretraining(str(tmp_path / "disk"), tokenizer, length=2).values[:-1]) == text
+
+
+def test_tokenised_conversations_are_made_anew_for_another_length_or_template(tmp_path, tokenizer):
+    counting = Counting(tokenizer)
+    sft(tmp_path / "a.jsonl", [SAME["prompt"]], counting)
+    for more, retokenised in [({}, 0), ({"length": 63}, 1), ({"template": "plain"}, 1), ({}, 0)]:
+        before = counting.count
+        sft(tmp_path / "a.jsonl", None, counting, **more)
+        assert (counting.count > before) == bool(retokenised), more
+    changed = Counting(load_tokenizer(TINY))
+    changed.inner.chat_template = " " + tokenizer.chat_template
+    sft(tmp_path / "a.jsonl", None, changed)
+    assert changed.count > 0
+
+
+def test_ids_in_pieces_read_as_one_array():
+    draw = np.random.default_rng(0)
+    pieces = [draw.integers(0, 9, n).astype(np.int32) for n in (3, 0, 1, 5, 0, 7)]
+    whole, tokens = np.concatenate(pieces), data.Tokens(pieces)
+    assert len(tokens) == 16
+    for start in range(-1, 17):
+        for stop in range(17):
+            np.testing.assert_array_equal(tokens[start:stop], whole[start:stop])
+    assert (tokens.min(), tokens.max()) == (whole.min(), whole.max())
+    assert np.shares_memory(tokens[4:9], pieces[3])
+
+
+def test_empty_documents_are_dropped_and_counted(tmp_path, tokenizer):
+    texts = [TEXTS[0], "", None, TEXTS[1], ""]
+    for pack in (True, False):
+        rows = pretraining(write(tmp_path / "a.jsonl", [{"text": t} for t in texts]), tokenizer, 4, pack, divide=True)
+        np.testing.assert_array_equal(rows.values[:], np.concatenate(ids_of(tokenizer, TEXTS[:2])))
+        assert "2 documents (3 empty ones dropped)" in rows.report
 
 
 def test_order_is_a_fresh_permutation_every_epoch_and_needs_only_the_step():
-    numbers = np.concatenate([data.row_numbers(step, 4, 10, seed=3) for step in range(5)])
+    numbers = np.concatenate([order.row_numbers(np.arange(4 * i, 4 * i + 4), 10, seed=3) for i in range(5)])
     first, second = numbers[:10], numbers[10:]
     assert sorted(first) == sorted(second) == list(range(10))
     assert first.tolist() != second.tolist()
-    np.testing.assert_array_equal(data.row_numbers(3, 4, 10, seed=3), numbers[12:16])
-    assert data.row_numbers(0, 4, 10, seed=4).tolist() != numbers[:4].tolist()
+    np.testing.assert_array_equal(order.row_numbers(np.arange(12, 16), 10, seed=3), numbers[12:16])
+    assert order.row_numbers(np.arange(4), 10, seed=4).tolist() != numbers[:4].tolist()
 
 
 def test_batches_come_in_few_lengths():
-    rows = data.Rows(np.arange(100), np.array([0, 3, 30, 100]), np.zeros(3, np.int64), "")
+    rows = data.Rows(data.Tokens([np.arange(100)]), np.array([0, 3, 30]), np.array([3, 27, 70]), np.zeros(3, int), "")
     lengths = [data.make_batch(rows, np.array(n), 0, length=64).tokens.shape[1] for n in ([0], [0, 1], [2])]
     assert lengths == [16, 32, 64]
 
@@ -98,15 +180,21 @@ SAME = {
 }
 
 
-def sft(path, rows, tokenizer, length=64):
-    name = write(path, rows)
-    return data.sft_rows(data.load(name, None, "train"), tokenizer, length=length, num_proc=None, name=name)
+def sft(path, rows, tokenizer, length=64, template="chat"):
+    """Rows of these examples, written to `path`; of the file as it is, where `rows` is None."""
+    name = str(path) if rows is None else write(path, rows)
+    recipe, dataset = Recipe("sft", length, template=template), sources.load(name, None, "train")
+    return tokenising.rows_of(dataset, recipe, tokenizer, text_field=None, num_proc=None, name=name)
+
+
+def tokens_of(rows, number):
+    return rows.row(number).ids.tolist()
 
 
 @pytest.mark.parametrize("kind", SAME)
 def test_formats_that_say_the_same_give_the_same_row(tmp_path, tokenizer, kind):
     rows = sft(tmp_path / "a.jsonl", [SAME[kind]], tokenizer)
-    assert tokenizer.decode(rows.values) == "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\nI.<|im_end|>"
+    assert tokenizer.decode(rows.values[:]) == "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\nI.<|im_end|>"
     assert tokenizer.decode(rows.values[: rows.prompt_lengths[0]]).endswith("assistant\n")
 
 
@@ -117,7 +205,7 @@ def test_every_turn_is_trained_on_with_its_history(tmp_path, tokenizer):
     rows = sft(tmp_path / "a.jsonl", [{"messages": messages}], tokenizer, length=200)
     assert len(rows) == 3
     for number, answer in enumerate(["A.", "B.", "C."]):
-        ids = rows.values[rows.starts[number] : rows.starts[number + 1]]
+        ids = rows.row(number).ids
         prompt = tokenizer.decode(ids[: rows.prompt_lengths[number]])
         assert tokenizer.decode(ids[rows.prompt_lengths[number] :]) == f"{answer}<|im_end|>"
         assert all(turn in prompt for turn in turns[: 2 * number + 1])
@@ -132,14 +220,14 @@ def test_long_answers_are_cut_at_the_end_and_long_prompts_dropped(tmp_path, toke
     ]
     got = sft(tmp_path / "a.jsonl", rows, tokenizer, length=40)
     assert len(got) == 2
-    assert np.diff(got.starts)[0] == 40
+    assert got.sizes[0] == 40
     assert "1 dropped" in got.report
     assert "1 cut" in got.report
 
 
 def test_system_text_and_unknown_speakers(tmp_path, tokenizer):
     row = {"system": "Be brief.", **SAME["conversations"]}
-    assert "system\nBe brief." in tokenizer.decode(sft(tmp_path / "a.jsonl", [row], tokenizer).values)
+    assert "system\nBe brief." in tokenizer.decode(sft(tmp_path / "a.jsonl", [row], tokenizer).values[:])
     odd = {"conversations": [{"from": "parrot", "value": "x"}, {"from": "gpt", "value": "I."}]}
     with pytest.raises(InputError, match="unknown speaker 'parrot'"):
         sft(tmp_path / "b.jsonl", [odd], tokenizer)
@@ -159,10 +247,44 @@ def test_conversations_that_hold_no_text_are_named(tmp_path, tokenizer):
         sft(tmp_path / "none.jsonl", [{"messages": [{"role": "user", "content": "x"}]}], tokenizer)
 
 
-def test_bundled_dialogues_load(tokenizer):
-    dataset = data.load(str(DATA / "dialogue" / "valid.jsonl"), None, "train")
-    rows = data.sft_rows(dataset, tokenizer, length=128, num_proc=None, name="dialogue")
-    assert len(rows) > 100
+def test_bundled_dialogues_are_the_same_in_all_five_formats(tmp_path, tokenizer):
+    turns = [json.loads(line)["messages"] for line in (DATA / "dialogue" / "valid.jsonl").read_text().splitlines()]
+    speaker = {"user": "human", "assistant": "gpt"}
+    whole = sft(DATA / "dialogue" / "valid.jsonl", None, tokenizer, length=128)
+    assert len(whole) > 100
+    shared = [[{"from": speaker[t["role"]], "value": t["content"]} for t in dialogue] for dialogue in turns]
+    same = sft(tmp_path / "sharegpt.jsonl", [{"conversations": dialogue} for dialogue in shared], tokenizer, length=128)
+    assert same.fingerprint == whole.fingerprint
+    pairs = [(dialogue[0]["content"], dialogue[1]["content"]) for dialogue in turns]
+    formats = {
+        "messages": [{"messages": dialogue[:2]} for dialogue in turns],
+        "prompt": [{"prompt": q, "completion": a} for q, a in pairs],
+        "question": [{"question": q, "answer": a} for q, a in pairs],
+        "instruction": [{"instruction": q, "input": "", "output": a} for q, a in pairs],
+    }
+    found = {kind: sft(tmp_path / f"{kind}.jsonl", rows, tokenizer, length=128) for kind, rows in formats.items()}
+    assert len(found["messages"]) == len(turns)
+    assert len({rows.fingerprint for rows in found.values()}) == 1
+    first = json.dumps(tokens_of(whole, 0))
+    assert all(json.dumps(tokens_of(rows, 0)) == first for rows in found.values())
+
+
+def test_plain_template_is_the_documented_text(tmp_path, tokenizer):
+    plain = load_tokenizer(TINY)
+    plain.chat_template = None
+    turns = [("system", "Be brief."), ("user", "Who?"), ("assistant", "I."), ("user", "Why?"), ("assistant", "So.")]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    rows = sft(tmp_path / "a.jsonl", [{"messages": messages}], plain, template="plain", length=200)
+    first = "System: Be brief.\n\nUser: Who?\n\nAssistant: I."
+    assert [plain.decode(tokens_of(rows, i)) for i in range(2)] == [
+        f"{first}<|endoftext|>",
+        f"{first}\n\nUser: Why?\n\nAssistant: So.<|endoftext|>",
+    ]
+    assert plain.decode(tokens_of(rows, 1)[rows.prompt_lengths[1] :]) == " So.<|endoftext|>"
+    odd = sft(tmp_path / "b.jsonl", [{"prompt": "Who?", "completion": "<|im_end|>"}], plain, template="plain")
+    assert tokens_of(odd, 0)[-1] == plain.eos_token_id
+    with pytest.raises(InputError, match="no chat template"):
+        sft(tmp_path / "a.jsonl", None, plain)
 
 
 # ---- bad input -----------------------------------------------------------------------------------------------
@@ -172,25 +294,38 @@ def test_bad_datasets_are_refused(tmp_path, tokenizer):
     (tmp_path / "notes.md").write_text("x")
     (tmp_path / "broken.jsonl").write_text('{"text": ')
     (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "mixed").mkdir()
+    (tmp_path / "mixed" / "a.csv").write_text("text\nx\n")
+    (tmp_path / "mixed" / "b.jsonl").write_text('{"text": "x"}\n')
+    (tmp_path / "hollow").mkdir()
     datasets.DatasetDict({"train": datasets.Dataset.from_dict({"text": ["a"]})}).save_to_disk(str(tmp_path / "dict"))
     for name, part in {
         "absent.jsonl": "no such file",
         "notes.md": "unknown kind of file",
+        "mixed": r"files of several kinds \(\.csv, \.jsonl\)",
+        "hollow": "holds no file of a known kind",
         "broken.jsonl": "cannot be read as a dataset",
         "empty.jsonl": r"empty\.jsonl: (cannot be read as a dataset|the dataset is empty)",
     }.items():
-        with pytest.raises(InputError, match=part):
-            data.load(str(tmp_path / name), None, "train")
+        for read in (sources.load, sources.stream):
+            with pytest.raises(InputError, match=part):
+                read(str(tmp_path / name), None, "train")
     with pytest.raises(InputError, match=r"has no split 'test'; set dataset\.split to one of train"):
-        data.load(str(tmp_path / "dict"), None, "test")
+        sources.load(str(tmp_path / "dict"), None, "test")
+    with pytest.raises(InputError, match=r"has no split 'test'; set dataset\.split to one of train"):
+        sources.stream(str(tmp_path / "dict"), None, "test")
     with pytest.raises(InputError, match="cannot be read as a dataset"):
-        data.load("nobody/nothing", None, "train")
+        sources.load("nobody/nothing", None, "train")
 
 
 def test_bad_columns_are_refused(tmp_path, tokenizer):
     name = write(tmp_path / "a.jsonl", [{"body": "x", "title": "y"}])
     with pytest.raises(InputError, match=r"no column 'bodi'.*did you mean 'body'"):
         pretraining(name, tokenizer, column="bodi")
+    with pytest.raises(InputError, match="column body must hold texts, not '3'"):
+        pretraining(write(tmp_path / "c.jsonl", [{"body": 3}]), tokenizer, column="body")
+    with pytest.raises(InputError, match="holds no text"):
+        pretraining(write(tmp_path / "d.jsonl", [{"text": ""}, {"text": None}]), tokenizer, pack=False)
     with pytest.raises(InputError, match=r"set dataset\.text_field to one of body, title"):
         pretraining(name, tokenizer)
     with pytest.raises(InputError, match="columns body, title are no format for sft"):

@@ -368,7 +368,6 @@ evaluation: {steps: 10, do_eval_loss: true, eval_every_steps: 5, eval_split: tes
         ({"training.lr": ".nan"}, "training.lr must be float"),
         ({"project.seed": -1}, "project.seed must be 0 or more"),
         ({"optim.betas": "[2, 0.5]"}, "optim.betas must lie in [0, 1)"),
-        ({"dataset.streaming": "true"}, "streaming is not supported yet"),
         ({"optim.name": "adamww"}, "optim.name 'adamww' is unknown"),
         ({"training.noise.schedule": "linear"}, "noise schedule 'linear' is unknown"),
         ({"dataset.name": "null"}, "dataset.name is not set"),

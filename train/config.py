@@ -98,14 +98,48 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class SourceConfig:
+    """One dataset of several."""
+
+    name: str | None = None
+    weight: float = 1.0
+    config: str | None = None
+    split: str | None = None
+    text_field: str | None = None
+
+
+@dataclass(frozen=True)
 class DatasetConfig:
     name: str | None = key(None, "a file (.txt .json .jsonl .csv .parquet .arrow), a folder, or a dataset on the hub")
+    mixture: tuple[SourceConfig, ...] = key(
+        (),
+        "new: several datasets in place of name: [{name: …, weight: …, config: …, split: …, text_field: …}, …]; rows "
+        "are drawn by weight (default 1), and what else is left out is taken from the keys here",
+    )
     config: str | None = key(None, "configuration of a hub dataset")
     split: str = key("train", "split to train on")
     text_field: str | None = key(None, "column of the text (default: the only text column, or `text`)")
-    streaming: bool = key(False, "refused for now: rows are addressed by number, so that a run resumes exactly")
+    streaming: bool = key(False, "read rows as they come, without downloading and tokenising first; needs max_steps")
+    shuffle_buffer: int | None = key(
+        None, "new: streaming: rows shuffled together (default 1024; 1: the stream's own order)"
+    )
     num_proc: int | None = key(None, "processes that tokenise")
     pack_to_max_length: bool = key(True, "join documents and cut them into full rows; false: a padded row for each")
+    pack_boundaries: bool = key(
+        False, "new: documents of a packed row do not see each other, and each counts positions from 0 (pretrain)"
+    )
+    template: str = key("chat", "new: how sft writes conversations: chat (the tokenizer's template) or plain")
+
+    @property
+    def sources(self) -> tuple[SourceConfig, ...]:
+        """The datasets to train on: the mixture's, or the only one."""
+        return tuple(
+            SourceConfig(
+                part.name, part.weight, part.config or self.config, part.split or self.split,
+                part.text_field or self.text_field,
+            )
+            for part in self.mixture or (SourceConfig(self.name),)
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -198,8 +232,14 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
         if dataclasses.is_dataclass(value):
             out |= flat(value, f"{prefix}{f.name}.")
         else:
-            out[prefix + f.name] = list(value) if isinstance(value, tuple) else value
+            out[prefix + f.name] = _plain(value)
     return out
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(v) for v in value]
+    return dataclasses.asdict(value) if isinstance(value, SourceConfig) else value
 
 
 def check(config: Config) -> None:
@@ -213,6 +253,7 @@ def check(config: Config) -> None:
         "training.on_nan": ("stop", "skip"),
         "training.on_spike": ("none", "stop", "skip"),
         "training.block_attention.visibility": ("block_bias", "block_causal"),
+        "dataset.template": ("chat", "plain"),
         "optim.name": ("adamw",),
         "optim.scheduler": ("constant", "linear", "cosine"),
         "project.device": ("auto", "cpu", "gpu", "cuda", "tpu"),
@@ -239,16 +280,11 @@ def check(config: Config) -> None:
         raise InputError(f"distributed.process_id {many.process_id} is not below num_processes {many.num_processes}")
     if t.fp16:
         raise InputError("training.fp16 is not supported: it needs loss scaling that bf16 does not; set bf16: true")
-    if d.streaming:
-        raise InputError("dataset.streaming is not supported yet; download the split (streaming: false)")
-    if not d.name:
-        raise InputError("dataset.name is not set: name a file, a folder or a dataset on the hub")
+    _check_dataset(d, t)
     if not (config.model.base_model_path or config.model.qwen3llada_model_path):
         raise InputError("no model to start from: set model.base_model_path or model.qwen3llada_model_path")
     if config.project.seed < 0:
         raise InputError(f"project.seed must be 0 or more, not {config.project.seed}")
-    if d.num_proc is not None and d.num_proc < 1:
-        raise InputError(f"dataset.num_proc must be at least 1, not {d.num_proc}")
     if not all(0 <= beta < 1 for beta in o.betas):
         raise InputError(f"optim.betas must lie in [0, 1), not {list(o.betas)}")
     if not 0 <= t.warmup_ratio <= 1:
@@ -281,3 +317,31 @@ def check(config: Config) -> None:
         )
     if e.eval_max_batches < 1:
         raise InputError(f"evaluation.eval_max_batches must be at least 1, not {e.eval_max_batches}")
+
+
+def _check_dataset(d: DatasetConfig, t: TrainingConfig) -> None:
+    if d.name and d.mixture:
+        raise InputError("dataset.name and dataset.mixture are both set; put the one dataset into the mixture")
+    if not (d.name or d.mixture):
+        raise InputError("dataset.name is not set: name a file, a folder or a dataset on the hub")
+    for i, part in enumerate(d.mixture):
+        if not part.name:
+            raise InputError(f"dataset.mixture[{i}].name is not set: name a file, a folder or a dataset on the hub")
+        if part.weight <= 0:
+            raise InputError(f"dataset.mixture[{i}].weight must be above 0, not {part.weight:g}")
+    if d.num_proc is not None and d.num_proc < 1:
+        raise InputError(f"dataset.num_proc must be at least 1, not {d.num_proc}")
+    if d.streaming and d.num_proc is not None:
+        raise InputError("dataset.num_proc has no effect on a stream, which is tokenised as it is read; leave it out")
+    if d.streaming and t.max_steps is None:
+        raise InputError("dataset.streaming needs training.max_steps: how long an epoch of a stream is, is not known")
+    if d.shuffle_buffer is not None and not d.streaming:
+        raise InputError("dataset.shuffle_buffer has no effect without dataset.streaming: all rows are shuffled")
+    if d.shuffle_buffer is not None and d.shuffle_buffer < 1:
+        raise InputError(f"dataset.shuffle_buffer must be at least 1, not {d.shuffle_buffer}")
+    if d.pack_boundaries and t.mode != "pretrain":
+        raise InputError("dataset.pack_boundaries has no effect on sft, whose rows hold one conversation each")
+    if d.pack_boundaries and not d.pack_to_max_length:
+        raise InputError("dataset.pack_boundaries needs pack_to_max_length: true; else every document has its own row")
+    if d.template == "plain" and t.mode != "sft":
+        raise InputError("dataset.template has no effect on pretraining, whose texts are taken as they are")

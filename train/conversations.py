@@ -7,6 +7,12 @@
 | prompt, completion              | one question, one answer                                      |
 | question, answer                | one question, one answer                                      |
 | instruction, (input,) output    | Alpaca: the input follows the instruction after a blank line  |
+
+Two templates write them as text: `chat`, the tokenizer's own, and `plain` for tokenizers that have none:
+
+    System: Be brief.⏎⏎User: Who?⏎⏎Assistant: I.<EOS>
+
+where a prompt ends behind `Assistant:`; earlier answers end in a blank line, only the last in EOS.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +21,7 @@ from typing import Any
 from qwen3llada_jax.errors import InputError
 
 Turn = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+TEMPLATES = ("chat", "plain")
 END_OF_TURN = "<|im_end|>"
 
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
@@ -43,20 +50,35 @@ def reader(columns: list[str], name: str) -> Callable[[Mapping[str, Any]], list[
     )
 
 
-def answers(turns: list[Turn], tokenizer: Any) -> Iterator[tuple[str, str]]:
-    """(prompt, answer) for every assistant turn, as the chat template writes them; all turns before it are prompt.
+def question(turns: list[Turn], tokenizer: Any, template: str = "chat") -> str:
+    """The text of a prompt: these turns, and the beginning of an answer.
+
+    Raises:
+        InputError: the tokenizer has no chat template.
+    """
+    if template == "plain":
+        return "".join(f"{turn['role'].capitalize()}: {turn['content']}\n\n" for turn in turns) + "Assistant:"
+    if not getattr(tokenizer, "chat_template", None):
+        raise InputError(
+            "the tokenizer has no chat template, which sft needs; add chat_template.jinja to the model folder, or set "
+            "dataset.template: plain"
+        )
+    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+
+
+def answers(turns: list[Turn], tokenizer: Any, template: str = "chat") -> Iterator[tuple[str, str]]:
+    """(prompt, answer) for every assistant turn, as the template writes them; all turns before it are prompt.
 
     Raises:
         InputError: the tokenizer has no chat template, or one under which an answer does not follow its prompt.
     """
-    if not getattr(tokenizer, "chat_template", None):
-        raise InputError(
-            "the tokenizer has no chat template, which sft needs; add chat_template.jinja to the model folder"
-        )
     for i, turn in enumerate(turns):
         if turn["role"] != "assistant" or i == 0 or not turn["content"]:
             continue
-        prompt = tokenizer.apply_chat_template(turns[:i], tokenize=False, add_generation_prompt=True)
+        prompt = question(turns[:i], tokenizer, template)
+        if template == "plain":
+            yield prompt, f" {turn['content']}"
+            continue
         whole = tokenizer.apply_chat_template(turns[: i + 1], tokenize=False)
         if not whole.startswith(prompt):
             raise InputError("the chat template does not put an answer right behind its prompt; sft cannot use it")

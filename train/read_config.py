@@ -152,7 +152,12 @@ def _coerce(name: str, value: Any, kind: Any) -> Any:
             if isinstance(value, str) and inner[0] is str:
                 return (value,)
             if isinstance(value, list) and (len(inner) == len(value) or inner[-1] is Ellipsis):
-                return tuple(_coerce(name, v, inner[0]) for v in value)
+                return tuple(_coerce(f"{name}[{i}]", v, inner[0]) for i, v in enumerate(value))
+        elif dataclasses.is_dataclass(one) and isinstance(value, dict):
+            known = [f.name for f in dataclasses.fields(one)]
+            for unknown in [str(k) for k in value if k not in known]:
+                raise InputError(f"{name}: unknown key {unknown!r}" + nearest(unknown, known))
+            return _build(one, {f"{name}.{k}": v for k, v in value.items()}, f"{name}.")
         elif one is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
             try:
                 number = float(value)

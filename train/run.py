@@ -7,6 +7,7 @@ Any key of the configuration is a flag, in full or, where that is unambiguous, b
 is a model folder: give it to sample.generate or converters.to_hf. The same command goes on where it stopped.
 """
 
+import json
 import math
 import sys
 from collections.abc import Iterator
@@ -16,26 +17,29 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from qwen3llada_jax import attention, checkpoint, command_line, model, sharding
 from qwen3llada_jax.config import ModelConfig
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.files import make_folder, write_text
-from qwen3llada_jax.model import Qwen3LLaDA, Runtime
-from train import checkpoints, data, guard, trackers
+from qwen3llada_jax.files import make_folder, remove_parts, write_text
+from qwen3llada_jax.model import Runtime
+from train import checkpoints, data, distributed, guard, order
+from train.batches import Batches, held_out_rows, training_batches
 from train.config import Config
+from train.evaluate import evaluate
 from train.meter import Meter, peak_of_run
 from train.optim import optimiser, schedule
 from train.prefetch import prefetch
 from train.profile import Profile
 from train.read_config import as_yaml, help_text, read_config
 from train.samples import sampler, write_samples
-from train.start import Start, find_start
-from train.step import DeviceBatch, make_eval_step, make_train_step, state_shardings, summarise
+from train.signals import stop_requests
+from train.start import find_start
+from train.state import first_state
+from train.step import DeviceBatch, make_eval_step, make_train_step, rows_sharding, state_shardings, to_devices
+from train.versions import versions
 from train.watch import Watch, say
 
 
@@ -43,6 +47,7 @@ def main() -> None:
     config = parse(sys.argv[1:])
     if config.project.device != "auto":
         jax.config.update("jax_platforms", "cuda" if config.project.device == "gpu" else config.project.device)
+    distributed.start(config.distributed)
     train(config)
 
 
@@ -55,7 +60,6 @@ def train(config: Config) -> None:
     output = Path(config.project.output_dir)
     if (output / "params").exists():
         raise InputError(f"{output} is a model folder, not a run; choose another project.output_dir")
-    trackers.require(config)
 
     # ---- model: architecture, tokenizer, mask token -------------------------------------------------------
     start = find_start(config)
@@ -79,41 +83,34 @@ def train(config: Config) -> None:
         )
 
     # ---- data ---------------------------------------------------------------------------------------------
-    rows = load_rows(config, tokenizer, config.dataset.name, config.dataset.split, "dataset.split")
-    check_ids(rows, architecture, config.dataset.name)
-    say(f"training data: {rows.report}")
+    slots = order.host_slots(rows_sharding(mesh), config.training.batch_size)
+    batches = training_batches(config, tokenizer, architecture.vocab_size, slots)
+    say(f"training data: {batches.report}")
     held_out = None
     if config.evaluation.do_eval_loss:
-        if config.evaluation.eval_name is None and not data.has_splits(config.dataset.name):
-            raise InputError(
-                f"{config.dataset.name} has no splits, so nothing is held out: set evaluation.eval_name, "
-                "or evaluation.do_eval_loss: false"
-            )
-        name = config.evaluation.eval_name or config.dataset.name
-        held_out = load_rows(config, tokenizer, name, config.evaluation.eval_split, "evaluation.eval_split")
-        check_ids(held_out, architecture, name)
+        held_out = held_out_rows(config, tokenizer, architecture.vocab_size)
         say(f"held-out data: {held_out.report}")
-    per_epoch = len(rows) / config.training.batch_size
-    steps = config.training.max_steps or max(1, math.ceil(config.training.epochs * per_epoch))
+    steps = config.training.max_steps
+    if steps is None:
+        assert batches.rows_per_epoch is not None  # a stream asks for max_steps
+        steps = max(1, math.ceil(config.training.epochs * batches.rows_per_epoch / config.training.batch_size))
 
     # ---- state: 1. this run's newest checkpoint, 2. another run's, 3. the starting weights ----------------
     tx = guard.watched(optimiser(config, steps), config.training)
     shapes, shardings = state_shardings(architecture, tx, mesh)
     with jax.set_mesh(mesh):
-        state = first_state(config, output, start, tx, shapes, shardings, mesh)
+        state, place = first_state(config, output, start, batches.fingerprint, tx, shapes, shardings, mesh)
     first = int(state["step"])
     if first >= steps:
         say(f"{output}: already at update {first} of {steps}, nothing to do")
         return
+    batches.restore(place, first)
     logs = Path(config.project.log_dir or output)
     profile = Profile(logs / "profile", config.project.profile, first, steps)
 
     # ---- run folder ---------------------------------------------------------------------------------------
-    make_folder(output)
-    checkpoint.write_config(output, architecture)
-    checkpoint.copy_tokenizer(start.folder, output)
-    write_text(output / "training.yaml", as_yaml(config))
-    make_folder(logs)
+    if distributed.is_main():
+        prepare_folder(output, logs, config, architecture, start.folder)
 
     # ---- loop ---------------------------------------------------------------------------------------------
     live = architecture.live_vocab_size or architecture.vocab_size
@@ -122,40 +119,36 @@ def train(config: Config) -> None:
     step_fn = make_train_step(graphdef, config, tx, shardings, seed_key, architecture.mask_token_id, live)
     eval_fn = make_eval_step(graphdef, config, architecture.mask_token_id, live)
     rate = schedule(config, steps)
-    every = config.evaluation
-    manager = checkpoints.open_checkpoints(output, config.training.save_total_limit)
+    every, keep_best = config.evaluation, config.training.keep_best
     meter = Meter(architecture, peak_of_run(config))
     skips = "skip" in (config.training.on_nan, config.training.on_spike)
-
-    def batches() -> Iterator[tuple[data.Batch, DeviceBatch]]:
-        for step in range(first, steps):
-            numbers = data.row_numbers(step, config.training.batch_size, len(rows), config.project.seed)
-            batch = data.make_batch(rows, numbers, tokenizer.eos_token_id, length=config.training.max_length)
-            yield batch, to_devices(batch, mesh)
-
     with (
+        stop_requests() as should_stop,
         jax.set_mesh(mesh),
-        manager,
+        checkpoints.open_checkpoints(output, config.training.save_total_limit, keep_best=keep_best) as manager,
         Watch(config, logs, first, steps) as watch,
-        closing(prefetch(batches())) as ahead,
+        closing(prefetch(feed(batches, first, steps, mesh))) as ahead,
     ):
         unseen = None  # metrics of an update that nobody has waited for
         for step in range(first, steps):
             with meter.waiting():
-                batch, on_devices = next(ahead)
+                batch, on_devices, place = next(ahead)
             profile.before(step, state)
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 state, metrics = step_fn(state, on_devices)
             done = step + 1
             meter.count(batch)
+            checkpoints.check_written(manager)
             if unseen is not None:  # one update late, while the devices are busy with the next
                 guard.report(step, unseen, config.training, watch.say)
             if profile.after(done, metrics):
                 watch.say(f"{done:>7}  trace of {config.project.profile} update(s) in {profile.folder}")
+            stops = should_stop(done)
             logs_now = done % every.steps == 0 or done == steps or step == first
-            evaluates_now = done % every.eval_every_steps == 0 or done == steps
-            saves_now = done % config.training.save_steps == 0 or done == steps
-            unseen = None if logs_now or evaluates_now or saves_now else metrics
+            saves_now = done % config.training.save_steps == 0 or done == steps or stops
+            samples_now = done % every.eval_every_steps == 0 or done == steps
+            evaluates_now = held_out is not None and (samples_now or (saves_now and keep_best and not stops))
+            unseen = None if logs_now or samples_now or evaluates_now or saves_now else metrics
             if unseen is None:
                 guard.report(done, metrics, config.training, watch.say)
             if logs_now:
@@ -164,16 +157,48 @@ def train(config: Config) -> None:
                 if skips:
                     values["skipped"] = skipped
                 watch.metrics({"step": done, "lr": float(rate(step - skipped)), **values, **meter.read()})
-            with meter.paused(metrics) if evaluates_now or saves_now else nullcontext():
-                if evaluates_now and held_out is not None:
+            with meter.paused(metrics) if samples_now or evaluates_now or saves_now else nullcontext():
+                eval_loss = None
+                if evaluates_now:
+                    assert held_out is not None
                     losses = evaluate(eval_fn, state["params"], held_out, tokenizer.eos_token_id, config, mesh)
+                    eval_loss = losses["eval_loss"]
                     watch.metrics({"step": done, **losses})
-                if evaluates_now and every.prompts:
-                    write_samples(nnx.merge(graphdef, state["params"]), tokenizer, config, done, watch)
+                if samples_now and every.prompts:
+                    write_samples(nnx.merge(graphdef, state["params"]), tokenizer, config, done, watch, mesh)
                 if saves_now:
-                    checkpoints.save(manager, state, config, architecture)
+                    stands = {"fingerprint": batches.fingerprint, "state": place}
+                    checkpoints.save(manager, state, config, architecture, stands, eval_loss)
             watch.advance()
+            if stops:
+                break
+        best = manager.best_step() if keep_best else None
+    if batches.counts():
+        say(f"data read: {batches.counts()}")
+    if done < steps:
+        say(f"{output}: stopped and saved at update {done} of {steps}; the same command goes on from there")
+        return
+    if best not in (None, steps):
+        say(f"lowest held-out loss at update {best}: {output}/checkpoints/{best}")
     say(f"{output}: {steps} updates; sample from it with: python -m sample.generate --model {output}")
+
+
+def feed(batches: Batches, first: int, steps: int, mesh: Mesh) -> Iterator[tuple[data.Batch, DeviceBatch, Any]]:
+    """(batch, the same on its devices, where the data stands after it) of every update."""
+    for step in range(first, steps):
+        batch = batches.take(step)
+        yield batch, to_devices(batch, mesh), batches.state(step + 1)
+
+
+def prepare_folder(output: Path, logs: Path, config: Config, architecture: ModelConfig, source: Path) -> None:
+    """Make the run folder a model folder, and say beside it what made it."""
+    for folder in (output, logs):
+        make_folder(folder)
+        remove_parts(folder)
+    checkpoint.write_config(output, architecture)
+    checkpoint.copy_tokenizer(source, output)
+    write_text(output / "training.yaml", as_yaml(config))
+    write_text(output / "versions.json", json.dumps(versions(), indent=2) + "\n")
 
 
 def parse(arguments: list[str]) -> Config:
@@ -198,82 +223,6 @@ def parse(arguments: list[str]) -> Config:
         else:
             overrides.append((name, value))
     return read_config(path, overrides)
-
-
-def load_rows(config: Config, tokenizer: Any, name: str | None, split: str, split_key: str) -> data.Rows:
-    """The rows of a dataset in the run's mode."""
-    assert name is not None
-    length, workers = config.training.max_length, config.dataset.num_proc
-    dataset = data.load(name, config.dataset.config, split, split_key=split_key)
-    if config.training.mode == "sft":
-        return data.sft_rows(dataset, tokenizer, length=length, num_proc=workers, name=name)
-    column = data.text_column(dataset, config.dataset.text_field, name)
-    pack = config.dataset.pack_to_max_length
-    return data.pretraining_rows(dataset, tokenizer, column, length=length, pack=pack, num_proc=workers, name=name)
-
-
-def check_ids(rows: data.Rows, architecture: ModelConfig, name: str | None) -> None:
-    """Refuse data tokenised for another model."""
-    if len(rows.values):
-        model.check_tokens(np.array([rows.values.min(), rows.values.max()]), architecture.vocab_size)
-
-
-def first_state(
-    config: Config, output: Path, start: Start, tx: Any, shapes: Any, shardings: Any, mesh: Mesh
-) -> dict[str, Any]:
-    """The state to go on from."""
-    resume = config.training.resume_from
-    if resume not in ("never", None) and checkpoint.params_item(output) is not None:
-        checkpoints.check_same_run(output, config, start.config)
-        state = checkpoints.restore(output, shapes, shardings)
-        checkpoints.notice(f"going on from update {int(state['step'])} of {output}")
-        return state
-    if resume not in ("auto", "never", None):
-        other = Path(resume)
-        if checkpoint.params_item(other) is None or not (other / "checkpoints").is_dir():
-            raise InputError(f"training.resume_from {resume}: no training run with checkpoints there")
-        return checkpoints.restore(other, shapes, shardings)
-    if (output / "checkpoints").is_dir() and any(p.name.isdigit() for p in (output / "checkpoints").iterdir()):
-        raise InputError(
-            f"{output} holds the checkpoints of another run; choose another project.output_dir, or resume_from: auto"
-        )
-    if config.model.from_scratch:
-        fresh = lambda: nnx.to_pure_dict(  # noqa: E731
-            nnx.state(Qwen3LLaDA(start.config, rngs=nnx.Rngs(config.project.seed)), nnx.Param)
-        )
-        params = jax.jit(fresh, out_shardings=shardings["params"])()
-    else:
-        params = checkpoint.load_params(start.folder, start.config, "float32", mesh)
-    opt = jax.jit(tx.init, out_shardings=shardings["opt"])(params)
-    return {"params": params, "opt": opt, "step": jax.device_put(jnp.int32(0), shardings["step"])}
-
-
-def to_devices(batch: data.Batch, mesh: Mesh, slots: np.ndarray | None = None) -> DeviceBatch:
-    """Lay a batch's rows over `data` and `fsdp`; every host passes the whole batch, and keeps its part.
-
-    `slots` number the rows for their noise; default: by their place in the batch.
-    """
-    rows_sharding = NamedSharding(mesh, P(("data", "fsdp")))
-
-    def put(array: np.ndarray) -> jax.Array:
-        return jax.make_array_from_callback(array.shape, rows_sharding, lambda index: array[index])
-
-    slots = np.arange(len(batch.rows)) if slots is None else slots
-    return DeviceBatch(put(batch.tokens), put(batch.prompt_length), put(batch.real_length), put(slots.astype(np.int32)))
-
-
-def evaluate(eval_fn: Any, params: Any, rows: data.Rows, pad_id: int, config: Config, mesh: Mesh) -> dict[str, float]:
-    """Metrics over the held-out rows: the same rows under the same noise every time, however they are batched."""
-    size = config.training.batch_size // config.micro_batches
-    whole = max(1, min(len(rows) // config.training.batch_size, config.evaluation.eval_max_batches))
-    total: dict[str, Any] = {}
-    for start in range(0, whole * config.training.batch_size, size):
-        slots = np.arange(start, start + size)
-        batch = data.make_batch(rows, slots % len(rows), pad_id, length=config.training.max_length)
-        sums = jax.device_get(eval_fn(params, to_devices(batch, mesh, slots)))
-        total = {k: total.get(k, 0.0) + v.astype(np.float64) for k, v in sums.items()}
-    metrics = summarise(jnp.float32(total["loss"] / total["weight"]), total)
-    return {f"eval_{k}": float(v) for k, v in metrics.items()}
 
 
 if __name__ == "__main__":

@@ -3,23 +3,32 @@
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from qwen3llada_jax.model import Qwen3LLaDA
 from qwen3llada_jax.sampling import SamplerConfig, generate
+from train import conversations
 from train.config import Config
 from train.watch import Watch
 
 
-def write_samples(model: Qwen3LLaDA, tokenizer: Any, config: Config, step: int, watch: Watch) -> None:
-    """Answer `evaluation.prompts`, to samples.jsonl and the terminal."""
+def write_samples(model: Qwen3LLaDA, tokenizer: Any, config: Config, step: int, watch: Watch, mesh: Mesh) -> None:
+    """Answer `evaluation.prompts`, to samples.jsonl and the terminal; all processes take part."""
     e, settings = config.evaluation, sampler(config)
     texts = list(e.prompts)
     if config.training.mode == "sft":  # ask as the model is being taught
         chats = [[{"role": "user", "content": p}] for p in e.prompts]
-        texts = [tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True) for c in chats]
+        texts = [conversations.question(chat, tokenizer, config.dataset.template) for chat in chats]
     prompts = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+    prompts += prompts[-1:] * (-len(prompts) % (mesh.shape["data"] * mesh.shape["fsdp"]))  # rows fill the mesh
     result = generate(model, prompts, settings, key=jax.random.key(config.project.seed))
-    for prompt, answer in zip(e.prompts, result.answers(), strict=True):
+    if jax.process_count() > 1:
+        result = result._replace(
+            tokens=multihost_utils.process_allgather(result.tokens, tiled=True),
+            prompt_length=multihost_utils.process_allgather(result.prompt_length, tiled=True),
+        )
+    for prompt, answer in zip(e.prompts, result.answers(), strict=False):
         text = tokenizer.decode(answer)
         watch.sample({"step": step, "prompt": prompt, "answer": text})
 

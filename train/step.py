@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
@@ -18,6 +19,7 @@ from qwen3llada_jax.masks import Mask
 from qwen3llada_jax.model import Qwen3LLaDA
 from train import guard
 from train.config import Config
+from train.data import Batch
 
 State = dict[str, Any]  # {"params", "opt", "step"}
 _GOLDEN = 0.6180339887498949
@@ -31,6 +33,28 @@ class DeviceBatch(NamedTuple):
     prompt_length: Int[Array, " B"]
     real_length: Int[Array, " B"]
     slots: Int[Array, " B"]
+    segment_ids: Int[Array, "B L"] | None = None
+    positions: Int[Array, "B L"] | None = None
+
+
+def to_devices(batch: Batch, mesh: Mesh, slots: Int[np.ndarray, " B"] | None = None) -> DeviceBatch:
+    """Lay a batch's rows over `data` and `fsdp`; every process passes the whole shape, and gives its devices' rows.
+
+    `slots` number the rows for their noise; default: by their place in the batch.
+    """
+    spread = rows_sharding(mesh)
+
+    def put(array: np.ndarray | None) -> Any:
+        return None if array is None else jax.make_array_from_callback(array.shape, spread, lambda at: array[at])
+
+    slots = np.arange(len(batch.rows)) if slots is None else slots
+    arrays = (batch.tokens, batch.prompt_length, batch.real_length, slots.astype(np.int32))
+    return DeviceBatch(*map(put, (*arrays, batch.segment_ids, batch.positions)))
+
+
+def rows_sharding(mesh: Mesh) -> NamedSharding:
+    """Where the rows of a batch lie."""
+    return NamedSharding(mesh, sharding.spec(("batch",)))
 
 
 class Prepared(NamedTuple):
@@ -43,6 +67,8 @@ class Prepared(NamedTuple):
     prompt_length: Int[Array, " B"]
     real_length: Int[Array, " B"]
     t: Float[Array, " B"]
+    segment_ids: Int[Array, "B L"] | None = None
+    positions: Int[Array, "B L"] | None = None
 
 
 def state_shardings(config: Any, tx: optax.GradientTransformation, mesh: Mesh) -> tuple[State, State]:
@@ -97,7 +123,8 @@ def prepare(
     )
     counts = (real_length - batch.prompt_length)[:, None] * B if is_sft else real_length.sum()
     coefficient = jnp.where(noised.is_noised, noised.weight / counts, 0.0)
-    return Prepared(noised.tokens, batch.tokens, coefficient, noised.is_noised, batch.prompt_length, real_length, t)
+    return Prepared(noised.tokens, batch.tokens, coefficient, noised.is_noised, batch.prompt_length, real_length, t,
+                    batch.segment_ids, batch.positions)  # fmt: skip
 
 
 def loss_and_sums(
@@ -105,7 +132,7 @@ def loss_and_sums(
 ) -> tuple[Array, dict[str, Array]]:
     """This part's share of the batch's loss (shares add up), and sums for the metrics."""
     L = part.noised.shape[1]
-    hidden = network.hidden(part.noised, mask_of(part, config))
+    hidden = network.hidden(part.noised, mask_of(part, config), part.positions)
     loss, ce = cross_entropy(hidden, network.head, part.clean, part.coefficient, part.is_noised, smoothing=smoothing)
     band = jnp.minimum((part.t * BANDS).astype(jnp.int32), BANDS - 1)
     of_band = jax.nn.one_hot(band, BANDS)  # B bands
@@ -121,7 +148,7 @@ def loss_and_sums(
 
 
 def mask_of(part: Prepared, config: Config) -> Mask:
-    """Who sees whom in this batch: the configured blocks, and nobody sees padding."""
+    """Who sees whom in this batch: the configured blocks, own documents only, and nobody sees padding."""
     L = part.noised.shape[1]
     is_real = None
     pads = config.training.mode == "sft" and not config.training.eos_padding
@@ -132,10 +159,11 @@ def mask_of(part: Prepared, config: Config) -> Mask:
         is_real = jnp.arange(L)[None] < part.real_length[:, None]
     blocks = config.training.block_attention
     if not blocks.enabled:
-        return Mask(is_real=is_real)
+        return Mask(segment_ids=part.segment_ids, is_real=is_real)
     prompts = part.prompt_length if config.training.mode == "sft" else None
     sees = blocks.prompt_sees_answer and blocks.visibility == "block_bias"
-    return Mask(blocks.visibility, blocks.block_length, sees, prompt_length=prompts, is_real=is_real)
+    return Mask(blocks.visibility, blocks.block_length, sees, prompt_length=prompts, segment_ids=part.segment_ids,
+                positions=part.positions, is_real=is_real)  # fmt: skip
 
 
 def make_train_step(
@@ -153,7 +181,7 @@ def make_train_step(
 
         return jax.value_and_grad(loss, has_aux=True)(params)
 
-    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, None))
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, P()))
     def train_step(state: State, batch: DeviceBatch) -> tuple[State, dict[str, Array]]:
         prepared = prepare(batch, seed_key, state["step"], config, mask_token_id, live)
         if pieces == 1:
@@ -187,7 +215,7 @@ def make_eval_step(graphdef: Any, config: Config, mask_token_id: int, live: int)
     """A compiled `(params, batch) → sums`, under noise that depends on the row numbers (`slots`) alone."""
     key = jax.random.key(0)
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=P())
     def eval_step(params: Any, batch: DeviceBatch) -> dict[str, Array]:
         prepared = prepare(batch, key, jnp.int32(0), config, mask_token_id, live, for_evaluation=True)
         loss, sums = loss_and_sums(nnx.merge(graphdef, params), prepared, config)
