@@ -6,7 +6,7 @@ compiler's (GSPMD): nothing here moves data.
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax

@@ -120,7 +120,7 @@ def find_collectives(text: str, rounds: Mapping[str, int] = NO_ROUNDS) -> list[C
         source = attribute(op.text, r'op_name="([^"]*)"') or ""
         one = Collective("reduce-scatter" if scatters else kind, times, whole, group, op.type, inside.name, source)
         channel = attribute(op.text, r"channel_id=(\d+)") or op.name
-        if inside.name.startswith("async_collective_fusion"):
+        if inside.name.startswith("async_collective_fusion") or "AsyncCollectiveDone" in inside.root.text:
             steps.append((channel, one))
         else:
             started.add(channel)
