@@ -132,11 +132,16 @@ def write_config(folder: Path, config: ModelConfig, extra: dict[str, Any] | None
 
 
 def copy_tokenizer(source: Path, target: Path) -> list[str]:
-    """Copy the tokenizer and generation config that `source` has; returns their names."""
+    """Copy the tokenizer and generation config that `source` has; returns their names.
+
+    Raises:
+        InputError: the disk is full or the place cannot be written.
+    """
     source = home(source)
     names = [name for name in TOKENIZER_FILES if (source / name).is_file()]
     for name in names:
-        shutil.copyfile(source / name, Path(target) / name)
+        with writing(Path(target) / name):
+            shutil.copyfile(source / name, Path(target) / name)
     return names
 
 
@@ -166,8 +171,11 @@ def _restore_params(item: Path, config: ModelConfig, dtype: str | None, mesh: Me
             )
     except InputError:
         raise
-    except (ValueError, OSError, KeyError) as error:
-        raise InputError(f"{item}: damaged parameters ({short(error)}); convert or copy the model again") from error
+    except Exception as error:
+        reason = damage(error)
+        if reason is None:
+            raise
+        raise InputError(f"{item}: damaged parameters ({reason}); convert or copy the model again") from error
 
 
 def _check_stored(item: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -180,6 +188,13 @@ def _check_stored(item: Path, stored: dict[str, Any], wanted: dict[str, Any]) ->
     ]
     if problems:
         raise InputError(f"{item}: parameters and config.json do not agree: " + "; ".join(problems))
+
+
+def damage(error: Exception) -> str | None:
+    """What an error of orbax says about a stored item that cannot be read; None for an error of another kind."""
+    if type(error) is Exception and isinstance(error.__cause__, Exception):  # how it reports an array cut short
+        error = error.__cause__
+    return short(error) if isinstance(error, (ValueError, OSError, KeyError, TypeError)) else None
 
 
 def short(error: Exception) -> str:

@@ -134,6 +134,20 @@ def test_tokenised_conversations_are_made_anew_for_another_length_or_template(tm
     assert changed.count > 0
 
 
+def test_several_processes_give_the_same_rows_and_the_same_errors(tmp_path, tokenizer):
+    texts = [{"text": f"{i} " + "word " * (i % 7)} for i in range(50)]
+    recipe = Recipe("pretrain", 8)
+
+    def rows(file, column, workers):
+        dataset = sources.load(file, None, "train")
+        return tokenising.rows_of(dataset, recipe, tokenizer, text_field=column, num_proc=workers, name=file)
+
+    one, two = rows(write(tmp_path / "a.jsonl", texts), None, 1), rows(write(tmp_path / "b.jsonl", texts), None, 2)
+    assert one.fingerprint == two.fingerprint
+    with pytest.raises(InputError, match="column body must hold texts"):
+        rows(write(tmp_path / "c.jsonl", [{"body": 3}] * 4), "body", 2)
+
+
 def test_ids_in_pieces_read_as_one_array():
     draw = np.random.default_rng(0)
     pieces = [draw.integers(0, 9, n).astype(np.int32) for n in (3, 0, 1, 5, 0, 7)]

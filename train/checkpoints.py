@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from qwen3llada_jax.checkpoint import params_handler, short, writing
+from qwen3llada_jax.checkpoint import damage, params_handler, short, writing
 from qwen3llada_jax.config import ModelConfig
 from qwen3llada_jax.errors import InputError
 from train.config import FREE_ON_RESUME, FREE_SECTIONS_ON_RESUME, Config, flat
@@ -179,7 +179,7 @@ def _read_meta(step: Path) -> dict[str, Any]:
             raise ValueError("its meta names no data")
         return {k: dict(meta[k]) for k in ("config", "model", "data", "versions")}
     except (ValueError, OSError, KeyError, TypeError) as error:
-        raise _DamagedError(f"meta: {_cause(error)}") from error
+        raise _DamagedError(f"meta: {type(error).__name__} {short(error)}"[:200]) from error
 
 
 def _restore(step: Path, shapes: State, shardings: State) -> State:
@@ -198,8 +198,11 @@ def _restore(step: Path, shapes: State, shardings: State) -> State:
                 restored[name] = checkpointer.restore(item, args=arguments)
         except InputError:
             raise
-        except (ValueError, OSError, KeyError) as error:
-            raise _DamagedError(f"{name}: {_cause(error)}") from error
+        except Exception as error:
+            reason = damage(error)
+            if reason is None:
+                raise
+            raise _DamagedError(f"{name}: {reason[:200]}") from error
     if int(restored["opt"]["step"]) != int(step.name):
         raise _DamagedError(f"opt: it is the state of update {int(restored['opt']['step'])}")
     return {"params": restored["params"], **restored["opt"]}
@@ -289,7 +292,3 @@ def _set_aside(step: Path, reason: str, *, instead: Path, leave: bool) -> None:
 def _all_processes(yes: bool) -> bool:
     """Whether all processes say yes: they must take the same checkpoint."""
     return yes if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(yes)).all())
-
-
-def _cause(error: Exception) -> str:
-    return f"{type(error).__name__}: {short(error)}"[:200]

@@ -92,14 +92,6 @@ class Rows:
                 digest.update(np.ascontiguousarray(array, np.int64).data)
         return digest.hexdigest()
 
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """A digest of all that training sees of these rows."""
-        digest = hashlib.sha256()
-        for array, dtype in ((self.values, np.int32), (self.starts, np.int64), (self.prompt_lengths, np.int64)):
-            digest.update(np.ascontiguousarray(array, dtype).data)
-        return digest.hexdigest()
-
 
 @dataclass(frozen=True)
 class Batch:

@@ -1,61 +1,90 @@
-"""Draw the curves of one or several runs into one picture.
+"""Show one or several runs: a picture of their curves, and a page with the numbers, settings and texts beside it.
 
-python -m train.report runs/adapted runs/scratch --out loss.png
+python -m train.report runs/adapted runs/scratch --out loss.png      # also writes loss.html
 """
 
 from pathlib import Path
-from typing import Any
+
+import yaml
 
 from qwen3llada_jax import command_line
 from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.files import make_folder, write_text
 from qwen3llada_jax.pictures import pyplot
+from train.curves import draw, svg, write_picture
 from train.metrics import read_lines
+from train.page import Run, page
 
 
 def main() -> None:
     parser = command_line.Parser(__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders")
-    parser.add_argument("--out", type=Path, default=Path("loss.png"), help="picture to write (default: %(default)s)")
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders (while they run, too)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("loss.png"), help="picture to write; the page lies beside it as .html "
+        "(default: %(default)s)"
+    )  # fmt: skip
     flags = parser.parse()
     if flags.out.suffix != ".png":
         raise InputError(f"--out {flags.out}: unknown kind of picture; use .png")
+    if len({run.resolve() for run in flags.runs}) < len(flags.runs):
+        raise InputError("a run is named twice")
     names = [run.name for run in flags.runs]
     unique = len(set(names)) == len(names)
-    curves = {run.name if unique else str(run): read_lines(run / "metrics.jsonl") for run in flags.runs}
-    draw(curves, flags.out)
-    for name, records in curves.items():
-        held_out = [r for r in records if r.get("eval_loss") is not None]
-        if held_out:
-            last = held_out[-1]
-            print(f"{name}: held-out loss {last['eval_loss']:.4f} after {last['step']} updates")
-    print(f"{flags.out}: losses of {len(curves)} run(s)")
+    runs = [read_run(run, run.name if unique else str(run)) for run in flags.runs]
+    curves = {run.name: run.records for run in runs}
+    make_folder(flags.out.parent)
+    figure = draw(curves)
+    write_picture(figure, flags.out)
+    write_text(flags.out.with_suffix(".html"), page(runs, svg(figure)))
+    pyplot().close(figure)
+    for run in runs:
+        if run.held_out:
+            last = run.held_out[-1]
+            print(f"{run.name}: held-out loss {last['eval_loss']:.4f} after {last['step']} updates")
+    print(f"{flags.out}, {flags.out.with_suffix('.html')}: {len(runs)} run(s)")
 
 
-def draw(curves: dict[str, list[dict[str, Any]]], out: Path) -> None:
-    """The cross-entropy of noised tokens while training (left) and the held-out loss (right), by updates."""
-    plt = pyplot()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    panels = (
-        (left, "ce", "training: cross-entropy of noised tokens"),
-        (right, "eval_loss", "held out: loss (bound on −log p, nats per token)"),
-    )
-    for axis, field, title in panels:
-        for name, records in curves.items():
-            points = [(r["step"], r[field]) for r in records if r.get(field) is not None]
-            if points:
-                steps, values = zip(*points, strict=True)
-                axis.plot(steps, values, label=name, marker="o" if field == "eval_loss" else None, markersize=4)
-        axis.set(title=title, xlabel="updates")
-        axis.grid(alpha=0.3)
-        axis.legend()
+def read_run(folder: Path, name: str) -> Run:
+    """What a run folder tells: its metrics, samples and settings; logs are sought where its settings put them.
+
+    Raises:
+        InputError: no run there, or a file that cannot be read.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    config: dict[str, object] = {}
+    logs = folder
+    if (folder / "training.yaml").is_file():
+        config = _settings(folder / "training.yaml")
+        logs = Path(str(config.get("project.log_dir") or folder))
+    if not (logs / "metrics.jsonl").is_file():
+        raise InputError(f"{logs / 'metrics.jsonl'}: no such file; is {folder} a run folder?")
+    records = read_lines(logs / "metrics.jsonl")
+    if not records:
+        raise InputError(f"{logs / 'metrics.jsonl'}: holds no metrics yet")
+    samples = read_lines(logs / "samples.jsonl") if (logs / "samples.jsonl").is_file() else []
+    return Run(name, records, samples, config)
+
+
+def _settings(path: Path) -> dict[str, object]:
+    """{"training.lr": 1e-4, …}, unchecked: the run may be of an older version."""
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        part = out.with_name(f".{out.name}.part")
-        figure.savefig(part, dpi=120, format="png")
-        part.replace(out)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror})") from error
-    plt.close(figure)
+        tree = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())[:120]})") from error
+    if not isinstance(tree, dict):
+        raise InputError(f"{path}: does not hold the settings of a run")
+    flat: dict[str, object] = {}
+
+    def walk(node: dict, prefix: str) -> None:
+        for key, value in node.items():
+            if isinstance(value, dict):
+                walk(value, f"{prefix}{key}.")
+            else:
+                flat[f"{prefix}{key}"] = value
+
+    walk(tree, "")
+    return flat
 
 
 if __name__ == "__main__":

@@ -1,0 +1,299 @@
+"""Checkpoints: what is kept, what a damaged one costs, how a run stops and goes on, and what it refuses."""
+
+import functools
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from conftest import ROOT
+from test_train import assert_same, finished, params_of, run, settings, start  # noqa: F401
+
+import qwen3llada_jax as q
+from converters.to_hf import export
+from qwen3llada_jax import sharding, tokens
+from train import checkpoints, progress
+from train.metrics import read_lines
+from train.read_config import read_config
+
+
+def steps_of(out: Path) -> list[int]:
+    return sorted(int(p.name) for p in (out / "checkpoints").iterdir() if p.name.isdigit())
+
+
+def assert_same_lines(out: Path, other: Path) -> None:
+    ours, theirs = (
+        [{k: v for k, v in r.items() if k != "tokens_per_second"} for r in read_lines(f / "metrics.jsonl")]
+        for f in (out, other)
+    )
+    assert ours == theirs
+
+
+@pytest.fixture
+def at_update(monkeypatch):
+    """Have something happen at the end of a run's n-th update from now."""
+
+    def arrange(number: int, what) -> None:
+        seen, advance = 0, progress.Progress.advance
+
+        def advance_and_act(self) -> None:
+            nonlocal seen
+            advance(self)
+            seen += 1
+            if seen == number:
+                what()
+
+        monkeypatch.setattr(progress.Progress, "advance", advance_and_act)
+
+    return arrange
+
+
+# ---- writing in the background -------------------------------------------------------------------------------
+
+
+def tiny_state(step: int, mesh: jax.sharding.Mesh | None = None) -> dict:
+    params = {"a": jnp.full((8, 4096), step, jnp.float32)}
+    if mesh is not None:
+        params = jax.device_put(params, jax.NamedSharding(mesh, jax.P("fsdp")))
+    return {"params": params, "opt": optax.adam(1.0).init(params), "step": jnp.int32(step)}
+
+
+@pytest.fixture
+def configs(start):  # noqa: F811
+    return read_config(None, settings(start, Path("unused"))), q.ModelConfig(64, 16, 32, 2, 2, 1, 8)
+
+
+def test_a_save_in_the_background_reads_no_donated_buffer(configs, tmp_path):
+    """Every update after a save gives the saved state up and runs on while the save is written."""
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def update(state):
+        return jax.tree.map(lambda x: x + 1, state)
+
+    state, saved = tiny_state(0, sharding.make_mesh(1, 8, 1)), {}
+    with checkpoints.open_checkpoints(tmp_path, None, keep_best=True) as manager:
+        for _ in range(4):
+            state = update(state)
+            saved[int(state["step"])] = jax.device_get(state)
+            checkpoints.save(manager, state, *configs, {"fingerprint": ""})
+            for _ in range(3):
+                state = update(state)
+    for step, wanted in saved.items():
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            found = checkpointer.restore(tmp_path / "checkpoints" / str(step) / "params")
+        np.testing.assert_array_equal(found["a"], wanted["params"]["a"])
+
+
+@pytest.mark.parametrize(("keep_best", "kept"), [(True, [2, 6]), (False, [6])])
+def test_the_newest_and_the_best_stay(configs, tmp_path, keep_best, kept):
+    losses = [3.0, 1.0, 2.0, None, float("nan"), 1.5]
+    for part in (slice(0, 3), slice(3, 6)):  # opened twice: which one is best is known from the disk
+        with checkpoints.open_checkpoints(tmp_path, 1, keep_best=keep_best) as manager:
+            for step in range(1, 7)[part]:
+                checkpoints.save(manager, tiny_state(step), *configs, {"fingerprint": ""}, losses[step - 1])
+    assert steps_of(tmp_path) == kept
+
+
+def test_the_best_checkpoint_of_a_run_opens_by_its_path(start, tmp_path, capsys, monkeypatch):  # noqa: F811
+    out = tmp_path / "run"
+    losses = {2: 3.0, 3: 0.1, 4: 1.0, 6: 2.0}  # update 3 is evaluated, but not saved
+    each = iter(losses.values())
+    monkeypatch.setattr("train.run.evaluate", lambda *_: {"eval_loss": next(each), "eval_perplexity": 1.0})
+    run(start, out, **{"training.save_total_limit": 1})
+    assert {r["step"]: r["eval_loss"] for r in read_lines(out / "metrics.jsonl") if "eval_loss" in r} == losses
+    best = 4
+    assert steps_of(out) == [best, 6]
+    place = out / "checkpoints" / str(best)
+    assert f"lowest held-out loss at update {best}: {place}" in capsys.readouterr().out
+    assert q.load(place).config == q.load(out).config
+    assert tokens.load_tokenizer(place).eos_token_id == tokens.load_tokenizer(out).eos_token_id
+    assert not np.array_equal(q.load(place).embed_tokens[...], q.load(out).embed_tokens[...])
+    export(place, tmp_path / "hf")
+    np.testing.assert_array_equal(q.load(tmp_path / "hf").embed_tokens[...], q.load(place).embed_tokens[...])
+    assert (tmp_path / "hf" / "tokenizer.json").is_file()
+
+
+def test_a_failed_save_in_the_background_ends_the_run(start, finished, tmp_path, at_update):  # noqa: F811
+    """A file-size limit stands for a full disk."""
+    out = tmp_path / "run"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill() -> None:
+        while not (out / "checkpoints" / "2").exists():
+            time.sleep(0.01)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, before[1]))
+
+    at_update(3, fill)
+    try:
+        with pytest.raises(q.InputError, match=r"run/checkpoints: cannot be written \(.*File too large") as caught:
+            run(start, out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "\n" not in str(caught.value)
+    assert steps_of(out) == [2]
+    assert_same(run(start, out), finished[1])
+    assert steps_of(out) == [2, 4, 6]
+
+
+# ---- stopping and going on -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_after_the_update_in_flight(start, finished, tmp_path, capsys, at_update, number):  # noqa: F811
+    out, handlers = tmp_path / "run", [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    at_update(3, lambda: os.kill(os.getpid(), number))
+    run(start, out)
+    assert steps_of(out) == [2, 3]
+    assert f"{out}: stopped and saved at update 3 of 6; the same command goes on from there" in capsys.readouterr().out
+    assert handlers == [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    assert_same(run(start, out), finished[1])
+    assert_same_lines(out, finished[0])
+
+
+def test_a_second_interrupt_ends_at_once(tmp_path):
+    program = """
+import time
+from train.signals import stop_requests
+with stop_requests() as should_stop:
+    print("ready", flush=True)
+    while not should_stop(1):
+        time.sleep(0.01)
+    print("asked", flush=True)
+    time.sleep(60)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "asked\n"
+    process.send_signal(signal.SIGINT)
+    begin = time.perf_counter()
+    assert process.wait(timeout=30) == -signal.SIGINT
+    assert time.perf_counter() - begin < 20
+    assert "stopping after this update" in process.stderr.read()
+
+
+def test_leftovers_are_cleared_away(start, finished, tmp_path):  # noqa: F811
+    out = tmp_path / "run"
+    shutil.copytree(finished[0], out)
+    (out / "checkpoints" / "6").rename(out / "checkpoints" / "6.orbax-checkpoint-tmp")
+    (out / ".metrics.jsonl.4711.part").write_text("half")
+    assert_same(run(start, out), finished[1])
+    assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["2", "4", "6"]
+    assert not [p.name for p in out.iterdir() if p.name.startswith(".")]
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+DAMAGES = {
+    "array cut short": lambda step: cut(max((step / "params").rglob("*"), key=lambda p: p.stat().st_size)),
+    "item missing": lambda step: shutil.rmtree(step / "opt"),
+    "item's metadata no JSON": lambda step: cut(step / "opt" / "_METADATA"),
+    "meta no JSON": lambda step: cut(step / "meta" / "metadata"),
+    "meta empty": lambda step: (step / "meta" / "metadata").write_text("{}"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_costs_only_itself(start, finished, tmp_path, capsys, damage):  # noqa: F811
+    out = tmp_path / "run"
+    shutil.copytree(finished[0], out)
+    for turn in ("6.damaged", "6.damaged-2"):
+        DAMAGES[damage](out / "checkpoints" / "6")
+        assert_same(run(start, out), finished[1])
+        lines = [line for line in capsys.readouterr().err.splitlines() if "6: damaged (" in line]
+        assert len(lines) == 1
+        assert f"now {turn}; going on from 4" in lines[0]
+        assert (out / "checkpoints" / turn).is_dir()
+        assert steps_of(out) == [2, 4, 6]
+        assert_same_lines(out, finished[0])
+
+
+def test_when_every_checkpoint_is_damaged_nothing_is_touched(start, finished, tmp_path):  # noqa: F811
+    out = tmp_path / "run"
+    shutil.copytree(finished[0], out)
+    for step in (out / "checkpoints").iterdir():
+        shutil.rmtree(step / "opt")
+    with pytest.raises(q.InputError, match=r"none of its checkpoints can be read: 6 \(opt.*4 \(opt.*2 \(opt"):
+        run(start, out)
+    assert steps_of(out) == [2, 4, 6]
+
+
+def test_other_data_is_refused(start, finished, tmp_path):  # noqa: F811
+    out = tmp_path / "run"
+    shutil.copytree(finished[0], out)
+    text = tmp_path / "text.txt"
+    text.write_text((start / "text.txt").read_text().replace("e", "a"))
+    for step in (out / "checkpoints").iterdir():  # the same name, another content
+        meta = step / "meta" / "metadata"
+        meta.write_text(meta.read_text().replace(str(start / "text.txt"), str(text)))
+    with pytest.raises(q.InputError, match="holds a run on other data"):
+        run(start, out, **{"dataset.name": text})
+
+
+def test_what_it_was_computed_with_stands_beside_it(start, finished, tmp_path, capsys):  # noqa: F811
+    out = tmp_path / "run"
+    shutil.copytree(finished[0], out)
+    found = json.loads((out / "versions.json").read_text())
+    assert found["jax"] == jax.__version__
+    assert found["qwen3llada_jax"] == q.__version__
+    meta = out / "checkpoints" / "6" / "meta" / "metadata"
+    meta.write_text(meta.read_text().replace(f'"jax": "{jax.__version__}"', '"jax": "0.0.1"'))
+    run(start, out)
+    assert f"versions have changed since that checkpoint: jax 0.0.1 → {jax.__version__}\n" in capsys.readouterr().err
+
+
+def test_going_on_in_another_folder(start, finished, tmp_path, capsys):  # noqa: F811
+    """The other run's state, step included, under settings that may differ; its folder stays as it is."""
+    source = tmp_path / "source"
+    shutil.copytree(finished[0], source)
+    shutil.rmtree(source / "checkpoints" / "6" / "opt")
+    more = {"training.resume_from": source, "dataset.text_field": "text"}
+    assert_same(run(start, tmp_path / "fork", **more), finished[1])
+    err = capsys.readouterr().err
+    assert f"unlike {source}: dataset.text_field None → 'text'\n" in err
+    assert "going on from update 4 of" in err
+    assert [r["step"] for r in read_lines(tmp_path / "fork" / "metrics.jsonl") if "loss" in r] == [5, 6]
+    assert steps_of(source) == [2, 4, 6]
+    assert_same(run(start, tmp_path / "one", **{"training.resume_from": source / "checkpoints" / "2"}), finished[1])
+    assert "unlike" not in capsys.readouterr().err
+
+
+def test_another_models_or_optimisers_state_is_refused(start, finished, tmp_path):  # noqa: F811
+    with pytest.raises(q.InputError, match=r"the state of another model or optimiser: opt.*absent"):
+        run(start, tmp_path / "a", **{"training.resume_from": finished[0], "training.grad_clip": 0})
+    other = tmp_path / "other"
+    shutil.copytree(start, other)
+    config = json.loads((start / "config.json").read_text())
+    config["rope_parameters"]["rope_theta"] = 5e3
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(q.InputError, match=r"another model or optimiser \(model's rope_parameters"):
+        run(start, tmp_path / "b", **{"training.resume_from": finished[0], "model.base_model_path": other})
+
+
+@pytest.mark.slow
+def test_resume_on_another_mesh(start, tmp_path, at_update):  # noqa: F811
+    one, two = {"mesh.data": 1, "mesh.fsdp": 8}, {"mesh.data": 1, "mesh.fsdp": 4, "mesh.tensor": 2}
+    run(start, tmp_path / "whole", devices=8, **one)
+    at_update(3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    run(start, tmp_path / "moved", devices=8, **one)
+    assert steps_of(tmp_path / "moved") == [2, 3]
+    run(start, tmp_path / "moved", devices=8, **two)
+    ours, theirs = (read_lines(tmp_path / n / "metrics.jsonl") for n in ("whole", "moved"))
+    for x, y in zip(ours, theirs, strict=True):
+        name = "loss" if "loss" in x else "eval_loss"
+        assert y[name] == pytest.approx(x[name], rel=1e-4)
