@@ -57,14 +57,15 @@ def attention(
 
 
 def choose(implementation: str, dtype: jnp.dtype, length: int, head_dim: int) -> str:
-    """The implementation that will run; `auto` resolved for the default backend.
+    """The implementation that will run; `auto` resolved for the mesh in use, else for the default backend.
 
     Raises:
         InputError: an unknown name.
     """
     if implementation not in IMPLEMENTATIONS:
         raise InputError(f"attention {implementation!r} is unknown; choose one of {', '.join(IMPLEMENTATIONS)}")
-    platform = jax.default_backend()
+    mesh = jax.sharding.get_abstract_mesh()
+    platform = jax.default_backend() if mesh.empty or mesh.abstract_device is None else mesh.abstract_device.platform
     if implementation == "cudnn" and (platform != "gpu" or dtype not in (jnp.bfloat16, jnp.float16)):
         raise InputError(f"attention 'cudnn' needs a GPU and bfloat16, not {platform} and {dtype}; use 'auto' or 'xla'")
     if implementation == "splash" and platform != "tpu":

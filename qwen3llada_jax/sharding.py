@@ -6,7 +6,7 @@ compiler's (GSPMD): nothing here moves data.
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -39,24 +39,24 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 }
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """A mesh over all devices; one size may be -1, "whatever is left".
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh over `devices` (default: all); one size may be -1, "whatever is left".
 
     Raises:
         InputError: sizes whose product is not the number of devices.
     """
-    sizes, devices = [data, fsdp, tensor], jax.device_count()
+    sizes, count = [data, fsdp, tensor], jax.device_count() if devices is None else len(devices)
     if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
         raise InputError(
             f"mesh {dict(zip(MESH_AXES, sizes, strict=True))}: sizes are above 0, and one at most may be -1"
         )
     known = math.prod(s for s in sizes if s != -1)
-    if -1 in sizes and devices % known == 0:
-        sizes[sizes.index(-1)] = devices // known
-    if math.prod(sizes) != devices:
+    if -1 in sizes and count % known == 0:
+        sizes[sizes.index(-1)] = count // known
+    if math.prod(sizes) != count:
         shape = " × ".join(f"{a}={s}" for a, s in zip(MESH_AXES, sizes, strict=True))
-        raise InputError(f"mesh {shape} does not fit {devices} device(s); choose sizes whose product is {devices}")
-    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+        raise InputError(f"mesh {shape} does not fit {count} device(s); choose sizes whose product is {count}")
+    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
 def spec(axes: tuple[str, ...]) -> P:

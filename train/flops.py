@@ -19,6 +19,7 @@ PEAK_TFLOPS = (
     ("tpu v5e", 197.0),
     ("tpu v5", 459.0),  # v5p, which names itself "TPU v5" too
     ("tpu v6", 918.0),
+    ("tpu7x", 1153.5),  # two devices a chip of 2,307
     ("gb200", 2500.0),
     ("b200", 2250.0),
     ("gh200", 989.4),

@@ -1,0 +1,211 @@
+"""Plans: what is read off compiled programs, the FLOPs of traced ones, the search for a batch, the program."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import qwen3llada_jax as q
+from qwen3llada_jax import model
+from train import hlo, plan
+from train.flops import training_flops_per_token
+from train.traced_flops import traced
+
+# A loop as the TPU compiler prints it: no known_trip_count, a counter that starts at 2 and climbs by 2 to 10, a
+# permute and a collective in pieces inside, a reduce-scatter spelt as an all-reduce in a fusion.
+TPU_TEXT = """HloModule step, entry_computation_layout={()->f32[]}
+
+%all-reduce-scatter.1 (p0: f32[64,8]) -> f32[16,8] {
+  %p0 = f32[64,8]{1,0:T(8,128)} parameter(0)
+  %all-reduce.1 = f32[64,8]{1,0:T(8,128)} all-reduce(%p0), channel_id=4, replica_groups={{0,1,2,3}}, to_apply=%add
+  ROOT %slice.1 = f32[16,8]{1,0:T(8,128)} dynamic-slice(%all-reduce.1, %p0), dynamic_slice_sizes={16,8}
+}
+
+%async_collective_fusion.7 (p1: bf16[2,8]) -> bf16[8,8] {
+  %p1 = bf16[2,8]{1,0} parameter(0)
+  ROOT %all-gather.2 = bf16[8,8]{1,0} all-gather(%p1), channel_id=3, replica_groups=[1,4]<=[4], dimensions={0}
+}
+
+%start (p2: bf16[2,8]) -> bf16[8,8] {
+  %p2 = bf16[2,8]{1,0} parameter(0)
+  ROOT %all-gather.1 = bf16[8,8]{1,0} all-gather(%p2), channel_id=3, replica_groups=[1,4]<=[4], dimensions={0}
+}
+
+%done (p3: bf16[8,8]) -> bf16[8,8] {
+  %p3 = bf16[8,8]{1,0} parameter(0)
+  %all-gather.3 = bf16[8,8]{1,0} all-gather(%p3), channel_id=3, replica_groups=[1,4]<=[4], dimensions={0}
+  ROOT %ended = bf16[8,8]{1,0} custom-call(%all-gather.3), custom_call_target="AsyncCollectiveDone"
+}
+
+%condition.1 (state: (u32[], bf16[2,8], u32[])) -> pred[] {
+  %limit = u32[]{:T(128)} constant(10)
+  %state = (u32[]{:T(128)}, bf16[2,8]{1,0}, u32[]{:T(128)}) parameter(0)
+  %counter = u32[]{:T(128)} get-tuple-element(%state), index=0
+  ROOT %less = pred[]{:T(512)} compare(%counter, %limit), direction=LT
+}
+
+%windowed_dot_general_body_ag.1 (state.1: (u32[], bf16[2,8], u32[])) -> (u32[], bf16[2,8], u32[]) {
+  %state.1 = (u32[]{:T(128)}, bf16[2,8]{1,0}, u32[]{:T(128)}) parameter(0)
+  %counter.1 = u32[]{:T(128)} get-tuple-element(%state.1), index=0
+  %share = bf16[2,8]{1,0:S(1)} get-tuple-element(%state.1), index=1
+  %by = u32[]{:T(128)} get-tuple-element(%state.1), index=2
+  %next = u32[]{:T(128)} add(%counter.1, %by)
+  %send = (bf16[2,8]{1,0}, bf16[2,8]{1,0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%share), channel_id=1, source_target_pairs={{0,1},{1,2},{2,3},{3,0}}
+  %sent = bf16[2,8]{1,0} collective-permute-done(%send)
+  %step = bf16[8,8]{1,0} fusion(%sent), kind=kOutput, calls=%async_collective_fusion.7
+  ROOT %tuple.1 = (u32[]{:T(128)}, bf16[2,8]{1,0}, u32[]{:T(128)}) tuple(%next, %sent, %by)
+}
+
+%condition.2 (state.2: (pred[], f32[4])) -> pred[] {
+  %state.2 = (pred[], f32[4]{0}) parameter(0)
+  ROOT %go = pred[] get-tuple-element(%state.2), index=0
+}
+
+%body.2 (state.3: (pred[], f32[4])) -> (pred[], f32[4]) {
+  %state.3 = (pred[], f32[4]{0}) parameter(0)
+  %vector = f32[4]{0} get-tuple-element(%state.3), index=1
+  %all-reduce.3 = f32[4]{0} all-reduce(%vector), channel_id=9, replica_groups=mesh['a'=2,'b'=4] {'b'}, to_apply=%add
+  %first = pred[] compare(%vector, %vector), direction=LT
+  ROOT %tuple.2 = (pred[], f32[4]{0}) tuple(%first, %all-reduce.3)
+}
+
+ENTRY %main (a: bf16[2,8], b: f32[64,8], c: (pred[], f32[4])) -> f32[16,8] {
+  %a = bf16[2,8]{1,0} parameter(0)
+  %b = f32[64,8]{1,0} parameter(1)
+  %c = (pred[], f32[4]{0}) parameter(2)
+  %two = u32[]{:T(128)} constant(2)
+  %start.1 = bf16[8,8]{1,0} fusion(%a), kind=kCustom, calls=%start
+  %tuple.3 = (u32[]{:T(128)}, bf16[2,8]{1,0}, u32[]{:T(128)}) tuple(%two, %a, %two)
+  %while.1 = (u32[]{:T(128)}, bf16[2,8]{1,0}, u32[]{:T(128)}) while(%tuple.3), condition=%condition.1, body=%windowed_dot_general_body_ag.1
+  %done.1 = bf16[8,8]{1,0} fusion(%start.1), kind=kCustom, calls=%done
+  %while.2 = (pred[], f32[4]{0}) while(%c), condition=%condition.2, body=%body.2, metadata={op_name="jit(f)/search/while"}
+  ROOT %out = f32[16,8]{1,0} fusion(%b), kind=kCustom, calls=%all-reduce-scatter.1
+}
+"""  # noqa: E501
+
+
+def test_collectives_of_a_tpu_program():
+    found = hlo.collectives(TPU_TEXT, {"search": 3})
+    assert found == {
+        "all-gather": (1, 8 * 8 * 2),  # its pieces in the loop are the same one
+        "collective-permute": (4, 4 * 2 * 8 * 2),  # counter 2, 4, 6, 8
+        "all-reduce": (3, 3 * 4 * 4),
+        "reduce-scatter": (1, 64 * 8 * 4),
+    }
+    groups = {one.kind: one.group for one in hlo.find_collectives(TPU_TEXT, {"search": 3})}
+    assert groups == dict.fromkeys(found, 4)
+    names = {one.name for one in hlo.by_purpose(TPU_TEXT, {"search": 3})}
+    assert "collective-permute (piecewise all-gather)" in names
+    with pytest.raises(ValueError, match=r"all-reduce\.3 in body\.2"):
+        hlo.collectives(TPU_TEXT)
+
+
+def test_bytes_on_the_wire():
+    one = hlo.Collective("all-reduce", 1, 800, 4, "", "", "")
+    assert one.wire_bytes == 1200  # a ring reduces and then gathers three quarters
+    assert one._replace(kind="all-gather").wire_bytes == 600
+    assert one._replace(kind="collective-permute").wire_bytes == 800
+
+
+def test_loops_multiply_collectives_and_flops():
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    on = lambda *axes: NamedSharding(mesh, P(*axes))  # noqa: E731
+
+    def step(ws, x):
+        def one(x, w):
+            return jnp.tanh(x @ jax.lax.with_sharding_constraint(w, on())), None
+
+        return jax.lax.scan(one, x, ws)[0]
+
+    program = jax.jit(step, out_shardings=on("d")).trace(
+        jax.ShapeDtypeStruct((5, 64, 64), jnp.float32, sharding=on(None, "d")),
+        jax.ShapeDtypeStruct((16, 64), jnp.float32, sharding=on("d")),
+    )
+    text = program.lower().compile().as_text()
+    assert hlo.collectives(text)["all-gather"] == (5, 5 * 64 * 64 * 4)
+    assert traced(program.jaxpr, {}).total == 5 * 2 * 16 * 64 * 64
+    assert hlo.matmul_flops(text) == 5 * 2 * 2 * 64 * 64  # two rows a device
+    assert ("f32", (64, 64)) in hlo.arrays(text)
+    # at least: each round writes and reads the gathered weight
+    assert 5 * 2 * 64 * 64 * 4 < hlo.hbm_bytes(text) < 5 * 10 * 64 * 64 * 4
+
+
+def test_flops_of_a_training_step_are_the_models():
+    """No recomputation, every token through the head: exactly 6·N + attention; and remat adds a forward pass."""
+    config = q.ModelConfig(128, 32, 48, 2, 4, 2, 8, mask_token_id=127)
+    B, L = 2, 16
+    _, shapes, _ = model.abstract(config)
+
+    def total(remat):
+        graphdef, _, _ = model.abstract(config, runtime=model.Runtime("float32", "xla", remat))
+
+        def loss(params, tokens):
+            network = nnx.merge(graphdef, params)
+            return network.logits(network.hidden(tokens)).sum()
+
+        tokens = jax.ShapeDtypeStruct((B, L), jnp.int32)
+        return traced(jax.jit(jax.grad(loss)).trace(shapes, tokens).jaxpr, {})
+
+    needed = training_flops_per_token(config, L) * B * L
+    assert total("none") == (needed, 0, 0)
+    head = 6 * 128 * 32 * B * L
+    again = total("full")
+    assert again.total == needed + again.recomputed
+    # one more forward pass of the layers, but for the last product, whose result nobody needs
+    assert again.recomputed == (needed - head) / 3 - 2 * (2 * 32 * 48 * B * L)
+
+
+def test_loops_that_data_decide():
+    """A while loop says nothing of its rounds: they are given, or it is an error."""
+
+    def f(x, n):
+        with jax.named_scope("search"):
+            return jax.lax.fori_loop(0, n, lambda _, x: x @ x, x)
+
+    program = jax.jit(f).trace(jax.ShapeDtypeStruct((8, 8), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32))
+    assert traced(program.jaxpr, {"search": 3}).total == 3 * 2 * 8**3
+    with pytest.raises(ValueError, match="search"):
+        traced(program.jaxpr, {})
+    text = program.lower().compile().as_text()
+    assert hlo.matmul_flops(text, {"search": 3}) == 3 * 2 * 8**3
+    with pytest.raises(ValueError, match="cannot be told"):
+        hlo.matmul_flops(text)
+
+
+def test_products_written_as_convolutions():
+    """TPUs write batched products as convolutions whose window meets one element of a batch dimension each time."""
+    text = """
+ENTRY %main (a: f32[6,16,8], b: f32[6,8,4]) -> f32[6,16,4] {
+  %a = f32[6,16,8]{2,1,0} parameter(0)
+  %b = f32[6,8,4]{2,1,0} parameter(1)
+  ROOT %c = f32[6,16,4]{2,1,0} convolution(%a, %b), window={size=6 stride=5 pad=0_0 lhs_dilate=6}, dim_labels=0bf_0io->0bf
+}
+"""  # noqa: E501
+    assert hlo.matmul_flops(text) == 6 * 2 * 16 * 8 * 4
+
+
+@pytest.mark.parametrize(
+    ("per_row", "fixed", "capacity", "most"), [(3, 10, 100, 30), (50, 10, 100, 1), (99, 10, 100, 0)]
+)
+def test_the_largest_batch_is_found_in_few_compiles(per_row, fixed, capacity, most):
+    tried = []
+
+    def needs(n):
+        tried.append(n)
+        size = fixed + per_row * n + (n > 4) * 2  # not quite a line
+        return size <= capacity, size if size <= capacity else None
+
+    found = plan.most_that_fit(needs, {4: needs(4)}, fixed, capacity)
+    assert found == max((n for n in range(50) if fixed + per_row * n + (n > 4) * 2 <= capacity and n), default=0)
+    assert abs(found - most) <= 1
+    assert len(tried) <= 7
+    assert len(set(tried)) == len(tried)
+
+
+def test_the_refusal_says_what_it_would_take():
+    told = plan.DoesNotFitError("RESOURCE_EXHAUSTED: … memory required for HLO temporaries (20.00G) exceeds …")
+    assert told.needed == 20 * 2**30
+    assert plan.DoesNotFitError("Ran out of memory in memory space hbm. Used 1.5M of 1.0M hbm.").needed == 3 * 2**19
+    assert plan.DoesNotFitError("no figures").needed is None

@@ -1,0 +1,266 @@
+"""What a training run needs, and how fast it may be, on a machine one does not have.
+
+    python -m train.plan --config configs/pretrain.yaml --topology v6e:16x16 --model qwen3-8b \\
+        --mesh.data 1 --mesh.fsdp 256 --training.batch_size 256 --training.micro_batch_size 256
+    python -m train.plan --config configs/pretrain.yaml --topology cpu:8 --model qwen3-0.6b --mesh.fsdp 8
+
+The very step that train.run would run is compiled for the topology by the TPU compiler (install the `plan` extra),
+without data, weights or TPUs; cpu:N compiles for N simulated CPU devices instead. Any key of the configuration is a
+flag, as for train.run. Exit code: 0 it fits, 1 it does not, 2 a mistake.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from qwen3llada_jax import attention, command_line, model, sharding
+from qwen3llada_jax.config import PRESETS, ModelConfig, read_config_json
+from qwen3llada_jax.cross_entropy import positions_at_once
+from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.files import write_text
+from qwen3llada_jax.model import Runtime
+from train import hlo, run
+from train.chips import Machine, machine
+from train.config import Config
+from train.flops import training_flops_per_token
+from train.optim import optimiser
+from train.plan_report import Memory, Plan, as_text
+from train.step import DeviceBatch, make_train_step, state_shardings
+from train.traced_flops import traced
+
+_MOST_COMPILES = 6
+NOISED_SHARE = 0.5  # of the tokens go through the head: the mean noise level of a schedule symmetric in t
+
+
+class DoesNotFitError(Exception):
+    """The compiler ran out of a device's memory; `needed` bytes of it, where the compiler says so."""
+
+    def __init__(self, message: str):
+        super().__init__(message)
+        used = re.search(r"(?:Used |temporaries \()([\d.]+)([KMGT])", message)
+        self.needed = int(float(used[1]) * 1024 ** (" KMGT".index(used[2]))) if used else None
+
+
+def main() -> int:
+    options, rest = _parser().parse_known_args(sys.argv[1:])
+    if options.model:  # the configuration must name a model to start from: this is it
+        rest += ["--model.base_model_path", options.model]
+    config = run.parse(rest)
+    architecture = architecture_of(config, options.model)
+    place = machine(options.topology)
+    result = plan(config, architecture, place)
+    print(as_text(result))
+    if options.largest_batch:
+        result = dataclasses.replace(result, largest_batch=largest_batch(config, architecture, place, result))
+        print(f"largest batch: {result.largest_batch} rows of {result.length} tokens a forward pass")
+    if options.json:
+        write_text(options.json, json.dumps(dataclasses.asdict(result), indent=1) + "\n")
+    return 0 if result.refusal is None else 1
+
+
+def plan(config: Config, architecture: ModelConfig, place: Machine) -> Plan:
+    """Compile the training step for a machine and read off what it holds, sends and computes.
+
+    Raises:
+        InputError: the mesh does not fit the machine, the model or the batch.
+    """
+    t = config.training
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, place.devices)
+    rows, ways = t.batch_size // config.micro_batches, mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % ways:
+        raise InputError(f"{rows} rows of a forward pass do not divide over data × fsdp = {ways}; change batch_size")
+    runtime = Runtime("bfloat16" if t.bf16 else "float32", t.attention, t.remat)
+    tx = optimiser(config, t.max_steps or 1000)
+    shapes, shardings = state_shardings(architecture, tx, mesh)
+    state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    live, mask_token = architecture.live_vocab_size, architecture.mask_token_id
+    assert live is not None
+    assert mask_token is not None
+    graphdef, _, _ = model.abstract(architecture, runtime=runtime)
+    step = make_train_step(graphdef, config, tx, shardings, jax.random.key(0), mask_token, live)
+    result = Plan(
+        topology=place.topology,
+        chip=place.chip,
+        devices=len(place.devices),
+        devices_per_chip=place.devices_per_chip,
+        peak_flops=place.flops,
+        mesh=dict(mesh.shape),
+        parameters=model.parameter_count(architecture),
+        rows=rows,
+        micro_batches=config.micro_batches,
+        length=t.max_length,
+        dtype=str(runtime.dtype),
+        remat=t.remat,
+        attention="",
+        memory=Memory(parameters=_local_bytes(state["params"]), moments=_local_bytes(state["opt"])),
+        ideal_flops=training_flops_per_token(architecture, t.max_length) * t.batch_size * t.max_length,
+    )
+    started = time.perf_counter()
+    with jax.set_mesh(mesh):
+        kind = attention.choose(t.attention, jnp.dtype(runtime.dtype), t.max_length, architecture.head_dim)
+        result = dataclasses.replace(result, attention=kind)
+        program = step.trace(state, abstract_batch(t.batch_size, t.max_length, mesh))
+        try:
+            compiled = program.lower().compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            refusal = DoesNotFitError(str(error))
+            memory = dataclasses.replace(result.memory, total=refusal.needed)
+            return dataclasses.replace(result, memory=memory, refusal=str(refusal).strip().splitlines()[0])
+    text, sizes = compiled.as_text(), compiled.memory_analysis()
+    kept = sizes.argument_size_in_bytes
+    memory = Memory(
+        parameters=result.memory.parameters,
+        moments=result.memory.moments,
+        arguments=kept,
+        new_outputs=sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
+        # On TPUs temp_size counts more than main memory, on CPUs the peak leaves the temporaries out.
+        temporaries=sizes.temp_size_in_bytes if place.chip is None else sizes.peak_memory_in_bytes - kept,
+        program=sizes.generated_code_size_in_bytes,
+    )
+    rounds = {"cross_entropy": rounds_of_the_head(architecture, rows // ways * t.max_length, mesh.shape["tensor"])}
+    counted = traced(program.jaxpr, rounds)
+    return dataclasses.replace(
+        result,
+        memory=memory.summed(),
+        traced_flops=counted,
+        compiled_flops=hlo.matmul_flops(text, rounds) * len(place.devices) + counted.kernels,
+        hbm_bytes=hlo.hbm_bytes(text, rounds),
+        collectives=tuple(hlo.by_purpose(text, rounds)),
+        compile_seconds=time.perf_counter() - started,
+    )
+
+
+def architecture_of(config: Config, preset: str | None) -> ModelConfig:
+    """The preset, or the architecture of the configured model folder; with a mask token, whichever.
+
+    Raises:
+        InputError: no such folder on this disk.
+    """
+    if preset:
+        found = PRESETS[preset]
+    else:
+        names = [name for name in (config.model.qwen3llada_model_path, config.model.base_model_path) if name]
+        folder = next((Path(name) for name in names if Path(name).is_dir()), None)
+        if folder is None:
+            raise InputError(
+                f"{' and '.join(names)}: no such folder on this disk, and a plan downloads nothing; name an "
+                f"architecture with --model: {', '.join(PRESETS)}"
+            )
+        found = ModelConfig.from_hf(read_config_json(folder))
+    live = found.live_vocab_size or found.vocab_size
+    return dataclasses.replace(found, mask_token_id=min(live, found.vocab_size - 1), live_vocab_size=live)
+
+
+def rounds_of_the_head(architecture: ModelConfig, positions: int, tensor: int) -> int:
+    """Slices of noised positions that go through the head on a device that holds `positions`, half of them noised."""
+    at_once = min(positions, positions_at_once(positions, architecture.vocab_size // tensor))
+    return math.ceil(NOISED_SHARE * positions / at_once)
+
+
+def abstract_batch(rows: int, length: int, mesh: Mesh) -> DeviceBatch:
+    """The shapes of a batch, laid out as train.run lays it out."""
+    spread = NamedSharding(mesh, P(("data", "fsdp")))
+
+    def array(*shape: int) -> Any:
+        return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=spread)
+
+    return DeviceBatch(array(rows, length), array(rows), array(rows), array(rows))
+
+
+def largest_batch(config: Config, architecture: ModelConfig, place: Machine, first: Plan) -> int:
+    """The most rows of a forward pass for which the step still compiles, found by compiling a few sizes.
+
+    Raises:
+        InputError: the devices are simulated, so that anything fits.
+    """
+    if place.chip is None:
+        raise InputError(f"--largest-batch: simulated devices ({place.topology}) have no memory that could be full")
+    ways = first.mesh["data"] * first.mesh["fsdp"]
+
+    def needs(rows_per_way: int) -> tuple[bool, int | None]:
+        rows = rows_per_way * ways
+        t = dataclasses.replace(
+            config.training,
+            batch_size=rows * config.micro_batches,
+            micro_batch_size=None,
+            gradient_accumulation_steps=config.micro_batches,
+        )
+        tried = plan(dataclasses.replace(config, training=t), architecture, place)
+        print(f"  {rows} rows: {'fit' if tried.refusal is None else 'do not fit'}", file=sys.stderr, flush=True)
+        return tried.refusal is None, tried.memory.total
+
+    start = first.rows // ways
+    known = {start: (first.refusal is None, first.memory.total)}
+    return ways * most_that_fit(needs, known, first.memory.parameters + first.memory.moments, first.capacity or 0)
+
+
+def most_that_fit(
+    needs: Callable[[int], tuple[bool, int | None]],
+    known: dict[int, tuple[bool, int | None]],
+    fixed: int,
+    capacity: int,
+) -> int:
+    """The largest n for which `needs(n)` says that it fits, or the largest found after a few tries; 0: not even 1.
+
+    Args:
+        needs: (fits, bytes) of n; costly, so the next n to try comes from a straight line through what is known.
+        known: results so far.
+        fixed: bytes that do not depend on n.
+        capacity: bytes that there are.
+    """
+    known = dict(known)
+    for _ in range(_MOST_COMPILES):
+        low = max((n for n, (fits, _) in known.items() if fits), default=0)
+        high = min((n for n, (fits, _) in known.items() if not fits), default=None)
+        if high == low + 1:
+            break
+        sizes = sorted((n, size) for n, (_, size) in known.items() if size is not None)
+        guess = 2 * low or (high or 2) // 2
+        if sizes:
+            (n1, size1), (n2, size2) = (0, fixed) if len(sizes) == 1 else sizes[-2], sizes[-1]
+            if size2 > size1:
+                guess = int(np.floor(n2 + (capacity - size2) * (n2 - n1) / (size2 - size1)))
+        guess = max(guess, low + 1)
+        guess = min(guess, high - 1 if high is not None else max(8 * low, 2))
+        known[guess] = needs(guess)
+    return max((n for n, (fits, _) in known.items() if fits), default=0)
+
+
+def _local_bytes(tree: Any) -> int:
+    """Bytes that one device holds of a tree of arrays with shardings."""
+    return sum(
+        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command_line.Parser(f"{__doc__}\nEvery key of the configuration: python -m train.run --help")
+    parser.add_argument("--topology", required=True, help="v5e:4x4, v5p:4x4x4, v6e:16x16, tpu7x:2x2x1, … or cpu:8")
+    parser.add_argument("--model", choices=list(PRESETS), help="architecture (default: that of the model folder)")
+    parser.add_argument(
+        "--largest-batch",
+        "--largest_batch",
+        action="store_true",
+        help=f"find the most rows that fit, by compiling at most {_MOST_COMPILES} more sizes",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the plan there, too")
+    return parser
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,72 @@
+"""Floating-point operations of the matrix products of a traced program; a product [m, k] · [k, n] is 2·m·k·n."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+
+class Traced(NamedTuple):
+    """FLOPs of a traced program over all devices.
+
+    Attributes:
+        recomputed: the part inside rematerialised computations.
+        kernels: the part inside Pallas kernels, which the compiled text does not show.
+    """
+
+    total: int
+    recomputed: int
+    kernels: int
+
+
+def traced(jaxpr: Any, rounds: Mapping[str, int]) -> Traced:
+    """Count a (closed) jaxpr: loops multiplied, the dearest branch of a conditional.
+
+    Args:
+        rounds: how often loops go round whose data decide it, by a word in their name stack.
+
+    Raises:
+        ValueError: such a loop, with matrix products, that `rounds` does not tell.
+    """
+    return _count(getattr(jaxpr, "jaxpr", jaxpr), rounds, "", in_kernel=False)
+
+
+def _count(jaxpr: Any, rounds: Mapping[str, int], stack: str, *, in_kernel: bool) -> Traced:
+    counts = []
+    for equation in jaxpr.eqns:
+        name, params = equation.primitive.name, equation.params
+        here = f"{stack}/{equation.source_info.name_stack}"
+        if name == "dot_general":
+            flops = _product(equation)
+            counts.append(Traced(flops, flops * ("rematted_computation" in here), flops * in_kernel))
+            continue
+        kernel = in_kernel or name == "pallas_call"
+        parts = [_count(inner, rounds, here, in_kernel=kernel) for inner in jax.core.jaxprs_in_params(params)]
+        if not parts:
+            continue
+        times = 1
+        if name == "scan":
+            times = params["length"]
+        elif name == "shard_map":
+            times = math.prod(params["mesh"].shape[axis] for axis in params["manual_axes"])
+        elif name == "pallas_call":
+            times = math.prod(params["grid_mapping"].grid)
+        elif name == "while" and sum(part.total for part in parts):
+            known = [n for word, n in rounds.items() if word in here]
+            if not known:
+                raise ValueError(f"a loop in {here} goes round as its data decide")
+            times = known[0]
+        part = max(parts) if name == "cond" else _sum(parts)
+        counts.append(Traced(*(times * n for n in part)))
+    return _sum(counts)
+
+
+def _sum(counts: list[Traced]) -> Traced:
+    return Traced(*(sum(n) for n in zip(*counts, strict=True))) if counts else Traced(0, 0, 0)
+
+
+def _product(equation: Any) -> int:
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+    return 2 * math.prod(out) * math.prod(left[d] for d in contracted)
