@@ -152,7 +152,7 @@ def train(config: Config) -> None:
                 guard.report(step, unseen, config.training, watch.say)
             if profile.after(done, metrics):
                 watch.say(f"{done:>7}  trace of {config.project.profile} update(s) in {profile.folder}")
-            logs_now = done % every.steps == 0 or done == steps or step == first
+            logs_now = done % every.steps == 0 or done == steps or step == 0
             evaluates_now = done % every.eval_every_steps == 0 or done == steps
             saves_now = done % config.training.save_steps == 0 or done == steps
             unseen = None if logs_now or evaluates_now or saves_now else metrics
