@@ -168,26 +168,6 @@ def test_moments_lie_where_their_parameters_do_and_the_step_compiles_once(start)
             assert moment.dtype == jnp.float32
 
 
-@pytest.mark.slow
-def test_accumulation_and_meshes_change_nothing(start, tmp_path):
-    run(start, tmp_path / "a")
-    for name, more in {
-        "fsdp": {"mesh.data": 1, "mesh.fsdp": 8},
-        "pieces on a mesh": {
-            "mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "training.gradient_accumulation_steps": 2,
-        },
-    }.items():  # fmt: skip
-        run(start, tmp_path / name, devices=8, **more)
-        ours, theirs = (read_lines(tmp_path / n / "metrics.jsonl") for n in ("a", name))
-        for x, y in zip(ours, theirs, strict=True):
-            if "loss" in x:
-                assert y["loss"] == pytest.approx(x["loss"], rel=1e-4)
-                assert y["grad_norm"] == pytest.approx(x["grad_norm"], rel=1e-3)
-                assert y["noised_share"] == x["noised_share"]
-            else:
-                assert y["eval_loss"] == pytest.approx(x["eval_loss"], rel=1e-3)
-
-
 def test_only_matrices_are_decayed():
     shapes = model.abstract(q.ModelConfig(64, 16, 32, 2, 2, 1, 8, attention_bias=True))[1]
     decayed = {name for name, yes in flatten(is_matrix(shapes)).items() if yes}

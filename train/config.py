@@ -71,6 +71,7 @@ class TrainingConfig:
     on_nan: str = key("stop", "new: at an update whose loss or gradient is not finite: stop, or skip it")
     on_spike: str = key("none", "new: at a spike of loss or gradient norm: none, stop, or skip the update")
     spike_factor: float = key(10.0, "new: a spike is this many times the running median of 64 updates")
+    freeze: tuple[str, ...] = key((), "new: parameters not trained: embed_tokens, layers.q_proj, layers.0-11.*, …")
     fp16: bool = key(False, "refused: use bf16")
     bf16: bool = key(False, "compute in bfloat16; weights and moments stay float32")
     remat: str = key("none", "new: what the backward pass recomputes: none, dots (all but matmuls) or full")
@@ -91,10 +92,13 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    name: str = key("adamw", "adamw")
-    betas: tuple[float, float] = key((0.9, 0.95), "AdamW's moment decays")
-    eps: float = key(1e-8, "AdamW's epsilon")
-    scheduler: str = key("cosine", "after the warm-up: constant, linear (to 0) or cosine (to 0)")
+    name: str = key("adamw", "adamw, adamw8bit, lion, lion8bit, adafactor or muon")
+    betas: tuple[float, float] | None = key(None, "moment decays (default: 0.9, 0.95; of the lions 0.9, 0.99)")
+    eps: float | None = key(None, "AdamW's epsilon (default: 1e-8)")
+    moment_dtype: str = key("float32", "new: of the first moment of adamw, lion and muon: float32 or bfloat16")
+    scheduler: str = key("cosine", "after the warm-up: constant, linear, cosine or wsd (constant, then linear)")
+    min_lr_ratio: float = key(0.0, "new: where linear, cosine and wsd end, as a share of lr")
+    decay_ratio: float | None = key(None, "new: wsd: share of the updates in which the rate falls (default: 0.1)")
 
 
 @dataclass(frozen=True)
@@ -254,8 +258,9 @@ def check(config: Config) -> None:
         "training.on_spike": ("none", "stop", "skip"),
         "training.block_attention.visibility": ("block_bias", "block_causal"),
         "dataset.template": ("chat", "plain"),
-        "optim.name": ("adamw",),
-        "optim.scheduler": ("constant", "linear", "cosine"),
+        "optim.name": ("adamw", "adamw8bit", "lion", "lion8bit", "adafactor", "muon"),
+        "optim.scheduler": ("constant", "linear", "cosine", "wsd"),
+        "optim.moment_dtype": ("float32", "bfloat16"),
         "project.device": ("auto", "cpu", "gpu", "cuda", "tpu"),
     }
     values = flat(config)
@@ -285,13 +290,14 @@ def check(config: Config) -> None:
         raise InputError("no model to start from: set model.base_model_path or model.qwen3llada_model_path")
     if config.project.seed < 0:
         raise InputError(f"project.seed must be 0 or more, not {config.project.seed}")
-    if not all(0 <= beta < 1 for beta in o.betas):
-        raise InputError(f"optim.betas must lie in [0, 1), not {list(o.betas)}")
+    if not all(0 <= beta < 1 for beta in o.betas or ()):
+        raise InputError(f"optim.betas must lie in [0, 1), not {list(o.betas or ())}")
+    _check_optim(t, o)
     if not 0 <= t.warmup_ratio <= 1:
         raise InputError(f"training.warmup_ratio must lie in [0, 1], not {t.warmup_ratio}")
     if not 0 <= t.loss_smoothing < 1:
         raise InputError(f"training.loss_smoothing must lie in [0, 1), not {t.loss_smoothing}")
-    if t.lr <= 0 or o.eps <= 0 or t.epochs <= 0 or t.grad_clip < 0 or t.weight_decay < 0:
+    if t.lr <= 0 or (o.eps is not None and o.eps <= 0) or t.epochs <= 0 or t.grad_clip < 0 or t.weight_decay < 0:
         raise InputError(
             "training.lr, training.epochs and optim.eps must be above 0, grad_clip and weight_decay 0 or more"
         )
@@ -345,3 +351,29 @@ def _check_dataset(d: DatasetConfig, t: TrainingConfig) -> None:
         raise InputError("dataset.pack_boundaries needs pack_to_max_length: true; else every document has its own row")
     if d.template == "plain" and t.mode != "sft":
         raise InputError("dataset.template has no effect on pretraining, whose texts are taken as they are")
+
+
+def _check_optim(t: TrainingConfig, o: OptimConfig) -> None:
+    """Refuse keys of `optim` that would have no effect, and schedules that do not fit."""
+    without_effect = {
+        "betas": o.betas is not None and o.name == "adafactor",
+        "eps": o.eps is not None and o.name in ("adafactor", "lion", "lion8bit"),
+        "moment_dtype": o.moment_dtype != "float32" and o.name in ("adafactor", "adamw8bit", "lion8bit"),
+    }
+    for name, refused in without_effect.items():
+        if refused:
+            raise InputError(f"optim.{name} has no effect with optim.name {o.name}; leave it out")
+    if o.decay_ratio is not None and o.scheduler != "wsd":
+        raise InputError(
+            f"optim.decay_ratio has no effect with optim.scheduler {o.scheduler}; leave it out, or set wsd"
+        )
+    if o.min_lr_ratio and o.scheduler == "constant":
+        raise InputError("optim.min_lr_ratio has no effect with optim.scheduler constant; leave it out")
+    if not 0 <= o.min_lr_ratio <= 1:
+        raise InputError(f"optim.min_lr_ratio must lie in [0, 1], not {o.min_lr_ratio}")
+    if o.decay_ratio is not None and not 0 < o.decay_ratio <= 1:
+        raise InputError(f"optim.decay_ratio must lie in (0, 1], not {o.decay_ratio}")
+    if o.scheduler == "wsd" and t.warmup_ratio + (o.decay_ratio or 0.1) > 1:
+        raise InputError(
+            f"training.warmup_ratio {t.warmup_ratio} and optim.decay_ratio {o.decay_ratio or 0.1} exceed 1"
+        )

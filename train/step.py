@@ -17,7 +17,7 @@ from qwen3llada_jax.cross_entropy import cross_entropy
 from qwen3llada_jax.diffusion import NoiseConfig
 from qwen3llada_jax.masks import Mask
 from qwen3llada_jax.model import Qwen3LLaDA
-from train import guard
+from train import freezing, guard, optim
 from train.config import Config
 from train.data import Batch
 
@@ -76,8 +76,7 @@ def state_shardings(config: Any, tx: optax.GradientTransformation, mesh: Mesh) -
     _, shapes, axes = model.abstract(config)
     of_params = sharding.shardings(axes, shapes, mesh)
     everywhere = NamedSharding(mesh, P())
-    opt = jax.eval_shape(tx.init, shapes)
-    of_opt = optax.tree.map_params(tx, lambda _, s: s, opt, of_params, transform_non_params=lambda _: everywhere)
+    opt, of_opt = jax.eval_shape(tx.init, shapes), optim.state_shardings(tx, shapes, of_params)
     return (
         {"params": shapes, "opt": opt, "step": jax.ShapeDtypeStruct((), jnp.int32)},
         {"params": of_params, "opt": of_opt, "step": everywhere},
@@ -175,9 +174,12 @@ def make_train_step(
     tx = optax.with_extra_args_support(tx)
     smoothing = config.training.loss_smoothing if config.training.loss_impl == "soft_ce" else 0.0
 
+    def trained(params: Any) -> Any:
+        return freezing.stop_gradients(params, config.training.freeze)
+
     def value_and_grad(params: Any, part: Prepared) -> Any:
         def loss(params: Any) -> tuple[Array, dict[str, Array]]:
-            return loss_and_sums(nnx.merge(graphdef, params), part, config, smoothing=smoothing)
+            return loss_and_sums(nnx.merge(graphdef, trained(params)), part, config, smoothing=smoothing)
 
         return jax.value_and_grad(loss, has_aux=True)(params)
 

@@ -1,0 +1,177 @@
+"""Training on meshes: the same noise and losses on any of them, in one process or several; and what travels."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import ROOT, assert_one_line_error, run_program
+from test_train import run, settings, start  # noqa: F401 - a fixture
+
+import qwen3llada_jax as q
+from qwen3llada_jax import model, sharding
+from train import distributed, hlo
+from train import step as training
+from train.metrics import read_lines
+from train.optim import optimiser
+from train.read_config import read_config
+
+STEPS = 20
+MORE = {
+    "training.max_steps": STEPS, "training.batch_size": 32, "training.save_steps": 100, "optim.scheduler": "constant",
+    "training.noise.random_length_prob": 0.3, "evaluation.do_eval_loss": False,
+}  # fmt: skip
+MESHES = {
+    "data=8": {"mesh.data": 8},
+    "fsdp=8": {"mesh.fsdp": 8, "mesh.data": 1},
+    "tensor=2 fsdp=4": {"mesh.tensor": 2, "mesh.fsdp": 4, "mesh.data": 1},
+    "data=2 fsdp=2 tensor=2": {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def alone(start, tmp_path_factory):  # noqa: F811
+    """Metrics of the run on one device."""
+    out = tmp_path_factory.mktemp("alone") / "run"
+    run(start, out, **MORE)
+    return read_lines(out / "metrics.jsonl")
+
+
+def assert_same_run(ours: list[dict], theirs: list[dict]) -> None:
+    assert [r["step"] for r in ours] == [r["step"] for r in theirs] == [*range(1, STEPS + 1)]
+    for x, y in zip(ours, theirs, strict=True):
+        assert y["noised_share"] == x["noised_share"]
+        assert y["loss"] == pytest.approx(x["loss"], rel=1e-6 if x["step"] == 1 else 1e-4)
+        assert y["grad_norm"] == pytest.approx(x["grad_norm"], rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pieces", [1, 4])
+@pytest.mark.parametrize("mesh", ["one device", *MESHES])
+def test_every_mesh_and_accumulation_trains_alike(start, alone, tmp_path, mesh, pieces):  # noqa: F811
+    more = {**MORE, **MESHES.get(mesh, {}), "training.gradient_accumulation_steps": pieces}
+    run(start, tmp_path / "run", devices=8 if mesh in MESHES else 1, **more)
+    assert_same_run(alone, read_lines(tmp_path / "run" / "metrics.jsonl"))
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(start, alone, tmp_path):  # noqa: F811
+    """Two processes of four devices each over jax.distributed; evaluation, samples and checkpoints included."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    more = {
+        **MORE, **MESHES["tensor=2 fsdp=4"], "evaluation.prompts": '["My lord", "O"]', "evaluation.max_new_tokens": 8,
+        "evaluation.sampling_steps": 4, "evaluation.do_eval_loss": True, "evaluation.eval_every_steps": STEPS,
+        "evaluation.eval_max_batches": 1,
+    }  # fmt: skip
+    flags = [f"--{k}={v}" for k, v in settings(start, tmp_path / "run", **more)]
+    join = ["--coordinator_address", f"localhost:{port}", "--num_processes", "2", "--timeout", "120"]
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "train.run", *flags, *join, "--process_id", str(number)],
+            cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for number in range(2)
+    ]  # fmt: skip
+    ends = [process.communicate(timeout=600) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], ends
+    assert "20 updates" in ends[0][0]
+    assert "updates" not in ends[1][0]  # only the first process speaks
+    records = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert_same_run(alone, [r for r in records if "loss" in r])
+    assert np.isfinite([r["eval_loss"] for r in records if "eval_loss" in r]).all()
+    assert len(read_lines(tmp_path / "run" / "samples.jsonl")) == 2
+    assert len(q.generate(q.load(tmp_path / "run"), [[1]], q.SamplerConfig(gen_length=4, steps=4)).answers()) == 1
+    versions = json.loads((tmp_path / "run" / "versions.json").read_text())
+    assert "jax" in versions
+
+
+# ---- what travels --------------------------------------------------------------------------------------------
+
+
+def compiled_step(sizes: tuple[int, int, int], layers: int, **more):
+    """The training step of a small model, compiled for a mesh; its sizes tell its weights apart."""
+    architecture = q.ModelConfig(512, 64, 192, layers, 8, 8, 16, mask_token_id=511)
+    values = {"dataset.name": "x", "model.base_model_path": "x", "training.max_length": 64, "training.batch_size": 16}
+    config = read_config(None, [(k, str(v)) for k, v in {**values, **more}.items()])
+    mesh, tx = sharding.make_mesh(*sizes), optimiser(config, 10)
+    shapes, shardings = training.state_shardings(architecture, tx, mesh)
+    graphdef, _, _ = model.abstract(architecture, runtime=model.Runtime("float32", "xla", config.training.remat))
+    with jax.set_mesh(mesh):
+        step = training.make_train_step(graphdef, config, tx, shardings, jax.random.key(0), 511, 500)
+        place = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)  # noqa: E731
+        ids = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=training.rows_sharding(mesh))  # noqa: E731
+        batch = training.DeviceBatch(ids(16, 64), ids(16), ids(16), ids(16))
+        return step.lower(jax.tree.map(place, shapes, shardings), batch).compile()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_weights_are_gathered_and_gradients_reduced_once_a_layer(remat):
+    """Over fsdp: seven weights a layer forward, seven backward, one reduction; nothing of an activation's size."""
+    counts = []
+    for layers in (2, 4):
+        text = compiled_step((1, 8, 1), layers, **{"training.remat": remat}).as_text()
+        found = hlo.find_collectives(text)
+        assert not any(c.kind == "all-to-all" for c in found)
+        in_layers = [c for c in found if c.times >= layers]
+        counts.append({kind: sum(c.times for c in in_layers if c.kind == kind) // layers for kind in hlo.KINDS})
+    assert counts[0] == counts[1]
+    assert counts[0]["all-gather"] == 14
+    assert counts[0]["all-reduce"] + counts[0]["reduce-scatter"] == 1
+
+
+@pytest.mark.slow
+def test_over_data_only_gradients_travel():
+    text = compiled_step((8, 1, 1), 2).as_text()
+    found = hlo.find_collectives(text)
+    assert {c.kind for c in found} == {"all-reduce"}
+    assert sum(c.times for c in found if c.times == 2) == 2  # one a layer
+
+
+# ---- several processes ---------------------------------------------------------------------------------------
+
+
+def test_a_cluster_is_told_from_a_single_machine():
+    assert not distributed.is_cluster({})
+    assert not distributed.is_cluster({"SLURM_NTASKS": "1", "TPU_WORKER_HOSTNAMES": "localhost"})
+    for variable, value in {
+        "SLURM_NTASKS": "4", "OMPI_COMM_WORLD_SIZE": "2", "TPU_WORKER_HOSTNAMES": "a,b", "JAX_COORDINATOR_ADDRESS": "a",
+    }.items():  # fmt: skip
+        assert distributed.is_cluster({variable: value})
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"distributed.coordinator_address": "localhost:1"}, "go together"),
+        ({"distributed.num_processes": 2}, "go together"),
+        ({"distributed.initialize": "maybe"}, "distributed.initialize 'maybe' is unknown"),
+        (
+            {
+                "distributed.coordinator_address": "localhost:1", "distributed.num_processes": 2,
+                "distributed.process_id": 2,
+            },
+            "process_id 2 is not below num_processes 2",
+        ),
+    ],
+)  # fmt: skip
+def test_impossible_processes_are_refused(start, tmp_path, changes, part):  # noqa: F811
+    with pytest.raises(q.InputError) as caught:
+        read_config(None, settings(start, tmp_path, **changes))
+    assert part in str(caught.value)
+
+
+@pytest.mark.slow
+def test_processes_that_do_not_meet_are_one_line(start, tmp_path):  # noqa: F811
+    flags = [f"--{k}={v}" for k, v in settings(start, tmp_path / "run")]
+    join = ["--coordinator_address", "localhost:1", "--num_processes", "2", "--process_id", "1", "--timeout", "3"]
+    done = run_program("train.run", *flags, *join, check=None)
+    assert_one_line_error(done, "the processes did not come together", "distributed.coordinator_address")
