@@ -1,15 +1,24 @@
 """Plans: what is read off compiled programs, the FLOPs of traced ones, the search for a batch, the program."""
 
+import dataclasses
+import importlib.util
+import json
+import math
+
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
+from conftest import TINY, assert_one_line_error, run_program
 from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import qwen3llada_jax as q
-from qwen3llada_jax import model
-from train import hlo, plan
+from qwen3llada_jax import model, sharding
+from qwen3llada_jax.config import PRESETS
+from train import hlo, plan, step
+from train.config import Config, DatasetConfig, MeshConfig, TrainingConfig
 from train.flops import training_flops_per_token
 from train.traced_flops import traced
 
@@ -209,3 +218,107 @@ def test_the_refusal_says_what_it_would_take():
     assert told.needed == 20 * 2**30
     assert plan.DoesNotFitError("Ran out of memory in memory space hbm. Used 1.5M of 1.0M hbm.").needed == 3 * 2**19
     assert plan.DoesNotFitError("no figures").needed is None
+
+
+TINY_PLAN = ["--config", "configs/demo.yaml", "--model.qwen3llada_model_path", str(TINY), "--training.max_length", "32"]
+
+
+@pytest.mark.slow
+def test_the_program(tmp_path, capsys):
+    """A plan for eight simulated devices: memory is the state's share, weights are gathered, nothing is exchanged."""
+    out = tmp_path / "plan.json"
+    mesh = ["--mesh.data", "2", "--mesh.fsdp", "4"]
+    assert plan.main([*TINY_PLAN, "--topology", "cpu:8", *mesh, "--json", str(out), "--training.remat", "full"]) == 0
+    page, found = capsys.readouterr().out, json.loads(out.read_text())
+    assert found["mesh"] == {"data": 2, "fsdp": 4, "tensor": 1}
+    assert found["rows"] == 16
+    memory = found["memory"]
+    # norms are whole on every device, the rest in quarters; two moments of the same size, and two counters
+    share = found["parameters"] * 4 / 4
+    assert share < memory["parameters"] < 1.1 * share
+    assert 0 < memory["moments"] - 2 * memory["parameters"] < 64
+    assert memory["total"] > memory["arguments"] + memory["temporaries"]
+    kinds = {one[0] for one in found["collectives"]}
+    assert "all-gather" in kinds
+    assert "all-to-all" not in kinds
+    needed, computed = found["ideal_flops"], found["traced_flops"]
+    assert computed[1] > 0
+    assert computed[0] == pytest.approx(found["compiled_flops"], rel=0.02)  # no device repeats another's work
+    assert 0.5 < (computed[0] - computed[1]) / needed < 1.2
+    for words in ("parameters", "temporaries at their peak", "all-gather", "recomputed (remat)", "simulated devices"):
+        assert words in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--topology", "cpu:8", "--mesh.fsdp", "3"], "does not fit 8 device"),
+        (["--topology", "cpu:8", "--mesh.fsdp", "8", "--training.batch_size", "12"], "12 rows .* data × fsdp = 8"),
+        (["--topology", "cpu:0"], "cpu:N"),
+        (["--topology", "cpu:9"], "JAX has started with 8"),
+        (["--topology", "cpu:8", "--training.attention", "splash"], "needs a TPU"),
+        (["--topology", "cpu:8", "--model.qwen3llada_model_path", "nowhere"], "nowhere: no such folder .* --model"),
+        (["--topology", "cpu:8", "--training.lrr", "1"], "lrr"),
+        (["--topology", "cpu:8", "--model", "qwen3-9b"], "qwen3-8b"),
+        ([], "--topology"),
+    ],
+)
+def test_mistakes(arguments, message):
+    with pytest.raises(q.InputError, match=message):
+        plan.main([*TINY_PLAN, *arguments])
+
+
+def test_without_the_tpu_compiler(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(q.InputError, match=r"qwen3llada_jax\[plan\]"):
+        plan.main([*TINY_PLAN, "--topology", "v5e:4x4"])
+
+
+def test_simulated_devices_have_no_largest_batch():
+    with pytest.raises(q.InputError, match="no memory"):
+        plan.main([*TINY_PLAN, "--topology", "cpu:8", "--mesh.fsdp", "8", "--largest-batch"])
+
+
+@pytest.mark.slow
+def test_as_a_program():
+    """JAX starts with the devices that the topology names; mistakes are one line."""
+    done = run_program("train.plan", *TINY_PLAN, "--topology", "cpu:3", "--training.batch_size", "3")
+    assert "cpu:3: 3 devices, mesh data 3" in done.stdout
+    assert_one_line_error(
+        run_program("train.plan", *TINY_PLAN, "--topology", "cpu:3", check=None), "16 rows", "data × fsdp = 3"
+    )
+
+
+@pytest.mark.slow
+def test_the_step_never_holds_the_logits(monkeypatch):
+    """Qwen3-0.6B, 8 rows of 4,096 tokens, eight-way fsdp: no array of B·L·V elements, nor a device's share of it."""
+    B, L = 8, 4096
+    architecture = dataclasses.replace(PRESETS["qwen3-0.6b"], mask_token_id=151_669, live_vocab_size=151_669)
+    V = architecture.vocab_size
+    config = Config(
+        training=TrainingConfig(batch_size=B, max_length=L, bf16=True, remat="full"),
+        dataset=DatasetConfig(name="none"),
+        mesh=MeshConfig(1, 8, 1),
+    )
+
+    def temporaries():
+        mesh = sharding.make_mesh(1, 8, 1)
+        program, _ = plan.traced_step(config, architecture, mesh)
+        with jax.set_mesh(mesh):
+            compiled = program.lower().compile()
+        largest = max(math.prod(shape) for _, shape in hlo.arrays(compiled.as_text()))
+        return largest, compiled.memory_analysis().temp_size_in_bytes
+
+    largest, held = temporaries()
+
+    def naive(hidden, head, targets, weight, where, *, smoothing=0.0):
+        logits = jnp.einsum("bld,vd->blv", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        ce = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+        return (weight * ce).sum(), ce * where
+
+    monkeypatch.setattr(step, "cross_entropy", naive)
+    naive_largest, naively = temporaries()
+    print(f"temporaries of a device: {held:,} bytes, with all logits {naively:,} ({naively / held:.2f} times)")
+    assert naive_largest >= B * L * V // 8  # so the text does show such an array
+    assert largest < B * L * V // 8
+    assert held < naively / 2

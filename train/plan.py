@@ -16,15 +16,14 @@ import math
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from qwen3llada_jax import attention, command_line, model, sharding
 from qwen3llada_jax.config import PRESETS, ModelConfig, read_config_json
@@ -38,7 +37,7 @@ from train.config import Config
 from train.flops import training_flops_per_token
 from train.optim import optimiser
 from train.plan_report import Memory, Plan, as_text
-from train.step import DeviceBatch, make_train_step, state_shardings
+from train.step import DeviceBatch, make_train_step, rows_sharding, state_shardings
 from train.traced_flops import traced
 
 _MOST_COMPILES = 6
@@ -54,15 +53,18 @@ class DoesNotFitError(Exception):
         self.needed = int(float(used[1]) * 1024 ** (" KMGT".index(used[2]))) if used else None
 
 
-def main() -> int:
-    options, rest = _parser().parse_known_args(sys.argv[1:])
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Plan, print, and say whether it fits (0) or not (1)."""
+    options, rest = _parser().parse_known_args(arguments)
     if options.model:  # the configuration must name a model to start from: this is it
         rest += ["--model.base_model_path", options.model]
     config = run.parse(rest)
     architecture = architecture_of(config, options.model)
     place = machine(options.topology)
+    if options.largest_batch and place.chip is None:
+        raise InputError(f"--largest-batch: simulated devices ({place.topology}) have no memory that could be full")
     result = plan(config, architecture, place)
-    print(as_text(result))
+    print(as_text(result), flush=True)
     if options.largest_batch:
         result = dataclasses.replace(result, largest_batch=largest_batch(config, architecture, place, result))
         print(f"largest batch: {result.largest_batch} rows of {result.length} tokens a forward pass")
@@ -82,15 +84,7 @@ def plan(config: Config, architecture: ModelConfig, place: Machine) -> Plan:
     rows, ways = t.batch_size // config.micro_batches, mesh.shape["data"] * mesh.shape["fsdp"]
     if rows % ways:
         raise InputError(f"{rows} rows of a forward pass do not divide over data × fsdp = {ways}; change batch_size")
-    runtime = Runtime("bfloat16" if t.bf16 else "float32", t.attention, t.remat)
-    tx = optimiser(config, t.max_steps or 1000)
-    shapes, shardings = state_shardings(architecture, tx, mesh)
-    state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-    live, mask_token = architecture.live_vocab_size, architecture.mask_token_id
-    assert live is not None
-    assert mask_token is not None
-    graphdef, _, _ = model.abstract(architecture, runtime=runtime)
-    step = make_train_step(graphdef, config, tx, shardings, jax.random.key(0), mask_token, live)
+    program, shapes = traced_step(config, architecture, mesh)
     result = Plan(
         topology=place.topology,
         chip=place.chip,
@@ -102,25 +96,24 @@ def plan(config: Config, architecture: ModelConfig, place: Machine) -> Plan:
         rows=rows,
         micro_batches=config.micro_batches,
         length=t.max_length,
-        dtype=str(runtime.dtype),
+        dtype="bfloat16" if t.bf16 else "float32",
         remat=t.remat,
-        attention="",
-        memory=Memory(parameters=_local_bytes(state["params"]), moments=_local_bytes(state["opt"])),
+        attention=attention_of(config, architecture, mesh),
+        memory=Memory(parameters=_local_bytes(shapes["params"]), moments=_local_bytes(shapes["opt"])),
         ideal_flops=training_flops_per_token(architecture, t.max_length) * t.batch_size * t.max_length,
     )
+    rounds = {"cross_entropy": rounds_of_the_head(architecture, rows // ways * t.max_length, mesh.shape["tensor"])}
+    counted = traced(program.jaxpr, rounds)
     started = time.perf_counter()
-    with jax.set_mesh(mesh):
-        kind = attention.choose(t.attention, jnp.dtype(runtime.dtype), t.max_length, architecture.head_dim)
-        result = dataclasses.replace(result, attention=kind)
-        program = step.trace(state, abstract_batch(t.batch_size, t.max_length, mesh))
-        try:
+    try:
+        with jax.set_mesh(mesh):
             compiled = program.lower().compile()
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            refusal = DoesNotFitError(str(error))
-            memory = dataclasses.replace(result.memory, total=refusal.needed)
-            return dataclasses.replace(result, memory=memory, refusal=str(refusal).strip().splitlines()[0])
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        refusal = DoesNotFitError(str(error))
+        memory = dataclasses.replace(result.memory, total=refusal.needed)
+        return dataclasses.replace(result, memory=memory, refusal=str(refusal).strip().splitlines()[0])
     text, sizes = compiled.as_text(), compiled.memory_analysis()
     kept = sizes.argument_size_in_bytes
     memory = Memory(
@@ -132,8 +125,6 @@ def plan(config: Config, architecture: ModelConfig, place: Machine) -> Plan:
         temporaries=sizes.temp_size_in_bytes if place.chip is None else sizes.peak_memory_in_bytes - kept,
         program=sizes.generated_code_size_in_bytes,
     )
-    rounds = {"cross_entropy": rounds_of_the_head(architecture, rows // ways * t.max_length, mesh.shape["tensor"])}
-    counted = traced(program.jaxpr, rounds)
     return dataclasses.replace(
         result,
         memory=memory.summed(),
@@ -143,6 +134,38 @@ def plan(config: Config, architecture: ModelConfig, place: Machine) -> Plan:
         collectives=tuple(hlo.by_purpose(text, rounds)),
         compile_seconds=time.perf_counter() - started,
     )
+
+
+def traced_step(config: Config, architecture: ModelConfig, mesh: Mesh) -> tuple[Any, Any]:
+    """(the training step of train.run, traced for a mesh of any devices, shapes of its state with shardings).
+
+    Raises:
+        InputError: the mesh does not divide the model.
+    """
+    t = config.training
+    runtime = Runtime("bfloat16" if t.bf16 else "float32", t.attention, t.remat)
+    tx = optimiser(config, t.max_steps or 1000)
+    shapes, shardings = state_shardings(architecture, tx, mesh)
+    state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    live, mask_token = architecture.live_vocab_size, architecture.mask_token_id
+    assert live is not None
+    assert mask_token is not None
+    graphdef, _, _ = model.abstract(architecture, runtime=runtime)
+    step = make_train_step(graphdef, config, tx, shardings, jax.random.key(0), mask_token, live)
+    with jax.set_mesh(mesh):
+        return step.trace(state, abstract_batch(config, mesh)), state
+
+
+def attention_of(config: Config, architecture: ModelConfig, mesh: Mesh) -> str:
+    """The implementation that the step uses on this mesh.
+
+    Raises:
+        InputError: one that these devices do not have.
+    """
+    t = config.training
+    with jax.set_mesh(mesh):
+        dtype = jnp.dtype("bfloat16" if t.bf16 else "float32")
+        return attention.choose(t.attention, dtype, t.max_length, architecture.head_dim)
 
 
 def architecture_of(config: Config, preset: str | None) -> ModelConfig:
@@ -172,24 +195,20 @@ def rounds_of_the_head(architecture: ModelConfig, positions: int, tensor: int) -
     return math.ceil(NOISED_SHARE * positions / at_once)
 
 
-def abstract_batch(rows: int, length: int, mesh: Mesh) -> DeviceBatch:
-    """The shapes of a batch, laid out as train.run lays it out."""
-    spread = NamedSharding(mesh, P(("data", "fsdp")))
+def abstract_batch(config: Config, mesh: Mesh) -> DeviceBatch:
+    """The shapes of a full batch, laid out as train.run lays it out."""
+    rows, length = config.training.batch_size, config.training.max_length
 
     def array(*shape: int) -> Any:
-        return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=spread)
+        return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows_sharding(mesh))
 
-    return DeviceBatch(array(rows, length), array(rows), array(rows), array(rows))
+    tokens, of_row = array(rows, length), array(rows)
+    divided = config.training.mode == "pretrain" and config.dataset.pack_boundaries
+    return DeviceBatch(tokens, of_row, of_row, of_row, *(2 * (tokens,) if divided else ()))
 
 
 def largest_batch(config: Config, architecture: ModelConfig, place: Machine, first: Plan) -> int:
-    """The most rows of a forward pass for which the step still compiles, found by compiling a few sizes.
-
-    Raises:
-        InputError: the devices are simulated, so that anything fits.
-    """
-    if place.chip is None:
-        raise InputError(f"--largest-batch: simulated devices ({place.topology}) have no memory that could be full")
+    """The most rows of a forward pass for which the step still compiles, found by compiling a few sizes."""
     ways = first.mesh["data"] * first.mesh["fsdp"]
 
     def needs(rows_per_way: int) -> tuple[bool, int | None]:

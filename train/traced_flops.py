@@ -49,7 +49,7 @@ def _count(jaxpr: Any, rounds: Mapping[str, int], stack: str, *, in_kernel: bool
         if name == "scan":
             times = params["length"]
         elif name == "shard_map":
-            times = math.prod(params["mesh"].shape[axis] for axis in params["manual_axes"])
+            times = math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
         elif name == "pallas_call":
             times = math.prod(params["grid_mapping"].grid)
         elif name == "while" and sum(part.total for part in parts):
