@@ -144,7 +144,7 @@ def train(config: Config) -> None:
             if profile.after(done, metrics):
                 watch.say(f"{done:>7}  trace of {config.project.profile} update(s) in {profile.folder}")
             stops = should_stop(done)
-            logs_now = done % every.steps == 0 or done == steps or step == first
+            logs_now = done % every.steps == 0 or done == steps or step == 0
             saves_now = done % config.training.save_steps == 0 or done == steps or stops
             samples_now = done % every.eval_every_steps == 0 or done == steps
             evaluates_now = held_out is not None and (samples_now or (saves_now and keep_best and not stops))
