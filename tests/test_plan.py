@@ -18,7 +18,7 @@ import qwen3llada_jax as q
 from qwen3llada_jax import model, sharding
 from qwen3llada_jax.config import PRESETS
 from qwen3llada_jax.cross_entropy import cross_entropy
-from train import hlo, plan, step
+from train import chips, hlo, plan, step
 from train.config import Config, DatasetConfig, MeshConfig, TrainingConfig
 from train.flops import training_flops_per_token
 from train.traced_flops import traced
@@ -273,6 +273,22 @@ def test_without_the_tpu_compiler(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(q.InputError, match=r"qwen3llada_jax\[plan\]"):
         plan.main([*TINY_PLAN, "--topology", "v5e:4x4"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [("ABORTED: … libtpu multi-process lockfile.", "in use by another process"), ("Invalid TPU", "no such slice")],
+)
+def test_what_the_tpu_compiler_refuses(monkeypatch, words, message):
+    def refuse(*_, **__):
+        raise jax.errors.JaxRuntimeError(words)
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(chips.topologies, "get_topology_desc", refuse)
+    for name in ("TPU_ACCELERATOR_TYPE", "TPU_WORKER_HOSTNAMES", "TPU_STDERR_LOG_LEVEL", "TPU_MIN_LOG_LEVEL"):
+        monkeypatch.setenv(name, "as it was")  # so that what is set stays within this test
+    with pytest.raises(q.InputError, match=message):
+        plan.main([*TINY_PLAN, "--topology", "v9e:4x4"])
 
 
 def test_simulated_devices_have_no_largest_batch():
