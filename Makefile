@@ -26,7 +26,7 @@ demo: .venv/ready
 	@echo "look at $(DEMO)/loss.png and $(DEMO)/unmasking.png"
 
 test: .venv/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -93,13 +93,14 @@ def load_params(path: Path, config: ModelConfig, dtype: str | None = None, mesh:
 
 
 def params_item(path: Path) -> Path | None:
-    """The orbax item with a folder's parameters, of a run's newest finished step; None if it has none."""
+    """The orbax item with a folder's parameters, of a run's newest finished step; None if it has none.
+
+    Where a run keeps a moving average of its weights (`ema`), that is what one wants to use.
+    """
     if (path / "params").is_dir():
-        return path / "params"
-    steps = sorted(
-        int(p.name) for p in (path / "checkpoints").glob("*") if p.name.isdigit() and (p / "params").is_dir()
-    )
-    return path / "checkpoints" / str(steps[-1]) / "params" if steps else None
+        return path / "ema" if (path / "ema").is_dir() else path / "params"
+    steps = [p for p in (path / "checkpoints").glob("*") if p.name.isdigit() and (p / "params").is_dir()]
+    return params_item(max(steps, key=lambda p: int(p.name))) if steps else None
 
 
 def save_params(item: Path, params: dict[str, Any]) -> None:

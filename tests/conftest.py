@@ -9,7 +9,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf-")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Tests and the programs they start compile the same steps again and again: share them for this session.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jax-")
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share what the first process made
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jax-")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 import subprocess

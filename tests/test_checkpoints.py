@@ -25,6 +25,7 @@ import qwen3llada_jax as q
 from benchmarks import interruptions
 from converters.to_hf import export
 from qwen3llada_jax import sharding, tokens
+from qwen3llada_jax.hf_names import flatten
 from train import checkpoints, progress
 from train.metrics import read_lines
 from train.read_config import read_config
@@ -385,3 +386,32 @@ def test_a_run_killed_and_stopped_ends_as_the_undisturbed_one(tmp_path):
     result = interruptions.compare(tmp_path, kills=2, stops=1, updates=100, seed=1)
     assert len(result["interruptions"]) == 3
     assert interruptions.same(result), result
+
+
+def test_an_average_of_the_weights_is_kept_resumed_and_used(start, finished, tmp_path):  # noqa: F811
+    """ema ← d · ema + (1 − d) · weights from the starting weights on; the run folder opens with it."""
+    decay = 0.6
+    out = tmp_path / "run"
+    averaged = run(
+        start, out, **{"training.ema_decay": decay, "training.save_steps": 1, "training.save_total_limit": 6}
+    )
+    weights = [flat_item(out / "checkpoints" / str(n) / "params") for n in range(1, 7)]
+    assert_same(weights[-1], finished[1])  # the average changes nothing in the training
+    mean = params_of(start)
+    for one in weights:
+        mean = {k: decay * mean[k] + (1 - decay) * one[k] for k in mean}
+    for name, value in averaged.items():
+        np.testing.assert_allclose(value, mean[name], atol=1e-6)
+    assert any(np.abs(averaged[k] - weights[-1][k]).max() > 1e-4 for k in averaged)
+    shutil.rmtree(out / "checkpoints" / "5")
+    shutil.rmtree(out / "checkpoints" / "6")
+    again = run(start, out, **{"training.ema_decay": decay, "training.save_steps": 1, "training.save_total_limit": 6})
+    assert_same(again, averaged)
+    with pytest.raises(q.InputError, match="an average that it did not keep"):
+        run(start, tmp_path / "fork", **{"training.ema_decay": 0.5, "training.resume_from": finished[0]})
+
+
+def flat_item(item: Path) -> dict[str, np.ndarray]:
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        tree = checkpointer.restore(item.absolute())
+    return {k: np.asarray(v) for k, v in flatten(tree).items()}

@@ -1,6 +1,6 @@
 """Checkpoints of a run: parameters (openable on their own), optimiser state, and what the run was told.
 
-    OUTPUT_DIR/checkpoints/<updates done>/params · opt · meta · metrics
+    OUTPUT_DIR/checkpoints/<updates done>/params · ema, if kept · opt · meta · metrics
 
 orbax copies the state to the host, writes it in the background beside its place, and renames it when it is
 whole: the next update may give the old state up at once, and a killed run leaves no half step.
@@ -59,7 +59,10 @@ def open_checkpoints(output_dir: Path, keep: int | None, *, keep_best: bool) -> 
         manager = ocp.CheckpointManager(
             folder,
             options=options,
-            item_handlers={"params": params_handler(), "opt": params_handler(), "meta": ocp.JsonCheckpointHandler()},
+            item_handlers={
+                **{item: params_handler() for item in ("params", "ema", "opt")},
+                "meta": ocp.JsonCheckpointHandler(),
+            },
         )
     try:
         yield manager
@@ -99,7 +102,7 @@ def save(
         manager.save(
             step,
             args=ocp.args.Composite(
-                params=ocp.args.PyTreeSave(state["params"]),
+                **{item: ocp.args.PyTreeSave(state[item]) for item in ("params", "ema") if item in state},
                 opt=ocp.args.PyTreeSave({"opt": state["opt"], "step": state["step"]}),
                 meta=ocp.args.JsonSave(meta),
             ),
@@ -190,6 +193,8 @@ def _read_meta(step: Path) -> dict[str, Any]:
 def _restore(step: Path, shapes: State, shardings: State) -> State:
     target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
     parts = {"params": target["params"], "opt": {"opt": target["opt"], "step": target["step"]}}
+    if "ema" in target:
+        parts["ema"] = target["ema"]
     restored = {}
     handler = params_handler()  # used bare: orbax's `Checkpointer` would wait for a process that could not read
     for name, part in parts.items():
@@ -207,7 +212,8 @@ def _restore(step: Path, shapes: State, shardings: State) -> State:
             raise _DamagedError(f"{name}: {reason[:200]}") from error
     if int(restored["opt"]["step"]) != int(step.name):
         raise _DamagedError(f"opt: it is the state of update {int(restored['opt']['step'])}")
-    return {"params": restored["params"], **restored["opt"]}
+    opt = restored.pop("opt")
+    return {**restored, **opt}
 
 
 def _check_fits(item: Path, stored: Any, wanted: Any) -> None:
@@ -242,6 +248,8 @@ def _check_same_run(folder: Path, meta: dict[str, Any], config: Config, model: M
 def _check_fork(folder: Path, meta: dict[str, Any], config: Config, model: ModelConfig, fingerprint: str) -> None:
     """Refuse another architecture or optimiser; say what else differs from the run that is gone on from."""
     wrong = [f"model's {text}" for text in _differences(meta["model"], model.to_hf(), _FREE_IN_A_FORK)]
+    if (meta["config"].get("training.ema_decay") or 0) == 0 < config.training.ema_decay:
+        wrong.append("training.ema_decay, an average that it did not keep")
     if meta["config"].get("optim.name") != config.optim.name:
         wrong.append(f"optim.name {meta['config'].get('optim.name')!r} → {config.optim.name!r}")
     if wrong:

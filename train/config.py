@@ -68,6 +68,7 @@ class TrainingConfig:
     weight_decay: float = key(0.1, "of weight matrices; norms and biases are never decayed")
     warmup_ratio: float = key(0.05, "share of the updates over which the rate climbs to lr")
     grad_clip: float = key(1.0, "new: largest global gradient norm; 0: no limit")
+    ema_decay: float = key(0.0, "new: keep a moving average of the weights, of this decay an update (0: none)")
     on_nan: str = key("stop", "new: at an update whose loss or gradient is not finite: stop, or skip it")
     on_spike: str = key("none", "new: at a spike of loss or gradient norm: none, stop, or skip the update")
     spike_factor: float = key(10.0, "new: a spike is this many times the running median of 64 updates")
@@ -295,6 +296,8 @@ def check(config: Config) -> None:
     _check_optim(t, o)
     if not 0 <= t.warmup_ratio <= 1:
         raise InputError(f"training.warmup_ratio must lie in [0, 1], not {t.warmup_ratio}")
+    if not 0 <= t.ema_decay < 1:
+        raise InputError(f"training.ema_decay must lie in [0, 1), not {t.ema_decay}")
     if not 0 <= t.loss_smoothing < 1:
         raise InputError(f"training.loss_smoothing must lie in [0, 1), not {t.loss_smoothing}")
     if t.lr <= 0 or (o.eps is not None and o.eps <= 0) or t.epochs <= 0 or t.grad_clip < 0 or t.weight_decay < 0:

@@ -38,7 +38,7 @@ from train.samples import sampler, write_samples
 from train.signals import stop_requests
 from train.start import find_start
 from train.state import first_state
-from train.step import DeviceBatch, make_eval_step, make_train_step, rows_sharding, state_shardings, to_devices
+from train.step import DeviceBatch, make_eval_step, make_train_step, rows_sharding, state_shardings, to_devices, weights
 from train.versions import versions
 from train.watch import Watch, say
 
@@ -97,7 +97,7 @@ def train(config: Config) -> None:
 
     # ---- state: 1. this run's newest checkpoint, 2. another run's, 3. the starting weights ----------------
     tx = guard.watched(optimiser(config, steps), config.training)
-    shapes, shardings = state_shardings(architecture, tx, mesh)
+    shapes, shardings = state_shardings(architecture, tx, mesh, ema=config.training.ema_decay > 0)
     with jax.set_mesh(mesh):
         state, place = first_state(config, output, start, batches.fingerprint, tx, shapes, shardings, mesh)
     first = int(state["step"])
@@ -161,11 +161,11 @@ def train(config: Config) -> None:
                 eval_loss = None
                 if evaluates_now:
                     assert held_out is not None
-                    losses = evaluate(eval_fn, state["params"], held_out, tokenizer.eos_token_id, config, mesh)
+                    losses = evaluate(eval_fn, weights(state), held_out, tokenizer.eos_token_id, config, mesh)
                     eval_loss = losses["eval_loss"]
                     watch.metrics({"step": done, **losses})
                 if samples_now and every.prompts:
-                    write_samples(nnx.merge(graphdef, state["params"]), tokenizer, config, done, watch, mesh)
+                    write_samples(nnx.merge(graphdef, weights(state)), tokenizer, config, done, watch, mesh)
                 if saves_now:
                     stands = {"fingerprint": batches.fingerprint, "state": place}
                     checkpoints.save(manager, state, config, architecture, stands, eval_loss)

@@ -65,4 +65,7 @@ def first_state(
         params = checkpoint.load_params(start.folder, start.config, "float32", mesh)
     opt = jax.jit(tx.init, out_shardings=shardings["opt"])(params)
     step = jax.jit(lambda: jnp.int32(0), out_shardings=shardings["step"])()
-    return {"params": params, "opt": opt, "step": step}, None
+    state = {"params": params, "opt": opt, "step": step}
+    if "ema" in shardings:  # arrays of its own: the step gives the old state up
+        state["ema"] = jax.tree.map(jnp.copy, params)
+    return state, None

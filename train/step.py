@@ -21,7 +21,7 @@ from train import freezing, guard, optim
 from train.config import Config
 from train.data import Batch
 
-State = dict[str, Any]  # {"params", "opt", "step"}
+State = dict[str, Any]  # {"params", "opt", "step"}, and "ema" where an average of the weights is kept
 _GOLDEN = 0.6180339887498949
 BANDS = 4  # noise levels [0, ¼), … that the loss is also reported for
 
@@ -71,16 +71,24 @@ class Prepared(NamedTuple):
     positions: Int[Array, "B L"] | None = None
 
 
-def state_shardings(config: Any, tx: optax.GradientTransformation, mesh: Mesh) -> tuple[State, State]:
-    """(shapes, shardings) of the whole train state: moments lie exactly where their parameters do."""
+def state_shardings(
+    config: Any, tx: optax.GradientTransformation, mesh: Mesh, *, ema: bool = False
+) -> tuple[State, State]:
+    """(shapes, shardings) of the whole train state: moments and averages lie exactly where their parameters do."""
     _, shapes, axes = model.abstract(config)
     of_params = sharding.shardings(axes, shapes, mesh)
     everywhere = NamedSharding(mesh, P())
     opt, of_opt = jax.eval_shape(tx.init, shapes), optim.state_shardings(tx, shapes, of_params)
+    average = ({"ema": shapes}, {"ema": of_params}) if ema else ({}, {})
     return (
-        {"params": shapes, "opt": opt, "step": jax.ShapeDtypeStruct((), jnp.int32)},
-        {"params": of_params, "opt": of_opt, "step": everywhere},
+        {"params": shapes, "opt": opt, "step": jax.ShapeDtypeStruct((), jnp.int32), **average[0]},
+        {"params": of_params, "opt": of_opt, "step": everywhere, **average[1]},
     )
+
+
+def weights(state: State) -> Any:
+    """The parameters to evaluate and to write with: the average where one is kept."""
+    return state.get("ema", state["params"])
 
 
 def prepare(
@@ -208,7 +216,11 @@ def make_train_step(
             "update_norm": optax.global_norm(updates),
             **guard.metrics_of(opt),
         }
-        return {"params": params, "opt": opt, "step": state["step"] + 1}, metrics
+        new = {"params": params, "opt": opt, "step": state["step"] + 1}
+        if "ema" in state:
+            keep = config.training.ema_decay
+            new["ema"] = jax.tree.map(lambda mean, x: keep * mean + (1 - keep) * x, state["ema"], params)
+        return new, metrics
 
     return train_step
 
