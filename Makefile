@@ -35,6 +35,8 @@ lint: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/python -m benchmarks.weight_import
+	$(BIN)/python -m benchmarks.save_hold
+	$(BIN)/python -m benchmarks.interruptions
 
 clean:
 	rm -rf .venv out

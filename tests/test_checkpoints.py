@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from conftest import ROOT
 from test_train import assert_same, finished, params_of, run, settings, start  # noqa: F401
 
 import qwen3llada_jax as q
+from benchmarks import interruptions
 from converters.to_hf import export
 from qwen3llada_jax import sharding, tokens
 from train import checkpoints, progress
@@ -297,3 +299,89 @@ def test_resume_on_another_mesh(start, tmp_path, at_update):  # noqa: F811
     for x, y in zip(ours, theirs, strict=True):
         name = "loss" if "loss" in x else "eval_loss"
         assert y[name] == pytest.approx(x[name], rel=1e-4)
+
+
+TWO_PROCESSES = """
+import json, sys, time
+from pathlib import Path
+import jax, jax.numpy as jnp
+number, port, out, damaged = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4] == "again"
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(f"localhost:{port}", 2, number)
+from qwen3llada_jax import ModelConfig, make_mesh
+from train import checkpoints
+from train.config import Config
+from train.signals import stop_requests
+
+mesh, configs = make_mesh(1, 2, 1), (Config(), ModelConfig(64, 16, 32, 2, 2, 1, 8))
+state = {"params": {"a": jnp.zeros((8, 4096))}, "opt": {"m": jnp.zeros(3)}, "step": jnp.int32(0)}
+split, everywhere = jax.NamedSharding(mesh, jax.P("fsdp")), jax.NamedSharding(mesh, jax.P())
+places = {"params": {"a": split}, "opt": {"m": everywhere}, "step": everywhere}
+shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+update = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0, out_shardings=places)
+with jax.set_mesh(mesh):
+    if damaged:
+        state, _ = checkpoints.resume(out, *configs, "", shapes, places, fork=False)
+        values = {float(x) for s in state["params"]["a"].addressable_shards for x in jax.device_get(s.data).ravel()}
+        print("resumed", int(state["step"]), values, flush=True)
+        sys.exit()
+    state = jax.jit(lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), out_shardings=places)()
+    with stop_requests() as should_stop, checkpoints.open_checkpoints(out, None, keep_best=True) as manager:
+        for _ in range(3000):
+            state = update(state)
+            done = int(state["step"])
+            time.sleep(0.01 * (1 + number))  # one is slower than the other
+            stops = should_stop(done)
+            if stops or done == 5:
+                checkpoints.save(manager, state, *configs, {"fingerprint": ""}, 1.0)
+            if stops:
+                break
+            if done == 10:
+                print("ready", flush=True)
+    print("stopped", done, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_stop_after_the_same_update_and_take_the_same_checkpoint(tmp_path):
+    """The notice reaches one of them; later one file, which one of them must read, is cut short."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+
+    def begin(what: str) -> list[subprocess.Popen]:
+        environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+        return [
+            subprocess.Popen(
+                [sys.executable, "-c", TWO_PROCESSES, str(number), str(port), str(tmp_path), what],
+                cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )
+            for number in (0, 1)
+        ]  # fmt: skip
+
+    def end(processes: list[subprocess.Popen]) -> str:
+        """What both say at last."""
+        ends = [process.communicate(timeout=120) for process in processes]
+        assert [p.returncode for p in processes] == [0, 0], ends
+        (last,) = {out.splitlines()[-1] for out, _ in ends}
+        return last
+
+    processes = begin("first")
+    for process in processes:
+        assert "ready\n" in iter(process.stdout.readline, ""), process.stderr.read()
+    processes[1].send_signal(signal.SIGTERM)
+    last = end(processes)
+    assert last.startswith("stopped")
+    stopped = int(last.split()[1])
+    assert steps_of(tmp_path) == [5, stopped]
+    cut(max((tmp_path / "checkpoints" / str(stopped) / "params").rglob("*"), key=lambda p: p.stat().st_size))
+    assert end(begin("again")) == "resumed 5 {5.0}"
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == sorted(["5", f"{stopped}.damaged"])
+
+
+@pytest.mark.slow
+def test_a_run_killed_and_stopped_ends_as_the_undisturbed_one(tmp_path):
+    """The full number of interruptions is `python -m benchmarks.interruptions`."""
+    result = interruptions.compare(tmp_path, kills=2, stops=1, updates=100, seed=1)
+    assert len(result["interruptions"]) == 3
+    assert interruptions.same(result), result

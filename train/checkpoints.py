@@ -6,6 +6,7 @@ orbax copies the state to the host, writes it in the background beside its place
 whole: the next update may give the old state up at once, and a killed run leaves no half step.
 """
 
+import json
 import math
 import sys
 from collections.abc import Iterator
@@ -14,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
@@ -89,6 +92,9 @@ def save(
     """
     step = int(state["step"])
     meta = {"config": flat(config), "model": model.to_hf(), "step": step, "data": data, "versions": versions()}
+    if jax.default_backend() == "cpu":
+        # Here orbax writes the arrays from where they lie, and an update that gives them up waits until it has.
+        state = jax.tree.map(jnp.copy, state)
     with writing(manager.directory):
         manager.save(
             step,
@@ -171,8 +177,7 @@ def notice(text: str) -> None:
 
 def _read_meta(step: Path) -> dict[str, Any]:
     try:
-        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-            meta = checkpointer.restore((step / "meta").absolute())
+        meta = json.loads((step / "meta" / "metadata").read_text())
         if meta["step"] != int(step.name):
             raise ValueError(f"its meta is that of update {meta['step']}")
         if not isinstance(meta["data"]["fingerprint"], str):
@@ -186,16 +191,13 @@ def _restore(step: Path, shapes: State, shardings: State) -> State:
     target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
     parts = {"params": target["params"], "opt": {"opt": target["opt"], "step": target["step"]}}
     restored = {}
+    handler = params_handler()  # used bare: orbax's `Checkpointer` would wait for a process that could not read
     for name, part in parts.items():
-        item = (step / name).absolute()
+        item = epath.Path(step / name)
         arguments = ocp.args.PyTreeRestore(item=part, restore_args=ocp.checkpoint_utils.construct_restore_args(part))
         try:
-            with ocp.Checkpointer(params_handler()) as checkpointer:
-                metadata = checkpointer.metadata(item).item_metadata
-                if metadata is None:
-                    raise ValueError("its metadata cannot be read")
-                _check_fits(item, metadata.tree, part)
-                restored[name] = checkpointer.restore(item, args=arguments)
+            _check_fits(step / name, handler.metadata(item).tree, part)
+            restored[name] = handler.restore(item, args=arguments)
         except InputError:
             raise
         except Exception as error:

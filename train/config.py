@@ -373,7 +373,6 @@ def _check_optim(t: TrainingConfig, o: OptimConfig) -> None:
         raise InputError(f"optim.min_lr_ratio must lie in [0, 1], not {o.min_lr_ratio}")
     if o.decay_ratio is not None and not 0 < o.decay_ratio <= 1:
         raise InputError(f"optim.decay_ratio must lie in (0, 1], not {o.decay_ratio}")
-    if o.scheduler == "wsd" and t.warmup_ratio + (o.decay_ratio or 0.1) > 1:
-        raise InputError(
-            f"training.warmup_ratio {t.warmup_ratio} and optim.decay_ratio {o.decay_ratio or 0.1} exceed 1"
-        )
+    fall = o.decay_ratio or 0.1
+    if o.scheduler == "wsd" and t.warmup_ratio + fall > 1:
+        raise InputError(f"training.warmup_ratio {t.warmup_ratio} and optim.decay_ratio {fall} exceed 1 together")

@@ -1,6 +1,8 @@
 """Several processes as one run: `jax.distributed`, started by flags or by what a cluster says in the environment."""
 
 import os
+import socket
+import time
 from collections.abc import Mapping
 
 import jax
@@ -19,6 +21,8 @@ def start(config: DistributedConfig) -> None:
         config.initialize == "always" or (config.initialize == "auto" and is_cluster(os.environ))
     ):
         return
+    if config.coordinator_address is not None and config.process_id != 0:
+        _wait_for(config.coordinator_address, config.timeout)
     # Processes on CPUs talk through gloo; other platforms have their own ways and do not read this.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
@@ -34,6 +38,25 @@ def start(config: DistributedConfig) -> None:
             f"the processes did not come together ({reason}); check distributed.coordinator_address, num_processes "
             "and process_id, or set distributed.initialize: never for a single process"
         ) from error
+
+
+def _wait_for(address: str, seconds: int) -> None:
+    """Wait until process 0 answers: where nobody does, `jax.distributed` would abort the process."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit():
+        raise InputError(f"distributed.coordinator_address {address!r} is not host:port, as in 10.0.0.1:1234")
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=1).close()
+            return
+        except (OSError, OverflowError) as error:
+            if time.monotonic() > end:
+                raise InputError(
+                    f"nobody answers at distributed.coordinator_address {address} after {seconds} s ({error}); "
+                    "start process 0 there, or mend the address"
+                ) from error
+        time.sleep(0.2)
 
 
 def is_cluster(environment: Mapping[str, str]) -> bool:
