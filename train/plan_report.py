@@ -125,7 +125,7 @@ def _memory(plan: Plan, per: str) -> list[str]:
     m = plan.memory
     rows = [("parameters", m.parameters), ("optimiser's moments", m.moments)]
     if m.arguments is not None:
-        rows.append(("batch", m.arguments - m.parameters - m.moments))
+        rows.append(("batch, and padding of the state", m.arguments - m.parameters - m.moments))
         rows.append(("results in new places", m.new_outputs or 0))
         rows.append(("temporaries at their peak", m.temporaries or 0))
         rows.append(("program", m.program or 0))
