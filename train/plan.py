@@ -99,7 +99,9 @@ def plan(config: Config, architecture: ModelConfig, place: Machine) -> Plan:
         dtype="bfloat16" if t.bf16 else "float32",
         remat=t.remat,
         attention=attention_of(config, architecture, mesh),
-        memory=Memory(parameters=_local_bytes(shapes["params"]), moments=_local_bytes(shapes["opt"])),
+        memory=Memory(
+            parameters=_local_bytes([shapes["params"], shapes.get("ema")]), moments=_local_bytes(shapes["opt"])
+        ),
         ideal_flops=training_flops_per_token(architecture, t.max_length) * t.batch_size * t.max_length,
     )
     rounds = {"cross_entropy": rounds_of_the_head(architecture, rows // ways * t.max_length, mesh.shape["tensor"])}
