@@ -79,9 +79,9 @@ def start(out: Path, updates: int, cache: Path) -> subprocess.Popen:
     )
 
 
-def interrupt(process: subprocess.Popen, out: Path, how: str, draw: random.Random) -> dict[str, Any]:
+def interrupt(process: subprocess.Popen, out: Path, how: str, updates: int, draw: random.Random) -> dict[str, Any]:
     """Let the process compute some updates, then interrupt it: {"how", "update", "exit", "half_saves"}."""
-    wanted = lines_in(out.with_suffix(".batches")) + draw.randint(1, 25)
+    wanted = lines_in(out.with_suffix(".batches")) + draw.randint(1, max(1, updates // 12))
     while process.poll() is None and lines_in(out.with_suffix(".batches")) < wanted:
         time.sleep(0.01)
     time.sleep(draw.uniform(0, 0.3))
@@ -147,7 +147,7 @@ def compare(folder: Path, *, kills: int, stops: int, updates: int, seed: int) ->
         raise SystemExit(f"the undisturbed run failed: {tail(whole)}")
     ways = ["kill in a save" if i % 2 else "kill" for i in range(kills)] + ["stop"] * stops
     draw.shuffle(ways)
-    interruptions = [interrupt(start(disturbed, updates, cache), disturbed, how, draw) for how in ways]
+    interruptions = [interrupt(start(disturbed, updates, cache), disturbed, how, updates, draw) for how in ways]
     if start(disturbed, updates, cache).wait() != 0:
         raise SystemExit(f"the last start failed: {tail(disturbed)}")
     ours, theirs = state_of(whole), state_of(disturbed)
