@@ -35,6 +35,7 @@ lint: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/python -m benchmarks.weight_import
+	$(BIN)/python -m benchmarks.optimisers
 
 clean:
 	rm -rf .venv out
