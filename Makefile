@@ -37,6 +37,8 @@ bench: .venv/ready
 	$(BIN)/python -m benchmarks.weight_import
 	$(BIN)/python -m benchmarks.save_hold
 	$(BIN)/python -m benchmarks.interruptions
+	$(BIN)/python -m benchmarks.optimisers
+	$(BIN)/python -m benchmarks.sorting
 
 clean:
 	rm -rf .venv out

@@ -330,6 +330,25 @@ def test_freeze_patterns_that_cannot_be(shapes, pattern, part):
     assert part in str(caught.value)
 
 
+def test_frozen_parts_have_no_gradient_no_decay_and_no_state():
+    """On ½ Σ w²; the norm that clipping sees is that of the one layer that is trained."""
+    patterns = ["embed_tokens", "layers.0.*"]
+    params = {"embed_tokens": jnp.full((4, 8), 3.0), "layers": {"up_proj": jnp.full((2, 4, 4), 2.0)}}
+    gradient = jax.grad(lambda p: optax.tree.norm(freezing.stop_gradients(p, patterns), squared=True) / 2)(params)
+    trained = np.float32([0, 1]).reshape(2, 1, 1) * np.ones((2, 4, 4))
+    np.testing.assert_array_equal(gradient["embed_tokens"], 0)
+    np.testing.assert_array_equal(gradient["layers"]["up_proj"], 2 * trained)
+    config = settings(**PLAIN | {"training.freeze": str(patterns), "training.grad_clip": 1.0, "optim.betas": "[0, 0]",
+                                 "optim.eps": 1.0})  # fmt: skip
+    seen, state = follow(optim.optimiser(config, 4), params, [gradient])
+    clipped = 2 / 8  # 16 twos have a norm of 8
+    end = 2 - 1e-2 * (clipped / (clipped + 1) + 0.5 * 2)
+    np.testing.assert_array_equal(seen[0]["embed_tokens"], params["embed_tokens"])
+    np.testing.assert_array_equal(seen[0]["layers"]["up_proj"][0], params["layers"]["up_proj"][0])
+    np.testing.assert_allclose(seen[0]["layers"]["up_proj"][1], end, rtol=1e-6)
+    assert sum(x.size for x in jax.tree.leaves(state)) == 2 * 32 + 2  # two moments, two counters
+
+
 def steps_on_one_batch(config, params, steps: int):
     """(state, metrics of each step) of a small model trained on the same rows again and again."""
     mesh = jax.make_mesh((1, 1, 1), sharding.MESH_AXES, (AxisType.Auto,) * 3, devices=jax.devices()[:1])
@@ -352,6 +371,7 @@ def steps_on_one_batch(config, params, steps: int):
     return state, seen
 
 
+@pytest.mark.slow
 def test_frozen_parameters_stay_bit_for_bit_and_are_not_counted(shapes):
     """Decay, moments and the norm that clipping sees leave them out."""
     more = {"training.lr": 1e-2, "training.weight_decay": 0.5, "training.warmup_ratio": 0, "training.max_length": 16,
