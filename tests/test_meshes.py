@@ -51,8 +51,9 @@ def assert_same_run(ours: list[dict], theirs: list[dict]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pieces", [1, 4])
-@pytest.mark.parametrize("mesh", ["one device", *MESHES])
+@pytest.mark.parametrize(
+    ("mesh", "pieces"), [("one device", 4), *((mesh, 1) for mesh in MESHES), ("data=2 fsdp=2 tensor=2", 4)]
+)
 def test_every_mesh_and_accumulation_trains_alike(start, alone, tmp_path, mesh, pieces):  # noqa: F811
     more = {**MORE, **MESHES.get(mesh, {}), "training.gradient_accumulation_steps": pieces}
     run(start, tmp_path / "run", devices=8 if mesh in MESHES else 1, **more)
