@@ -27,6 +27,7 @@ from converters.to_hf import export
 from qwen3llada_jax import sharding, tokens
 from qwen3llada_jax.hf_names import flatten
 from train import checkpoints, progress
+from train.meter import MEASURED
 from train.metrics import read_lines
 from train.read_config import read_config
 
@@ -37,7 +38,7 @@ def steps_of(out: Path) -> list[int]:
 
 def assert_same_lines(out: Path, other: Path) -> None:
     ours, theirs = (
-        [{k: v for k, v in r.items() if k != "tokens_per_second"} for r in read_lines(f / "metrics.jsonl")]
+        [{k: v for k, v in r.items() if k not in MEASURED} for r in read_lines(f / "metrics.jsonl")]
         for f in (out, other)
     )
     assert ours == theirs

@@ -138,16 +138,16 @@ def train(config: Config) -> None:
                 state, metrics = step_fn(state, on_devices)
             done = step + 1
             meter.count(batch)
+            watch.advance()
             checkpoints.check_written(manager)
             if unseen is not None:  # one update late, while the devices are busy with the next
                 guard.report(step, unseen, config.training, watch.say)
             if profile.after(done, metrics):
                 watch.say(f"{done:>7}  trace of {config.project.profile} update(s) in {profile.folder}")
-            stops = should_stop(done)
             logs_now = done % every.steps == 0 or done == steps or step == 0
-            saves_now = done % config.training.save_steps == 0 or done == steps or stops
+            saves_now = done % config.training.save_steps == 0 or done == steps
             samples_now = done % every.eval_every_steps == 0 or done == steps
-            evaluates_now = held_out is not None and (samples_now or (saves_now and keep_best and not stops))
+            evaluates_now = held_out is not None and (samples_now or (saves_now and keep_best))
             unseen = None if logs_now or samples_now or evaluates_now or saves_now else metrics
             if unseen is None:
                 guard.report(done, metrics, config.training, watch.say)
@@ -157,8 +157,8 @@ def train(config: Config) -> None:
                 if skips:
                     values["skipped"] = skipped
                 watch.metrics({"step": done, "lr": float(rate(step - skipped)), **values, **meter.read()})
-            with meter.paused(metrics) if samples_now or evaluates_now or saves_now else nullcontext():
-                eval_loss = None
+            eval_loss = None
+            with meter.paused(metrics) if samples_now or evaluates_now else nullcontext():
                 if evaluates_now:
                     assert held_out is not None
                     losses = evaluate(eval_fn, weights(state), held_out, tokenizer.eos_token_id, config, mesh)
@@ -166,10 +166,13 @@ def train(config: Config) -> None:
                     watch.metrics({"step": done, **losses})
                 if samples_now and every.prompts:
                     write_samples(nnx.merge(graphdef, weights(state)), tokenizer, config, done, watch, mesh)
-                if saves_now:
+            stops = should_stop(done)
+            if saves_now or stops:
+                if unseen is not None:  # nothing bad is saved
+                    guard.report(done, metrics, config.training, watch.say)
+                with meter.paused(metrics):
                     stands = {"fingerprint": batches.fingerprint, "state": place}
                     checkpoints.save(manager, state, config, architecture, stands, eval_loss)
-            watch.advance()
             if stops:
                 break
         best = manager.best_step() if keep_best else None
