@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 DEMO := out/demo
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test soak lint bench clean
 
 setup: .venv/ready
 
@@ -27,6 +27,10 @@ demo: .venv/ready
 
 test: .venv/ready
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+# Dozens of whole runs: every key of the configuration, every mesh, interruptions.
+soak: .venv/ready
+	$(BIN)/python -m pytest -n auto -m soak
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -75,6 +75,11 @@ def mesh_axes(axis: str) -> tuple[str, ...]:
     return tuple(name for name in names if not mesh.empty and mesh.shape[name] > 1)
 
 
+def ways(axis: str) -> int:
+    """Into how many parts a logical axis is split on the mesh in use."""
+    return math.prod(jax.sharding.get_abstract_mesh().shape[name] for name in mesh_axes(axis))
+
+
 def constrain(x: Array, *axes: str) -> Array:
     """Tell the compiler how an activation is laid out; nothing outside a mesh."""
     if jax.sharding.get_abstract_mesh().empty:

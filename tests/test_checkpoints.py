@@ -382,6 +382,7 @@ def test_two_processes_stop_after_the_same_update_and_take_the_same_checkpoint(t
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_a_run_killed_and_stopped_ends_as_the_undisturbed_one(tmp_path):
     """The full number of interruptions is `python -m benchmarks.interruptions`."""
     result = interruptions.compare(tmp_path, kills=2, stops=1, updates=40, seed=1)

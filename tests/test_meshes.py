@@ -51,6 +51,7 @@ def assert_same_run(ours: list[dict], theirs: list[dict]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("mesh", "pieces"), [("one device", 4), *((mesh, 1) for mesh in MESHES), ("data=2 fsdp=2 tensor=2", 4)]
 )

@@ -489,7 +489,7 @@ def test_a_run_goes_on_bit_for_bit(tmp_path, monkeypatch, name):
     """Codes, scales, factors and frozen parameters through a checkpoint."""
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     make_mesh = jax.make_mesh
-    monkeypatch.setattr(jax, "make_mesh", lambda *a, **k: make_mesh(*a, devices=jax.devices()[:1], **k))
+    monkeypatch.setattr(jax, "make_mesh", lambda *a, **k: make_mesh(*a, **k | {"devices": jax.devices()[:1]}))
     (tmp_path / "text.txt").write_text((DATA / "shakespeare" / "valid.txt").read_text()[:8000])
 
     def run(out: Path) -> dict[str, np.ndarray]:

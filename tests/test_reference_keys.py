@@ -16,7 +16,7 @@ from train.metrics import read_lines
 from train.read_config import read_config
 from train.run import train
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.soak]
 
 
 def reference_yaml(start, out, mode: str) -> dict:  # noqa: F811
@@ -26,7 +26,7 @@ def reference_yaml(start, out, mode: str) -> dict:  # noqa: F811
         "model": {"base_model_path": str(start), "qwen3llada_model_path": str(start / "none"), "mask_token_id": 1060},
         "training": {
             "mode": mode, "loss_impl": "soft_ce", "loss_smoothing": 0.1, "epochs": 1, "max_steps": 3, "batch_size": 8,
-            "micro_batch_size": 8, "max_length": 32, "lr": "1e-3", "weight_decay": 0.1, "warmup_ratio": 0.5,
+            "micro_batch_size": 8, "max_length": 32, "lr": "1e-3", "weight_decay": 0.1, "warmup_ratio": 0.0,
             "gradient_accumulation_steps": 1, "fp16": False, "bf16": False, "save_steps": 2, "save_total_limit": 3,
             "resume_from": None, "keep_best": False,
             "noise": {"eps": 0.001, "schedule": "uniform", "random_length_prob": 0.0, "noise_type": "mask",
@@ -107,7 +107,7 @@ def unchanged(start, room):  # noqa: F811
 # Keys of loss_impl and noise are shown to act on the loss itself, in test_train.py.
 TRAINING = {
     "project.seed": 2, "model.mask_token_id": 1055, "training.max_length": 16, "training.lr": 2e-3,
-    "training.weight_decay": 0.9, "training.warmup_ratio": 0.0, "training.bf16": True,
+    "training.weight_decay": 0.9, "training.warmup_ratio": 0.5, "training.bf16": True,
     "training.block_attention.enabled": False, "training.block_attention.block_length": 4, "optim.name": "lion8bit",
     "optim.betas": [0.5, 0.6], "optim.eps": 1e-2, "optim.scheduler": "linear", "dataset.split": "other",
     "dataset.text_field": "twice", "dataset.streaming": True, "dataset.pack_to_max_length": False,
