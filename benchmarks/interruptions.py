@@ -21,6 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from train.meter import MEASURED
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -136,7 +138,7 @@ def state_of(out: Path) -> dict[str, bytes]:
 
 
 def lines_of(file: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in json.loads(x).items() if k != "tokens_per_second"} for x in file.read_text().splitlines()]
+    return [{k: v for k, v in json.loads(x).items() if k not in MEASURED} for x in file.read_text().splitlines()]
 
 
 def compare(folder: Path, *, kills: int, stops: int, updates: int, seed: int) -> dict[str, Any]:
