@@ -12,7 +12,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -148,35 +148,26 @@ def copy_tokenizer(source: Path, target: Path) -> list[str]:
 
 def _restore_params(item: Path, config: ModelConfig, dtype: str | None, mesh: Mesh | None) -> dict[str, Any]:
     _, shapes, axes = model.abstract(config)
-    handler = params_handler()
-    try:
-        with ocp.Checkpointer(handler) as checkpointer:
-            metadata = checkpointer.metadata(item.absolute()).item_metadata
-            if metadata is None:
-                raise ValueError("its metadata cannot be read")
-            stored = metadata.tree
-            _check_stored(item, flatten(stored), flatten(shapes))
-            where = SingleDeviceSharding(jax.devices()[0])
-            placed = sharding.shardings(axes, shapes, mesh) if mesh else jax.tree.map(lambda _: where, shapes)
-            target = jax.tree.map(
-                lambda want, have, place: jax.ShapeDtypeStruct(
-                    want.shape, np.dtype(dtype or have.dtype), sharding=place
-                ),
-                shapes,
-                stored,
-                placed,
-            )
-            arguments = ocp.checkpoint_utils.construct_restore_args(target)
-            return checkpointer.restore(
-                item.absolute(), args=ocp.args.PyTreeRestore(item=target, restore_args=arguments)
-            )
-    except InputError:
-        raise
-    except Exception as error:
-        reason = damage(error)
-        if reason is None:
-            raise
-        raise InputError(f"{item}: damaged parameters ({reason}); convert or copy the model again") from error
+
+    def damaged(reason: str) -> InputError:
+        return InputError(f"{item}: damaged parameters ({reason}); convert or copy the model again")
+
+    with reading(damaged), ocp.Checkpointer(params_handler()) as checkpointer:
+        metadata = checkpointer.metadata(item.absolute()).item_metadata
+        if metadata is None:
+            raise ValueError("its metadata cannot be read")
+        stored = metadata.tree
+        _check_stored(item, flatten(stored), flatten(shapes))
+        where = SingleDeviceSharding(jax.devices()[0])
+        placed = sharding.shardings(axes, shapes, mesh) if mesh else jax.tree.map(lambda _: where, shapes)
+        target = jax.tree.map(
+            lambda want, have, place: jax.ShapeDtypeStruct(want.shape, np.dtype(dtype or have.dtype), sharding=place),
+            shapes,
+            stored,
+            placed,
+        )
+        arguments = ocp.checkpoint_utils.construct_restore_args(target)
+        return checkpointer.restore(item.absolute(), args=ocp.args.PyTreeRestore(item=target, restore_args=arguments))
 
 
 def _check_stored(item: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -191,11 +182,20 @@ def _check_stored(item: Path, stored: dict[str, Any], wanted: dict[str, Any]) ->
         raise InputError(f"{item}: parameters and config.json do not agree: " + "; ".join(problems))
 
 
-def damage(error: Exception) -> str | None:
-    """What an error of orbax says about a stored item that cannot be read; None for an error of another kind."""
-    if type(error) is Exception and isinstance(error.__cause__, Exception):  # how it reports an array cut short
-        error = error.__cause__
-    return short(error) if isinstance(error, (ValueError, OSError, KeyError, TypeError)) else None
+@contextmanager
+def reading(damaged: Callable[[str], Exception]) -> Iterator[None]:
+    """Turn orbax's errors about a stored item that cannot be read into `damaged(reason)`; others pass."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        # An array cut short is reported as a bare Exception around its cause.
+        wrapped = type(error) is Exception and isinstance(error.__cause__, Exception)
+        cause = error.__cause__ if wrapped else error
+        if not isinstance(cause, (ValueError, OSError, KeyError, TypeError)):
+            raise
+        raise damaged(short(cause)) from error
 
 
 def short(error: Exception) -> str:

@@ -13,14 +13,20 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share what the first proc
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jax-")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
+import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from qwen3llada_jax.tokens import load_tokenizer
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "examples" / "tiny-qwen3"
@@ -105,6 +111,41 @@ def assert_one_line_error(done: subprocess.CompletedProcess, *parts: str) -> Non
     assert len(errors) == 1, done.stderr
     for part in parts:
         assert part in errors[0], f"{part!r} not in {errors[0]!r}"
+
+
+def write(path: Path, rows: list[dict]) -> str:
+    """The rows as a .jsonl file; returns its path."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@contextmanager
+def on_devices(count: int) -> Iterator[None]:
+    """Only the first `count` of the simulated devices: one compiles sooner than eight."""
+    import jax
+
+    with pytest.MonkeyPatch.context() as patch:
+        some, make_mesh = {"devices": jax.devices()[:count]}, jax.make_mesh
+        patch.setattr(jax, "device_count", lambda: count)
+        patch.setattr(jax, "make_mesh", lambda *sizes, **more: make_mesh(*sizes, **more | some))
+        yield
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """The bundled tokenizer."""
+    return load_tokenizer(TINY)
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory) -> Path:
+    """A very small model with the bundled tokenizer, and a small text."""
+    folder = tmp_path_factory.mktemp("start")
+    save_torch(torch_model(0, vocab_size=1088, hidden_size=32, num_hidden_layers=2, intermediate_size=48), folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(TINY / name, folder / name)
+    (folder / "text.txt").write_text((DATA / "shakespeare" / "valid.txt").read_text()[:20_000])
+    return folder
 
 
 @pytest.fixture(scope="session")

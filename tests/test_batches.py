@@ -1,21 +1,18 @@
 """Batches of whole datasets: mixtures, hosts, document boundaries, and what the configuration may not ask for."""
 
 import dataclasses
-import functools
 import json
-import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import DATA, TINY, save_torch, torch_model
+from conftest import DATA, on_devices, write
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import qwen3llada_jax as q
 from qwen3llada_jax import sharding
-from qwen3llada_jax.tokens import load_tokenizer
 from train import data, order
 from train import step as training
 from train.batches import IndexedBatches, held_out_rows, training_batches
@@ -23,26 +20,6 @@ from train.config import Config, DatasetConfig, TrainingConfig, flat
 from train.metrics import read_lines
 from train.read_config import as_yaml, read_config
 from train.run import train
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return load_tokenizer(TINY)
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    """A very small model with the bundled tokenizer."""
-    folder = tmp_path_factory.mktemp("start")
-    save_torch(torch_model(0, vocab_size=1088, hidden_size=32, num_hidden_layers=2, intermediate_size=48), folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(TINY / name, folder / name)
-    return folder
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 def numbered(first, count, size=4):
@@ -279,9 +256,7 @@ def test_runs_train_on_them(start, tmp_path, capsys, kind):
             "evaluation.max_new_tokens": 4, "evaluation.sampling_steps": 4,
         }  # fmt: skip
         said = "data read: "
-    with pytest.MonkeyPatch.context() as patch:  # one device compiles sooner
-        patch.setattr(jax, "device_count", lambda: 1)
-        patch.setattr(jax, "make_mesh", functools.partial(jax.make_mesh, devices=jax.devices()[:1]))
+    with on_devices(1):
         train(read_config(None, settings(start, tmp_path / "run", **more)))
     losses = [record["loss"] for record in read_lines(tmp_path / "run" / "metrics.jsonl") if "loss" in record]
     assert len(losses) == 2

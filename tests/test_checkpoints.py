@@ -19,7 +19,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 from conftest import ROOT
-from test_train import assert_same, finished, params_of, run, settings, start  # noqa: F401
+from test_train import assert_same, finished, params_of, run, settings  # noqa: F401
 
 import qwen3llada_jax as q
 from benchmarks import interruptions
@@ -74,7 +74,7 @@ def tiny_state(step: int, mesh: jax.sharding.Mesh | None = None) -> dict:
 
 
 @pytest.fixture
-def configs(start):  # noqa: F811
+def configs(start):
     return read_config(None, settings(start, Path("unused"))), q.ModelConfig(64, 16, 32, 2, 2, 1, 8)
 
 
@@ -109,7 +109,7 @@ def test_the_newest_and_the_best_stay(configs, tmp_path, keep_best, kept):
     assert steps_of(tmp_path) == kept
 
 
-def test_the_best_checkpoint_of_a_run_opens_by_its_path(start, tmp_path, capsys, monkeypatch):  # noqa: F811
+def test_the_best_checkpoint_of_a_run_opens_by_its_path(start, tmp_path, capsys, monkeypatch):
     out = tmp_path / "run"
     losses = {2: 3.0, 3: 0.1, 4: 1.0, 6: 2.0}  # update 3 is evaluated, but not saved
     each = iter(losses.values())
@@ -290,7 +290,7 @@ def test_another_models_or_optimisers_state_is_refused(start, finished, tmp_path
 
 
 @pytest.mark.slow
-def test_resume_on_another_mesh(start, tmp_path, at_update):  # noqa: F811
+def test_resume_on_another_mesh(start, tmp_path, at_update):
     one, two = {"mesh.data": 1, "mesh.fsdp": 8}, {"mesh.data": 1, "mesh.fsdp": 4, "mesh.tensor": 2}
     run(start, tmp_path / "whole", devices=8, **one)
     at_update(3, lambda: os.kill(os.getpid(), signal.SIGTERM))

@@ -6,7 +6,7 @@ import shutil
 import datasets
 import numpy as np
 import pytest
-from conftest import DATA, TINY
+from conftest import DATA, TINY, write
 from datasets.arrow_writer import ArrowWriter
 
 from qwen3llada_jax.errors import InputError
@@ -17,18 +17,8 @@ from train.tokenising import Recipe
 TEXTS = ["Speak, speak.", "We know't, we know't.", "No more talking on't; let it be done: away, away!"]
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return load_tokenizer(TINY)
-
-
 def ids_of(tokenizer, texts):
     return [[*tokenizer(t).input_ids, tokenizer.eos_token_id] for t in texts]
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 def pretraining(name, tokenizer, length=8, pack=True, column=None, split="train", divide=False):
@@ -142,7 +132,10 @@ def test_several_processes_give_the_same_rows_and_the_same_errors(tmp_path, toke
         dataset = sources.load(file, None, "train")
         return tokenising.rows_of(dataset, recipe, tokenizer, text_field=column, num_proc=workers, name=file)
 
-    one, two = rows(write(tmp_path / "a.jsonl", texts), None, 1), rows(write(tmp_path / "b.jsonl", texts), None, 2)
+    one, two = (
+        rows(write(tmp_path / "a.jsonl", texts), None, 1),
+        rows(write(tmp_path / "b.jsonl", texts), None, 2),
+    )
     assert one.fingerprint == two.fingerprint
     with pytest.raises(InputError, match="column body must hold texts"):
         rows(write(tmp_path / "c.jsonl", [{"body": 3}] * 4), "body", 2)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import ROOT, assert_one_line_error, run_program
-from test_train import run, settings, start  # noqa: F401 - a fixture
+from test_train import run, settings
 
 import qwen3llada_jax as q
 from qwen3llada_jax import model, sharding
@@ -35,7 +35,7 @@ MESHES = {
 
 
 @pytest.fixture(scope="module")
-def alone(start, tmp_path_factory):  # noqa: F811
+def alone(start, tmp_path_factory):
     """Metrics of the run on one device."""
     out = tmp_path_factory.mktemp("alone") / "run"
     run(start, out, **MORE)
@@ -55,14 +55,14 @@ def assert_same_run(ours: list[dict], theirs: list[dict]) -> None:
 @pytest.mark.parametrize(
     ("mesh", "pieces"), [("one device", 4), *((mesh, 1) for mesh in MESHES), ("data=2 fsdp=2 tensor=2", 4)]
 )
-def test_every_mesh_and_accumulation_trains_alike(start, alone, tmp_path, mesh, pieces):  # noqa: F811
+def test_every_mesh_and_accumulation_trains_alike(start, alone, tmp_path, mesh, pieces):
     more = {**MORE, **MESHES.get(mesh, {}), "training.gradient_accumulation_steps": pieces}
     run(start, tmp_path / "run", devices=8 if mesh in MESHES else 1, **more)
     assert_same_run(alone, read_lines(tmp_path / "run" / "metrics.jsonl"))
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(start, alone, tmp_path):  # noqa: F811
+def test_two_processes_train_as_one(start, alone, tmp_path):
     """Two processes of four devices each over jax.distributed; evaluation, samples and checkpoints included."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -165,14 +165,14 @@ def test_a_cluster_is_told_from_a_single_machine():
         ),
     ],
 )  # fmt: skip
-def test_impossible_processes_are_refused(start, tmp_path, changes, part):  # noqa: F811
+def test_impossible_processes_are_refused(start, tmp_path, changes, part):
     with pytest.raises(q.InputError) as caught:
         read_config(None, settings(start, tmp_path, **changes))
     assert part in str(caught.value)
 
 
 @pytest.mark.slow
-def test_processes_that_do_not_meet_are_one_line(start, tmp_path):  # noqa: F811
+def test_processes_that_do_not_meet_are_one_line(start, tmp_path):
     flags = [f"--{k}={v}" for k, v in settings(start, tmp_path / "run")]
     join = ["--coordinator_address", "localhost:1", "--num_processes", "2", "--process_id", "1", "--timeout", "3"]
     done = run_program("train.run", *flags, *join, check=None)

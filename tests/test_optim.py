@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 import torch
-from conftest import DATA, TINY
+from conftest import DATA, TINY, on_devices
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -485,22 +485,20 @@ def test_every_optimiser_lowers_the_loss(shapes, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["adamw8bit", "muon", "adafactor"])
-def test_a_run_goes_on_bit_for_bit(tmp_path, monkeypatch, name):
+def test_a_run_goes_on_bit_for_bit(tmp_path, name):
     """Codes, scales, factors and frozen parameters through a checkpoint."""
-    monkeypatch.setattr(jax, "device_count", lambda: 1)
-    make_mesh = jax.make_mesh
-    monkeypatch.setattr(jax, "make_mesh", lambda *a, **k: make_mesh(*a, **k | {"devices": jax.devices()[:1]}))
     (tmp_path / "text.txt").write_text((DATA / "shakespeare" / "valid.txt").read_text()[:8000])
 
     def run(out: Path) -> dict[str, np.ndarray]:
-        train(
-            settings(**{
-                "model.base_model_path": TINY, "model.mask_token_id": "auto", "dataset.name": tmp_path / "text.txt",
-                "project.output_dir": out, "training.max_length": 16, "training.batch_size": 2,
-                "training.max_steps": 4, "training.save_steps": 2, "evaluation.do_eval_loss": False,
-                "optim.name": name, "training.freeze": '["embed_tokens", "layers.0-1.*"]', "evaluation.steps": 1,
-            })
-        )  # fmt: skip
+        with on_devices(1):
+            train(
+                settings(**{
+                    "model.base_model_path": TINY, "model.mask_token_id": "auto", "dataset.name": tmp_path / "text.txt",
+                    "project.output_dir": out, "training.max_length": 16, "training.batch_size": 2,
+                    "training.max_steps": 4, "training.save_steps": 2, "evaluation.do_eval_loss": False,
+                    "optim.name": name, "training.freeze": '["embed_tokens", "layers.0-1.*"]', "evaluation.steps": 1,
+                })
+            )  # fmt: skip
         return flatten(checkpoint.load_params(out, checkpoint.read_model_config(out)))
 
     whole = run(tmp_path / "run")

@@ -5,12 +5,11 @@ import json
 import re
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 import yaml
-from conftest import DATA
-from test_train import params_of, start  # noqa: F401 - a fixture
+from conftest import DATA, on_devices
+from test_train import params_of
 
 from train.metrics import read_lines
 from train.read_config import read_config
@@ -19,7 +18,7 @@ from train.run import train
 pytestmark = [pytest.mark.slow, pytest.mark.soak]
 
 
-def reference_yaml(start, out, mode: str) -> dict:  # noqa: F811
+def reference_yaml(start, out, mode: str) -> dict:
     """A file with all of that system's keys."""
     return {
         "project": {"seed": 1, "output_dir": str(out), "log_dir": str(out / "logs"), "device": "cpu"},
@@ -61,7 +60,7 @@ def room(tmp_path_factory):
     return folder
 
 
-def outcome(start, room, mode: str, *changes) -> dict:  # noqa: F811
+def outcome(start, room, mode: str, *changes) -> dict:
     """What a run under the file leaves behind: all that a key may name."""
     out = room / f"run{len(list(room.iterdir()))}"
     tree = reference_yaml(start, out, mode)
@@ -72,9 +71,7 @@ def outcome(start, room, mode: str, *changes) -> dict:  # noqa: F811
     file = out.with_suffix(".yaml")
     file.write_text(yaml.safe_dump(tree))
     config = read_config(file)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "device_count", lambda: 1)
-        patch.setattr(jax, "make_mesh", functools.partial(jax.make_mesh, devices=jax.devices()[:1]))
+    with on_devices(1):
         train(config)
     logs = Path(config.project.log_dir or out)
     records = read_lines(logs / "metrics.jsonl")
@@ -92,7 +89,7 @@ def outcome(start, room, mode: str, *changes) -> dict:  # noqa: F811
 
 
 @pytest.fixture(scope="module")
-def unchanged(start, room):  # noqa: F811
+def unchanged(start, room):
     """The run of the file as it is, in both modes."""
     runs = {mode: outcome(start, room, mode) for mode in ("pretrain", "sft")}
     for mode, run in runs.items():
@@ -118,7 +115,7 @@ NEEDED = {  # what must change with a key
 
 
 @pytest.mark.parametrize("name", TRAINING)
-def test_a_key_of_training_changes_what_is_learnt(start, room, unchanged, name):  # noqa: F811
+def test_a_key_of_training_changes_what_is_learnt(start, room, unchanged, name):
     quiet = [("evaluation.do_eval_loss", False), ("evaluation.prompts", [])]
     changed = outcome(start, room, "pretrain", (name, TRAINING[name]), *NEEDED.get(name, ()), *quiet)
     assert changed["weights"] != unchanged["pretrain"]["weights"]
@@ -142,7 +139,7 @@ def test_a_key_of_training_changes_what_is_learnt(start, room, unchanged, name):
         ("evaluation.remasking", "random", "samples", None),
     ],
 )
-def test_a_key_of_saving_or_seeing_changes_what_it_names(start, room, unchanged, name, value, field, expected):  # noqa: F811
+def test_a_key_of_saving_or_seeing_changes_what_it_names(start, room, unchanged, name, value, field, expected):
     changed = outcome(start, room, "sft", (name, value))
     if expected is not None:
         assert changed[field] == expected
@@ -152,13 +149,13 @@ def test_a_key_of_saving_or_seeing_changes_what_it_names(start, room, unchanged,
         assert changed["weights"] == unchanged["sft"]["weights"]
 
 
-def test_rows_of_a_forward_pass_change_nothing_but_rounding(start, room, unchanged):  # noqa: F811
+def test_rows_of_a_forward_pass_change_nothing_but_rounding(start, room, unchanged):
     pieces = [("training.micro_batch_size", 2), ("training.gradient_accumulation_steps", 4)]
     changed = outcome(start, room, "pretrain", *pieces)
     np.testing.assert_allclose(changed["loss"], unchanged["pretrain"]["loss"], rtol=1e-4)
 
 
-def test_epochs_count_where_max_steps_is_not_set(start, room):  # noqa: F811
+def test_epochs_count_where_max_steps_is_not_set(start, room):
     more = [("training.max_steps", None), ("training.batch_size", 16), ("training.micro_batch_size", 16)]
     quiet = [("evaluation.do_eval_loss", False), ("evaluation.prompts", []), ("training.save_steps", 1000)]
     one, two = (len(outcome(start, room, "sft", ("training.epochs", n), *more, *quiet)["lines"]) for n in (1, 2))

@@ -6,17 +6,12 @@ import json
 import datasets
 import numpy as np
 import pytest
-from conftest import DATA, TINY
+from conftest import DATA, TINY, write
 
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.tokens import load_tokenizer
 from train.batches import held_out_rows, training_batches
 from train.config import Config, DatasetConfig, EvaluationConfig, ProjectConfig, SourceConfig, TrainingConfig
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return load_tokenizer(TINY)
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +22,6 @@ def shards(tmp_path_factory):
         texts = ["" if i == 7 else f"shard {shard} row {i} " + "word " * (i * 11 % 47) for i in range(70)]
         write(folder / f"{shard}.jsonl", [{"text": text} for text in texts])
     return folder
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 def configured(name, *, mode="pretrain", length=32, batch=8, seed=0, evaluation=None, **dataset):

@@ -1,6 +1,5 @@
 """Training: the losses it computes, what it keeps, how it stops and goes on, and what bad input gets."""
 
-import functools
 import json
 import shutil
 from pathlib import Path
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from conftest import DATA, TINY, assert_one_line_error, run_program, save_torch, torch_model
+from conftest import DATA, assert_one_line_error, on_devices, run_program, torch_model
 
 import qwen3llada_jax as q
 from qwen3llada_jax import checkpoint, model, sharding
@@ -22,17 +21,6 @@ from train.metrics import read_lines
 from train.optim import is_matrix, optimiser, schedule
 from train.read_config import as_yaml, read_config
 from train.run import parse, train
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory) -> Path:
-    """A very small model with the bundled tokenizer, and a small text."""
-    folder = tmp_path_factory.mktemp("start")
-    save_torch(torch_model(0, vocab_size=1088, hidden_size=32, num_hidden_layers=2, intermediate_size=48), folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(TINY / name, folder / name)
-    (folder / "text.txt").write_text((DATA / "shakespeare" / "valid.txt").read_text()[:20_000])
-    return folder
 
 
 def settings(start: Path, out: Path, **more) -> list[tuple[str, str]]:
@@ -47,10 +35,7 @@ def settings(start: Path, out: Path, **more) -> list[tuple[str, str]]:
 
 def run(start: Path, out: Path, *, devices: int = 1, **more) -> dict[str, np.ndarray]:
     """Train in this process on the first of the simulated devices and return the final parameters."""
-    with pytest.MonkeyPatch.context() as patch:
-        some = jax.devices()[:devices]
-        patch.setattr(jax, "device_count", lambda: devices)
-        patch.setattr(jax, "make_mesh", functools.partial(jax.make_mesh, devices=some))
+    with on_devices(devices):
         train(read_config(None, settings(start, out, **more)))
     return params_of(out)
 

@@ -6,6 +6,7 @@ orbax copies the state to the host, writes it in the background beside its place
 whole: the next update may give the old state up at once, and a killed run leaves no half step.
 """
 
+import functools
 import json
 import math
 import sys
@@ -22,13 +23,14 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from qwen3llada_jax.checkpoint import damage, params_handler, short, writing
+from qwen3llada_jax.checkpoint import params_handler, reading, short, writing
 from qwen3llada_jax.config import ModelConfig
 from qwen3llada_jax.errors import InputError
 from train.config import FREE_ON_RESUME, FREE_SECTIONS_ON_RESUME, Config, flat
+from train.distributed import is_main
+from train.step import State
 from train.versions import versions
 
-State = dict[str, Any]
 # A continuation in another folder may be taught another visibility or mask token; its weights stay what they are.
 _FREE_IN_A_FORK = ("mask_token_id", "live_vocab_size", "visibility", "block_length", "prompt_sees_answer")
 
@@ -174,7 +176,7 @@ def resume(
 
 def notice(text: str) -> None:
     """A line for the person watching."""
-    if jax.process_index() == 0:
+    if is_main():
         print(text, file=sys.stderr, flush=True)
 
 
@@ -200,20 +202,17 @@ def _restore(step: Path, shapes: State, shardings: State) -> State:
     for name, part in parts.items():
         item = epath.Path(step / name)
         arguments = ocp.args.PyTreeRestore(item=part, restore_args=ocp.checkpoint_utils.construct_restore_args(part))
-        try:
+        with reading(functools.partial(_damaged, name)):
             _check_fits(step / name, handler.metadata(item).tree, part)
             restored[name] = handler.restore(item, args=arguments)
-        except InputError:
-            raise
-        except Exception as error:
-            reason = damage(error)
-            if reason is None:
-                raise
-            raise _DamagedError(f"{name}: {reason[:200]}") from error
     if int(restored["opt"]["step"]) != int(step.name):
         raise _DamagedError(f"opt: it is the state of update {int(restored['opt']['step'])}")
     opt = restored.pop("opt")
     return {**restored, **opt}
+
+
+def _damaged(item: str, reason: str) -> _DamagedError:
+    return _DamagedError(f"{item}: {reason[:200]}")
 
 
 def _check_fits(item: Path, stored: Any, wanted: Any) -> None:
@@ -293,7 +292,7 @@ def _set_aside(step: Path, reason: str, *, instead: Path, leave: bool) -> None:
     kept = "" if leave else f", now {place.name}"
     notice(f"{step}: damaged ({reason}){kept}; going on from {instead.name}")
     if not leave:
-        if jax.process_index() == 0:
+        if is_main():
             step.rename(place)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"set aside {step}")

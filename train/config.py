@@ -201,6 +201,11 @@ class Config:
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
 
     @property
+    def dtype(self) -> str:
+        """The compute dtype."""
+        return "bfloat16" if self.training.bf16 else "float32"
+
+    @property
     def micro_batches(self) -> int:
         """Forward passes of one update."""
         t = self.training

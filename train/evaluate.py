@@ -9,12 +9,12 @@ from jax.sharding import Mesh
 
 from train import data
 from train.config import Config
-from train.step import summarise, to_devices
+from train.step import rows_of_a_pass, summarise, to_devices
 
 
 def evaluate(eval_fn: Any, params: Any, rows: data.Rows, pad_id: int, config: Config, mesh: Mesh) -> dict[str, float]:
     """Metrics over the held-out rows: the same rows under the same noise every time, however they are batched."""
-    size = config.training.batch_size // config.micro_batches
+    size, _ = rows_of_a_pass(config, mesh)
     whole = max(1, min(len(rows) // config.training.batch_size, config.evaluation.eval_max_batches))
     total: dict[str, Any] = {}
     for start in range(0, whole * config.training.batch_size, size):

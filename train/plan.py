@@ -26,7 +26,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from qwen3llada_jax import attention, command_line, model, sharding
-from qwen3llada_jax.config import PRESETS, ModelConfig, read_config_json
+from qwen3llada_jax.checkpoint import read_model_config
+from qwen3llada_jax.config import PRESETS, ModelConfig
 from qwen3llada_jax.cross_entropy import positions_at_once
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.files import write_text
@@ -37,7 +38,7 @@ from train.config import Config
 from train.flops import training_flops_per_token
 from train.optim import optimiser
 from train.plan_report import Memory, Plan, as_text
-from train.step import DeviceBatch, make_train_step, rows_sharding, state_shardings
+from train.step import DeviceBatch, make_train_step, rows_of_a_pass, rows_sharding, state_shardings
 from train.traced_flops import traced
 
 _MOST_COMPILES = 6
@@ -81,9 +82,7 @@ def plan(config: Config, architecture: ModelConfig, place: Machine) -> Plan:
     """
     t = config.training
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, place.devices)
-    rows, ways = t.batch_size // config.micro_batches, mesh.shape["data"] * mesh.shape["fsdp"]
-    if rows % ways:
-        raise InputError(f"{rows} rows of a forward pass do not divide over data × fsdp = {ways}; change batch_size")
+    rows, ways = rows_of_a_pass(config, mesh)
     program, shapes = traced_step(config, architecture, mesh)
     result = Plan(
         topology=place.topology,
@@ -96,7 +95,7 @@ def plan(config: Config, architecture: ModelConfig, place: Machine) -> Plan:
         rows=rows,
         micro_batches=config.micro_batches,
         length=t.max_length,
-        dtype="bfloat16" if t.bf16 else "float32",
+        dtype=config.dtype,
         remat=t.remat,
         attention=attention_of(config, architecture, mesh),
         memory=Memory(
@@ -145,7 +144,7 @@ def traced_step(config: Config, architecture: ModelConfig, mesh: Mesh) -> tuple[
         InputError: the mesh does not divide the model.
     """
     t = config.training
-    runtime = Runtime("bfloat16" if t.bf16 else "float32", t.attention, t.remat)
+    runtime = Runtime(config.dtype, t.attention, t.remat)
     tx = optimiser(config, t.max_steps or 1000)
     shapes, shardings = state_shardings(architecture, tx, mesh, ema=config.training.ema_decay > 0)
     state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
@@ -166,8 +165,7 @@ def attention_of(config: Config, architecture: ModelConfig, mesh: Mesh) -> str:
     """
     t = config.training
     with jax.set_mesh(mesh):
-        dtype = jnp.dtype("bfloat16" if t.bf16 else "float32")
-        return attention.choose(t.attention, dtype, t.max_length, architecture.head_dim)
+        return attention.choose(t.attention, jnp.dtype(config.dtype), t.max_length, architecture.head_dim)
 
 
 def architecture_of(config: Config, preset: str | None) -> ModelConfig:
@@ -186,7 +184,7 @@ def architecture_of(config: Config, preset: str | None) -> ModelConfig:
                 f"{' and '.join(names)}: no such folder on this disk, and a plan downloads nothing; name an "
                 f"architecture with --model: {', '.join(PRESETS)}"
             )
-        found = ModelConfig.from_hf(read_config_json(folder))
+        found = read_model_config(folder)
     live = found.live_vocab_size or found.vocab_size
     return dataclasses.replace(found, mask_token_id=min(live, found.vocab_size - 1), live_vocab_size=live)
 

@@ -38,7 +38,16 @@ from train.samples import sampler, write_samples
 from train.signals import stop_requests
 from train.start import find_start
 from train.state import first_state
-from train.step import DeviceBatch, make_eval_step, make_train_step, rows_sharding, state_shardings, to_devices, weights
+from train.step import (
+    DeviceBatch,
+    make_eval_step,
+    make_train_step,
+    rows_of_a_pass,
+    rows_sharding,
+    state_shardings,
+    to_devices,
+    weights,
+)
 from train.versions import versions
 from train.watch import Watch, say
 
@@ -64,10 +73,8 @@ def train(config: Config) -> None:
     # ---- model: architecture, tokenizer, mask token -------------------------------------------------------
     start = find_start(config)
     tokenizer, architecture = start.tokenizer, start.config
-    runtime = Runtime(
-        "bfloat16" if config.training.bf16 else "float32", config.training.attention, config.training.remat
-    )
-    attention.choose(runtime.attention, jnp.dtype(runtime.dtype), config.training.max_length, architecture.head_dim)
+    runtime = Runtime(config.dtype, config.training.attention, config.training.remat)
+    attention.choose(runtime.attention, jnp.dtype(config.dtype), config.training.max_length, architecture.head_dim)
     graphdef, _, _ = model.abstract(architecture, runtime=runtime)
     if config.evaluation.prompts:
         sampler(config).for_model(architecture)  # refuse impossible settings now, not at the first evaluation
@@ -75,12 +82,7 @@ def train(config: Config) -> None:
 
     # ---- mesh ---------------------------------------------------------------------------------------------
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    rows_at_once = config.training.batch_size // config.micro_batches
-    if rows_at_once % ways:
-        raise InputError(
-            f"{rows_at_once} rows of a forward pass do not divide over data × fsdp = {ways}; change batch_size"
-        )
+    rows_of_a_pass(config, mesh)  # refuses those that do not divide
 
     # ---- data ---------------------------------------------------------------------------------------------
     slots = order.host_slots(rows_sharding(mesh), config.training.batch_size)

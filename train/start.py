@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from qwen3llada_jax import tokens
-from qwen3llada_jax.config import ModelConfig, read_config_json
+from qwen3llada_jax.checkpoint import read_model_config
+from qwen3llada_jax.config import ModelConfig
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.hub import model_folder
 from train.config import Config
@@ -28,7 +29,7 @@ def find_start(config: Config) -> Start:
         InputError: no model or tokenizer there, or no usable mask token.
     """
     folder = model_folder(_source(config))
-    architecture = ModelConfig.from_hf(read_config_json(folder))
+    architecture = read_model_config(folder)
     tokenizer = tokens.load_tokenizer(folder)
     if tokenizer.eos_token_id is None:
         raise InputError(f"{folder}: its tokenizer names no EOS token, which ends every text")

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from qwen3llada_jax import diffusion, model, sharding
 from qwen3llada_jax.cross_entropy import cross_entropy
 from qwen3llada_jax.diffusion import NoiseConfig
+from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.masks import Mask
 from qwen3llada_jax.model import Qwen3LLaDA
 from train import freezing, guard, optim
@@ -50,6 +51,18 @@ def to_devices(batch: Batch, mesh: Mesh, slots: Int[np.ndarray, " B"] | None = N
     slots = np.arange(len(batch.rows)) if slots is None else slots
     arrays = (batch.tokens, batch.prompt_length, batch.real_length, slots.astype(np.int32))
     return DeviceBatch(*map(put, (*arrays, batch.segment_ids, batch.positions)))
+
+
+def rows_of_a_pass(config: Config, mesh: Mesh) -> tuple[int, int]:
+    """(rows of one forward pass, parts of the mesh that they are dealt to).
+
+    Raises:
+        InputError: they do not divide.
+    """
+    rows, ways = config.training.batch_size // config.micro_batches, mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % ways:
+        raise InputError(f"{rows} rows of a forward pass do not divide over data × fsdp = {ways}; change batch_size")
+    return rows, ways
 
 
 def rows_sharding(mesh: Mesh) -> NamedSharding:

@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from train.config import Config
+from train.distributed import is_main
 from train.metrics import JsonLines
 from train.progress import Progress
 from train.trackers import open_trackers
@@ -16,7 +15,7 @@ class Watch:
     """metrics.jsonl, samples.jsonl, TensorBoard, W&B and the progress bar of a run; as a context, closed at its end."""
 
     def __init__(self, config: Config, logs: Path, first: int, total: int):
-        is_writer = jax.process_index() == 0
+        is_writer = is_main()
         self._metrics = JsonLines(logs / "metrics.jsonl", first, is_writer=is_writer)
         self._samples = JsonLines(logs / "samples.jsonl", first, is_writer=is_writer)
         self._trackers = open_trackers(config, logs, first) if is_writer else []
@@ -56,5 +55,5 @@ class Watch:
 
 def say(text: str) -> None:
     """Print a line, from one process of all."""
-    if jax.process_index() == 0:
+    if is_main():
         print(text, flush=True)
