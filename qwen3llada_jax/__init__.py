@@ -7,6 +7,7 @@ logits = model(tokens)                                  # [B, L] ids → [B, L, 
 answer = q.generate(model, prompts, q.SamplerConfig(gen_length=128, steps=64))
 """
 
+from qwen3llada_jax.canvas import Canvas, Generation, finish
 from qwen3llada_jax.checkpoint import load
 from qwen3llada_jax.config import PRESETS, ModelConfig
 from qwen3llada_jax.cross_entropy import cross_entropy
@@ -14,7 +15,8 @@ from qwen3llada_jax.diffusion import NoiseConfig, Noised, forward_process, pretr
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.masks import Mask
 from qwen3llada_jax.model import Qwen3LLaDA, Runtime
-from qwen3llada_jax.sampling import Canvas, Generation, SamplerConfig, generate, watch
+from qwen3llada_jax.sampler_config import SamplerConfig, is_exact
+from qwen3llada_jax.sampling import compilations, generate, infill, watch, watch_infill
 from qwen3llada_jax.sharding import make_mesh
 
 __all__ = [
@@ -29,13 +31,18 @@ __all__ = [
     "Qwen3LLaDA",
     "Runtime",
     "SamplerConfig",
+    "compilations",
     "cross_entropy",
+    "finish",
     "forward_process",
     "generate",
+    "infill",
+    "is_exact",
     "load",
     "make_mesh",
     "pretrain_loss",
     "sft_loss",
     "watch",
+    "watch_infill",
 ]
 __version__ = "0.1.0"

@@ -1,8 +1,7 @@
-"""Cross-entropy over a large vocabulary: only where it counts, and never a [B, L, V] array.
+"""Cross-entropy over a large vocabulary: only where it counts, through the streamed head.
 
-The positions that count (a training step's noised ones) are dealt to the front and go through the head a slice
-at a time, as many slices as they fill. Loss and gradients come from one pass: with known weights w the gradient
-of Σ w · ce in a position's logits is w · (softmax − onehot), so nothing is computed again on the way back.
+Loss and gradients come from one pass: with known weights w the gradient of Σ w · ce in a position's logits is
+w · (softmax − onehot), so nothing is computed again on the way back.
 
 On a mesh each device works through its own rows: the head is gathered over `fsdp` once, its gradient is
 scattered over `fsdp` once, and over `tensor` each device holds a share of the vocabulary.
@@ -13,13 +12,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from qwen3llada_jax import sharding
-
-# Logits held at once, in elements: 512 MB of float32.
-_ELEMENTS = 1 << 27
+from qwen3llada_jax.head import positions_at_once, stream
 
 
 class _Mesh(NamedTuple):
@@ -97,14 +93,10 @@ def _local(hidden, head, targets, weight, where, *, smoothing, chunk, gradients,
     C = min(R, chunk or positions_at_once(R, V))
 
     rows, targets, weight, where = hidden.reshape(R, D), targets.reshape(R), weight.reshape(R), where.reshape(R)
-    order, count = jnp.pad(jnp.argsort(~where, stable=True), (0, -R % C)), where.sum()
 
-    def one(i, carry):  # noqa: ANN001, ANN202
+    def one(carry, x, logits, here, into):  # noqa: ANN001, ANN202
         total, ce, of_rows, of_table = carry
-        place = i * C + jnp.arange(C)
-        here = jax.lax.dynamic_slice_in_dim(order, i * C, C)
-        x, w = rows[here], jnp.where(place < count, weight[here], 0.0)
-        logits = jnp.einsum("cd,vd->cv", x, table, preferred_element_type=jnp.float32)
+        w = jnp.where(into < R, weight[here], 0.0)
         target = targets[here] - first_id
         is_target = jnp.arange(V) == target[:, None]
         highest = _over(jax.lax.pmax, logits.max(axis=1), on.vocab)
@@ -116,7 +108,6 @@ def _local(hidden, head, targets, weight, where, *, smoothing, chunk, gradients,
             mean = _over(jax.lax.psum, logits.sum(axis=1), on.vocab) / whole
             smooth = (1 - smoothing) * plain + smoothing * (log_sum - mean)
         total = total + (w * smooth).sum()
-        into = jnp.where(place < count, here, R)  # outside the array: dropped
         ce = ce.at[into].set(plain, mode="drop")
         if gradients:
             softmax = jnp.exp(logits - log_sum[:, None])
@@ -130,7 +121,7 @@ def _local(hidden, head, targets, weight, where, *, smoothing, chunk, gradients,
     zeros = (jnp.float32(0), jnp.zeros(R, jnp.float32), jnp.zeros((), dtype), jnp.zeros(()))
     if gradients:
         zeros = (*zeros[:2], jnp.zeros((R, D), dtype), jnp.zeros((V, D), jnp.float32))
-    total, ce, of_rows, of_table = jax.lax.fori_loop(0, -(-count // C), one, zeros)
+    total, ce, of_rows, of_table = stream(rows, table, where, one, zeros, C)
     if gradients:
         of_rows = of_rows.reshape(B, L, D)
         of_table = sharding.reduce_gradient(of_table, on.hidden, on.rows)
@@ -139,10 +130,3 @@ def _local(hidden, head, targets, weight, where, *, smoothing, chunk, gradients,
 
 def _over(reduce, x, axes):  # noqa: ANN001, ANN202
     return reduce(x, axes) if axes else x
-
-
-def positions_at_once(positions: int, vocab: int) -> int:
-    """An eighth of the positions in multiples of 128, at least 256, while their logits fit in 512 MB."""
-    fits = max(1, _ELEMENTS // vocab)
-    fits = 1 << int(np.log2(fits))  # a power of two suits every kind of matrix unit
-    return min(fits, max(256, -(-positions // 8 // 128) * 128))

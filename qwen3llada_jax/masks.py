@@ -91,17 +91,36 @@ def block_rule(mask: Mask, length: int) -> Bool[Array, "R L L"]:
     xp = np if mask.is_static else jnp  # a static rule stays a constant that splash can look into
     block = _block_of(mask, length, xp)
     of_query, of_key = block[:, :, None], block[:, None, :]
-    if mask.kind == "block_bias":
-        allowed = (of_query == of_key) | (of_key == -1)
-        return allowed | (of_query == -1) if mask.prompt_sees_answer else allowed
-    if mask.kind == "block_causal":
-        return of_key <= of_query
+    if mask.kind != "block_diffusion":
+        return _between(mask, of_query, of_key)
     is_clean = xp.arange(length) >= length // 2
     query_clean, key_clean = is_clean[None, :, None], is_clean[None, None, :]
     own_noisy = ~query_clean & ~key_clean & (of_query == of_key)
     earlier_clean = ~query_clean & key_clean & (of_key < of_query)
     clean = query_clean & key_clean & (of_key <= of_query)
     return own_noisy | earlier_clean | clean
+
+
+def seen_from(mask: Mask, where: Int[Array, "B W"], length: int) -> Bool[Array, "B W L"]:
+    """The rows of `dense` that belong to the positions `where`, never the whole of it.
+
+    Documents of packed rows and `block_diffusion` are for training: not here.
+    """
+    assert mask.segment_ids is None
+    assert mask.kind != "block_diffusion"
+    allowed = jnp.ones((*where.shape, length), bool)
+    if mask.kind != "full":
+        block = jnp.broadcast_to(_block_of(mask, length, jnp), (where.shape[0], length))
+        allowed = _between(mask, jnp.take_along_axis(block, where, axis=1)[:, :, None], block[:, None, :])
+    return allowed if mask.is_real is None else allowed & mask.is_real[:, None, :]
+
+
+def _between(mask: Mask, of_query: Array, of_key: Array) -> Bool[Array, "R Q L"]:
+    """The block rules, from the block numbers of queries and keys."""
+    if mask.kind == "block_causal":
+        return of_key <= of_query
+    allowed = (of_query == of_key) | (of_key == -1)
+    return allowed | (of_query == -1) if mask.prompt_sees_answer else allowed
 
 
 def _block_of(mask: Mask, length: int, xp):  # noqa: ANN001, ANN202 - numpy or jax.numpy, and its array

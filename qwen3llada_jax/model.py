@@ -123,16 +123,25 @@ class Layers(nnx.Module):
         implementation: str,
     ) -> Float[Array, "B L D"]:
         """Grouped-query attention with normalised, rotated queries and keys."""
+        q, k, v = self.queries_keys_values(x, rope)
+        return self.output(attention.attention(q, k, v, mask, implementation))
+
+    def queries_keys_values(
+        self, x: Float[Array, "B L D"], rope: tuple[Array, Array]
+    ) -> tuple[Float[Array, "B L N H"], Float[Array, "B L K H"], Float[Array, "B L K H"]]:
+        """Queries and keys normalised and rotated, and values."""
         eps, dtype = self.config.rms_norm_eps, x.dtype
-        q, k, v = (project(x, w) for w in (self.q_proj, self.k_proj, self.v_proj))  # B L N H, B L K H
+        q, k, v = (project(x, w) for w in (self.q_proj, self.k_proj, self.v_proj))
         if self.config.attention_bias:
             q, k, v = q + self.q_bias.astype(dtype), k + self.k_bias.astype(dtype), v + self.v_bias.astype(dtype)
         q, k, v = (constrain(y, "batch", "length", "act_heads", "head_dim") for y in (q, k, v))
         q = apply_rope(rms_norm(q, self.q_norm[...], eps), *rope)
-        k = apply_rope(rms_norm(k, self.k_norm[...], eps), *rope)
-        out = attention.attention(q, k, v, mask, implementation)  # B L N H
-        out = project(out, self.o_proj, inputs=2)
-        return out + self.o_bias.astype(dtype) if self.config.attention_bias else out
+        return q, apply_rope(rms_norm(k, self.k_norm[...], eps), *rope), v
+
+    def output(self, attended: Float[Array, "B L N H"]) -> Float[Array, "B L D"]:
+        """The attention's heads mixed back into the hidden size."""
+        out = project(attended, self.o_proj, inputs=2)
+        return out + self.o_bias.astype(out.dtype) if self.config.attention_bias else out
 
     @jax.named_scope("mlp")
     def mlp(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:

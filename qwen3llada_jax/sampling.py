@@ -1,141 +1,46 @@
-"""Writing by unmasking: LLaDA's sampler (arXiv 2502.09992, algorithms 4 and 5), one compiled program.
+"""Writing by unmasking: LLaDA's sampler (arXiv 2502.09992, algorithms 4 and 5) and what the field added to it.
 
-A canvas is the prompt followed by `gen_length` masks, cut into blocks of `block_length` that are filled from
-left to right. Each of a block's steps runs the model once, proposes a token for every masked position of the
-block, keeps the most confident ones and leaves ("remasks") the rest for later steps. A kept token never
-changes. Which positions are masked is carried along, never read back from the ids.
+A canvas holds a row's tokens, masks where something is to be written. The places to write are cut into blocks of
+`block_length` that are filled one after another. Each pass runs the model once, proposes a token for every masked
+position of the row's current block (proposals.py), and writes those that the rules choose (rules.py). Which positions
+are masked is carried along, never read back from the ids. Rows go on by themselves, each with its own block, pass
+and end; the whole trajectory of all rows is one compiled program.
+
+With a cache (cache.py) a pass computes the current block only:
+
+| visibility                       | cache  | remembered                 | renewed                   | tokens      |
+|----------------------------------|--------|----------------------------|---------------------------|-------------|
+| block_bias                       | prefix | prompt                     | never                     | the same    |
+| block_causal                     | prefix | prompt and finished blocks | when a block is finished  | the same    |
+| full, or the prompt sees answers | prefix | what stands before a block | at the block's beginning  | approximate |
+| full, or the prompt sees answers | dual   | also what follows it       | at the block's beginning  | approximate |
+
+Nothing after a block is visible under block_bias and block_causal, so there `dual` is `prefix`.
 """
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from qwen3llada_jax.config import VISIBILITIES, ModelConfig
-from qwen3llada_jax.errors import InputError
+from qwen3llada_jax import cache as kv
+from qwen3llada_jax import canvas as pages
+from qwen3llada_jax import rules
+from qwen3llada_jax.canvas import Canvas, Generation, Page, finish
 from qwen3llada_jax.masks import Mask
-from qwen3llada_jax.model import Qwen3LLaDA, check_tokens
+from qwen3llada_jax.model import Qwen3LLaDA
+from qwen3llada_jax.proposals import Proposal, propose, writable
+from qwen3llada_jax.sampler_config import Dials, SamplerConfig, keeps_prompt
 
-REMASKING = ("low_confidence", "random", "random_topk")
-
-
-@dataclass(frozen=True)
-class SamplerConfig:
-    """How to sample.
-
-    Attributes:
-        gen_length: tokens to write after the prompt.
-        block_length: tokens of a block; None: what the model was trained with, else one block of at most 32.
-        steps: forward passes over all blocks together, shared out evenly among them.
-        temperature: 0 takes the likeliest token; above, one is drawn from softmax(logits / temperature).
-        cfg_scale: strength w of classifier-free guidance, l_u + (w + 1)(l − l_u); 0: off, half the work.
-        remasking: confidence that decides which proposals stay: `low_confidence` the probability of the
-            proposed token, `random` a random number, `random_topk` the probability with noise of 1e-6 that
-            breaks near-ties.
-        visibility: who sees whom (masks.py); None: what the model was trained with.
-        mask_token_id: None: the model's.
-    """
-
-    gen_length: int = 128
-    block_length: int | None = None
-    steps: int = 128
-    temperature: float = 0.0
-    cfg_scale: float = 0.0
-    remasking: str = "low_confidence"
-    visibility: str | None = None
-    mask_token_id: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("gen_length", "steps"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.block_length is not None and self.block_length < 1:
-            raise InputError(f"block_length must be at least 1, not {self.block_length}")
-        for name in ("temperature", "cfg_scale"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise InputError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        if self.remasking not in REMASKING:
-            raise InputError(f"remasking {self.remasking!r} is unknown; choose one of {', '.join(REMASKING)}")
-        if self.visibility is not None and self.visibility not in VISIBILITIES:
-            raise InputError(f"visibility {self.visibility!r} is unknown; choose one of {', '.join(VISIBILITIES)}")
-
-    def for_model(self, config: ModelConfig) -> "SamplerConfig":
-        """This config with every None filled in from the model, and checked.
-
-        Raises:
-            InputError: no mask token, or lengths and steps that do not divide.
-        """
-        mask = config.mask_token_id if self.mask_token_id is None else self.mask_token_id
-        if mask is None:
-            raise InputError("the model names no mask token; import it with converters.from_hf, or set mask_token_id")
-        if not 0 <= mask < config.vocab_size:
-            raise InputError(f"mask_token_id {mask} is outside the embedding table (0 … {config.vocab_size - 1})")
-        block = self.block_length or config.block_length or min(32, self.gen_length)
-        if self.gen_length % block:
-            raise InputError(
-                f"gen_length {self.gen_length} is not a multiple of block_length {block}; "
-                f"try {-(-self.gen_length // block) * block}"
-            )
-        blocks = self.gen_length // block
-        if self.steps % blocks:
-            raise InputError(
-                f"steps {self.steps} is not a multiple of the {blocks} blocks (gen_length {self.gen_length} / "
-                f"block_length {block}); try {-(-self.steps // blocks) * blocks}"
-            )
-        values = {**vars(self), "mask_token_id": mask, "block_length": block}
-        return SamplerConfig(**{**values, "visibility": self.visibility or config.visibility})
-
-
-class Canvas(NamedTuple):
-    """What is on the page between two steps.
-
-    Attributes:
-        tokens: [B, L] ids; the mask token where nothing is written yet.
-        is_masked: [B, L] positions still to be written.
-        written_at: [B, L] the step (0, 1, …) at which a position was written, -1 for prompt and masks.
-        confidence: [B, L] probability the model gave a token when it was written; 1 for the prompt.
-        to_write: [B] masked positions of the current block when it was begun.
-    """
-
-    tokens: Int[Array, "B L"]
-    is_masked: Bool[Array, "B L"]
-    written_at: Int[Array, "B L"]
-    confidence: Float[Array, "B L"]
-    to_write: Int[Array, " B"]
-
-
-class Generation(NamedTuple):
-    """A finished text.
-
-    Attributes:
-        tokens: [B, P + gen_length] prompts, each followed at once by its answer (then padding, where a
-            prompt is shorter than the longest).
-        prompt_length: [B].
-        written_at, confidence: as in `Canvas`.
-        nfe: forward passes of the model.
-    """
-
-    tokens: Int[Array, "B L"]
-    prompt_length: Int[Array, " B"]
-    written_at: Int[Array, "B L"]
-    confidence: Float[Array, "B L"]
-    nfe: int
-
-    def answers(self) -> list[list[int]]:
-        """The written ids of each row."""
-        gen_length = self.tokens.shape[1] - int(self.prompt_length.max())
-        tokens, starts = np.asarray(self.tokens), np.asarray(self.prompt_length)
-        return [row[start : start + gen_length].tolist() for row, start in zip(tokens, starts, strict=True)]
+Prompts = Int[Array, "B P"] | Sequence[Sequence[int]]
 
 
 def generate(
     model: Qwen3LLaDA,
-    prompts: Int[Array, "B P"] | Sequence[Sequence[int]],
+    prompts: Prompts,
     config: SamplerConfig = SamplerConfig(),
     *,
     key: PRNGKeyArray | None = None,
@@ -144,207 +49,377 @@ def generate(
 
     Args:
         prompts: ids; rows may differ in length, and may be empty.
-        key: randomness of temperature and of random remasking; None: `jax.random.key(0)`. A row's draws
-            depend on the key, its row number and the step, not on the other rows.
+        key: randomness of temperature and random rules; one, or [B] one for each row; None: `jax.random.key(0)`.
+            A row's draws depend on its key (of one key: and its row number), the pass and the place in the answer,
+            not on the other rows.
 
     Raises:
         InputError: an id out of range, or settings that do not fit together.
     """
     config = config.for_model(model.config)
-    canvas, prompt_length = blank_canvas(model, prompts, config)
-    canvas = _run(model, canvas, prompt_length, _keys(key, len(prompt_length)), config)
-    return _finished(canvas, prompt_length, config)
+    return _generate(model, *pages.continuation(model.config, prompts, config, key), config)
+
+
+def infill(
+    model: Qwen3LLaDA,
+    texts: Sequence[Sequence[int | None]],
+    config: SamplerConfig = SamplerConfig(),
+    *,
+    key: PRNGKeyArray | None = None,
+) -> Generation:
+    """Fill the holes of texts.
+
+    Args:
+        texts: ids, None for a hole. Blocks are groups of `block_length` holes, from left to right.
+        config: `gen_length` and `stop_at_eos` do not matter here: the holes say how much there is to write.
+        key: as in `generate`.
+
+    Raises:
+        InputError: a row without a hole, an id out of range, or settings that do not fit together.
+    """
+    config = pages.for_holes(model.config, texts, config)
+    return _generate(model, *pages.with_holes(model.config, texts, config, key), config)
 
 
 def watch(
     model: Qwen3LLaDA,
-    prompts: Int[Array, "B P"] | Sequence[Sequence[int]],
+    prompts: Prompts,
     config: SamplerConfig = SamplerConfig(),
     *,
     key: PRNGKeyArray | None = None,
 ) -> Iterator[Canvas]:
-    """The same as `generate`, step by step: the blank canvas, then the canvas after every step."""
+    """The same as `generate`, pass by pass: the blank canvas, then the canvas after every pass."""
     config = config.for_model(model.config)
-    canvas, prompt_length = blank_canvas(model, prompts, config)
-    keys = _keys(key, len(prompt_length))
+    yield from _watch(model, *pages.continuation(model.config, prompts, config, key), config)
+
+
+def watch_infill(
+    model: Qwen3LLaDA,
+    texts: Sequence[Sequence[int | None]],
+    config: SamplerConfig = SamplerConfig(),
+    *,
+    key: PRNGKeyArray | None = None,
+) -> Iterator[Canvas]:
+    """The same as `infill`, pass by pass."""
+    config = pages.for_holes(model.config, texts, config)
+    yield from _watch(model, *pages.with_holes(model.config, texts, config, key), config)
+
+
+def compilations() -> int:
+    """How many sampling programs this process has compiled so far."""
+    return sum(program._cache_size() for program in (_run, _begin, _pass_once))  # type: ignore[attr-defined]
+
+
+class Progress(NamedTuple):
+    """Where every row stands.
+
+    Attributes:
+        canvas: what is on the page.
+        block, step: [B] the row's current block, and its passes in that block so far.
+        to_write: [B, G] masked positions of the current block(s) when begun; G is 1, or all blocks in parallel.
+        revised: [B, G] how many of its tokens have been masked again.
+        done: [B].
+        cache: keys and values, or None.
+    """
+
+    canvas: Canvas
+    block: Int[Array, " B"]
+    step: Int[Array, " B"]
+    to_write: Int[Array, "B G"]
+    revised: Int[Array, "B G"]
+    done: Bool[Array, " B"]
+    cache: kv.Cache | None
+
+
+def _generate(model: Qwen3LLaDA, canvas: Canvas, page: Page, config: SamplerConfig) -> Generation:
+    return finish(_run(model, canvas, page, config.dials(), config.outline()))
+
+
+def _watch(model: Qwen3LLaDA, canvas: Canvas, page: Page, config: SamplerConfig) -> Iterator[Canvas]:
+    dials, outline = config.dials(), config.outline()
     yield canvas
-    for step in range(config.steps):
-        canvas = _step_once(model, canvas, prompt_length, keys, jnp.int32(step), config)
-        yield canvas
-
-
-def finish(canvas: Canvas, prompts: Sequence[Sequence[int]], model: Qwen3LLaDA, config: SamplerConfig) -> Generation:
-    """The `Generation` of the last canvas of `watch`."""
-    return _finished(canvas, jnp.asarray([len(p) for p in prompts], jnp.int32), config.for_model(model.config))
-
-
-def blank_canvas(
-    model: Qwen3LLaDA, prompts: Int[Array, "B P"] | Sequence[Sequence[int]], config: SamplerConfig
-) -> tuple[Canvas, Int[Array, " B"]]:
-    """Prompts followed by masks, and the length of each prompt."""
-    if any(np.ndim(p) != 1 for p in prompts):
-        raise InputError("prompts must be rows of token ids: a list of lists, or an array [B, P]")
-    rows = [np.asarray(p, np.int32) for p in prompts]
-    if not rows:
-        raise InputError("no prompt to write after")
-    for row in rows:
-        check_tokens(row, model.config.vocab_size)
-    lengths = np.array([len(row) for row in rows], np.int32)
-    shape = (len(rows), int(lengths.max()) + config.gen_length)
-    tokens = np.full(shape, config.mask_token_id, np.int32)
-    for line, row in zip(tokens, rows, strict=True):
-        line[: len(row)] = row
-    place = np.arange(shape[1])[None] - lengths[:, None]
-    is_masked = (place >= 0) & (place < config.gen_length)
-    canvas = Canvas(
-        jnp.asarray(tokens),
-        jnp.asarray(is_masked),
-        jnp.full(shape, -1, jnp.int32),
-        jnp.asarray(~is_masked, jnp.float32),
-        jnp.zeros(shape[:1], jnp.int32),
-    )
-    return canvas, jnp.asarray(lengths)
+    state = _begin(model, canvas, page, outline)
+    while not bool(state.done.all()):
+        wide = bool(((state.step == 0) & ~state.done).any())
+        state = _pass_once(model, state, page, dials, outline, wide)
+        yield state.canvas
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def _run(model: Qwen3LLaDA, canvas: Canvas, prompt_length: Array, keys: Array, config: SamplerConfig) -> Canvas:
-    def body(step: Array, canvas: Canvas) -> Canvas:
-        return unmask_step(model, canvas, prompt_length, keys, step, config)
+def _run(model: Qwen3LLaDA, canvas: Canvas, page: Page, dials: Dials, config: SamplerConfig) -> Canvas:
+    """Wide passes where a row begins a block, narrow ones until the next row does."""
 
-    return jax.lax.fori_loop(0, config.steps, body, canvas)
+    def one(wide: bool) -> Any:
+        return lambda state: unmask(model, state, page, dials, config, wide)
+
+    def within_blocks(state: Progress) -> Array:
+        return ~state.done.all() & ~((state.step == 0) & ~state.done).any()
+
+    def both(state: Progress) -> Progress:
+        return jax.lax.while_loop(within_blocks, one(False), one(True)(state))
+
+    body = both if _wide_differs(model, config) else one(False)
+    return jax.lax.while_loop(lambda state: ~state.done.all(), body, _start(model, canvas, page, config)).canvas
 
 
-def unmask_step(
-    model: Qwen3LLaDA,
-    canvas: Canvas,
-    prompt_length: Int[Array, " B"],
-    keys: PRNGKeyArray,
-    step: Int[Array, ""],
-    config: SamplerConfig,
-) -> Canvas:
-    """One forward pass and what it writes.
+def _start(model: Qwen3LLaDA, canvas: Canvas, page: Page, config: SamplerConfig) -> Progress:
+    """Nothing written yet, and the prompt in the cache where it never changes."""
+    B, L = canvas.tokens.shape
+    G = _blocks_at_once(canvas, config)
+    zero = jnp.zeros(B, jnp.int32)
+    zeros = jnp.zeros((B, G), jnp.int32)
+    cache = None
+    if config.cache != "none":
+        cache = kv.blank(model, B * _streams(config), L)
+        P = L - canvas.places.shape[1]  # no prompt is longer
+        if keeps_prompt(config, model.config) and P:
+            where = jnp.broadcast_to(jnp.arange(P), (B, P))
+            is_prompt = where < canvas.prompt_length[:, None]
+            _, cache = _hidden(model, canvas, page, where, is_prompt, cache, config)
+    return Progress(canvas, zero, zero, zeros, zeros, ~canvas.is_masked.any(axis=1), cache)
+
+
+_begin = jax.jit(_start, static_argnames="config")
+
+
+def unmask(model: Qwen3LLaDA, state: Progress, page: Page, dials: Dials, config: SamplerConfig, wide: bool) -> Progress:
+    """One pass of the model and what it writes.
 
     Args:
-        keys: [B] one per row.
-        step: counted over all blocks.
-        config: complete, from `for_model`.
+        wide: compute all that a row needs that begins a block; else only what lies within blocks.
     """
-    S = config.block_length
+    canvas, S, L = state.canvas, config.block_length, state.canvas.tokens.shape[1]
     assert S is not None
-    assert config.mask_token_id is not None
-    steps_per_block = config.steps * S // config.gen_length
-    block, step_in_block = step // steps_per_block, step % steps_per_block
-    keys = jax.vmap(lambda k: jax.random.fold_in(k, step))(keys)
+    B, G = state.to_write.shape
+    rows = jnp.arange(B)[:, None]
+    alive = ~state.done
+    begins = (state.step == 0) & alive
 
-    where = prompt_length[:, None] + block * S + jnp.arange(S)  # B S: the block's positions in the canvas
-    is_masked = jnp.take_along_axis(canvas.is_masked, where, axis=1)
-    to_write = jnp.where(step_in_block == 0, is_masked.sum(axis=1), canvas.to_write)
-    share = to_write // steps_per_block + (step_in_block < to_write % steps_per_block)
+    place = jnp.where(G > 1, 0, state.block[:, None] * S) + jnp.arange(G * S)  # B GS: places in the answer
+    where = jnp.take_along_axis(canvas.places, place, axis=1, mode="fill", fill_value=L)  # and in the canvas
 
-    logits = block_logits(model, canvas.tokens, prompt_length, where, config)  # B S V
-    proposal, probability = propose(keys, logits, candidates(model, config.mask_token_id), config.temperature)
-    confidence = confidence_of(keys, probability, config.remasking)
-    keep = most_confident(confidence, is_masked, share)
+    def at(array: Array, fill: Any) -> Array:
+        return array.at[rows, where].get(mode="fill", fill_value=fill)
 
-    rows = jnp.arange(where.shape[0])[:, None]
+    is_masked = at(canvas.is_masked, False) & alive[:, None]
+    hidden, cache = _hidden_of_blocks(model, state, page, where, begins, config, wide)
+    keys = jax.vmap(jax.random.fold_in)(page.keys, state.step)
+    present = _present(canvas, model.config.vocab_size) if config.repetition_penalty != 1 else None
+    allowed, eos = writable(model.config, config)
+    proposal = propose(hidden, model.head, is_masked, place, keys, present, allowed, eos, dials, config)
 
-    def write(array: Array, new: Array | float) -> Array:
-        return array.at[rows, where].set(jnp.where(keep, new, array[rows, where]))
+    def blocks(x: Array) -> Array:
+        return x.reshape(B, G, S)
 
-    return Canvas(
-        write(canvas.tokens, proposal),
-        canvas.is_masked.at[rows, where].set(is_masked & ~keep),
-        write(canvas.written_at, step.astype(jnp.int32)),
-        write(canvas.confidence, probability),
+    masked = blocks(is_masked)
+    to_write = jnp.where(begins[:, None], masked.sum(axis=2), state.to_write)
+    goes_last = blocks(eos[proposal.token]) if config.eos == "last" else jnp.zeros_like(masked)
+    order = best_first(blocks(proposal.confidence), masked, goes_last)
+    count = how_many(jax.tree.map(blocks, proposal), masked, goes_last, order, to_write, state.step, dials, config)
+
+    again, revised = jnp.zeros_like(masked), jnp.where(begins[:, None], 0, state.revised)
+    if config.revise:
+        written = blocks(at(canvas.written_at, -1)) >= 0
+        extra = jnp.minimum(dials.revise_rate, dials.revise - revised)
+        extra = jnp.minimum(extra, jnp.minimum(written.sum(axis=2), masked.sum(axis=2) - count))
+        sure = blocks(at(canvas.confidence, 0.0))
+        if config.revise_by == "random":
+            at_random = jax.vmap(jax.vmap(lambda key, at: jax.random.uniform(jax.random.fold_in(key, at)), (None, 0)))
+            sure = blocks(at_random(keys, canvas.places.shape[1] + place))  # draws that no proposal makes
+        again = first_of(best_first(-sure, written, jnp.zeros_like(written)), extra) & written
+        count, revised = count + extra, revised + extra
+    keep = (first_of(order, count) & masked).reshape(B, G * S)
+    again = again.reshape(B, G * S)
+
+    def write(array: Array, new: Array | float, blank: Array | float) -> Array:
+        value = jnp.where(keep, new, jnp.where(again, blank, at(array, 0)))
+        return array.at[rows, where].set(value.astype(array.dtype), mode="drop")
+
+    canvas = canvas._replace(
+        tokens=write(canvas.tokens, proposal.token, config.mask_token_id or 0),
+        is_masked=write(canvas.is_masked, False, True),
+        written_at=write(canvas.written_at, canvas.passes[:, None], -1),
+        confidence=write(canvas.confidence, proposal.probability, 0.0),
+        passes=canvas.passes + alive,
+        nfe=canvas.nfe + alive * _streams(config),
+    )
+    if config.stop_at_eos and config.eos_token_ids:
+        canvas = _stop_at_eos(canvas, eos)
+    block_is_full = ~canvas.is_masked.at[rows, where].get(mode="fill", fill_value=False).any(axis=1)
+    return Progress(
+        canvas,
+        state.block + (block_is_full & alive),
+        jnp.where(block_is_full, 0, state.step + 1),
         to_write,
+        revised,
+        state.done | ~canvas.is_masked.any(axis=1),
+        cache,
     )
 
 
-_step_once = jax.jit(unmask_step, static_argnames="config")
+_pass_once = jax.jit(unmask, static_argnames=("config", "wide"))
 
 
-def block_logits(
-    model: Qwen3LLaDA,
-    tokens: Int[Array, "B L"],
-    prompt_length: Int[Array, " B"],
-    where: Int[Array, "B S"],
+def best_first(
+    confidence: Float[Array, "B G S"], eligible: Bool[Array, "B G S"], goes_last: Bool[Array, "B G S"]
+) -> Int[Array, "B G S"]:
+    """The positions of each block by falling confidence, the first of equals first; the ineligible at the end."""
+    return jnp.lexsort((-confidence, jnp.where(eligible, goes_last.astype(jnp.int32), 2)), axis=-1)
+
+
+def first_of(order: Int[Array, "B G S"], count: Int[Array, "B G"]) -> Bool[Array, "B G S"]:
+    """True at the first `count` positions of `order`."""
+    return jnp.argsort(order, axis=-1) < count[..., None]
+
+
+def how_many(
+    proposal: Proposal,
+    is_masked: Bool[Array, "B G S"],
+    goes_last: Bool[Array, "B G S"],
+    order: Int[Array, "B G S"],
+    to_write: Int[Array, "B G"],
+    step: Int[Array, " B"],
+    dials: Dials,
     config: SamplerConfig,
-) -> Float[Array, "B S V"]:
-    """Logits at the positions `where`, guided if asked for; the head runs on those positions only."""
-    B, L = tokens.shape
-    end = prompt_length[:, None] + config.gen_length
-    guided = config.cfg_scale > 0
-    assert config.mask_token_id is not None
-    if guided:
-        is_prompt = jnp.arange(L)[None] < prompt_length[:, None]
-        tokens = jnp.concatenate([tokens, jnp.where(is_prompt, config.mask_token_id, tokens)])
-        prompt_length, where, end = (jnp.concatenate([x, x]) for x in (prompt_length, where, end))
-    blocks = config.visibility != "full"
+) -> Int[Array, "B G"]:
+    """How many masked positions of each block are written in this pass.
+
+    An even share of what was masked when the block began, the first passes one more where it does not divide; or
+    what an adaptive rule allows, at least one and at least that share.
+    """
+    step = step[:, None]
+    count = to_write // dials.steps + (step < to_write % dials.steps)
+    if config.adaptive:
+        looked_at = proposal.entropy if config.adaptive == "entropy_bound" else proposal.probability
+        inner = jnp.take_along_axis(is_masked, order, axis=2)
+        sure = getattr(rules, config.adaptive)(jnp.take_along_axis(looked_at, order, axis=2), inner, dials.level)
+        if config.eos == "last":
+            others = (is_masked & ~goes_last).sum(axis=2)
+            sure = jnp.where(others > 0, jnp.minimum(sure, others), sure)
+        count = jnp.maximum(jnp.maximum(sure, 1), count)
+    return jnp.minimum(count, is_masked.sum(axis=2))
+
+
+def _hidden_of_blocks(
+    model: Qwen3LLaDA,
+    state: Progress,
+    page: Page,
+    where: Int[Array, "B S"],
+    begins: Bool[Array, " B"],
+    config: SamplerConfig,
+    wide: bool,
+) -> tuple[Float[Array, "B S G D"], kv.Cache | None]:
+    """Hidden states at the block's positions, with and (under guidance) without the prompt."""
+    canvas, (B, L) = state.canvas, state.canvas.tokens.shape
+    own = (where < L) & ~state.done[:, None]
+    if state.cache is None:
+        whole = jnp.broadcast_to(jnp.arange(L), (B, L))
+        hidden, _ = _hidden(model, canvas, page, whole, None, None, config)
+        return _pick(hidden, where), None
+    if keeps_prompt(config, model.config):
+        if wide and config.visibility == "block_causal":  # the block before is final now: remember it
+            S = where.shape[1]
+            place = (state.block[:, None] - 1) * S + jnp.arange(S)
+            before = jnp.take_along_axis(canvas.places, jnp.maximum(place, 0), axis=1, mode="fill", fill_value=L)
+            renewed = jnp.broadcast_to((begins & (state.block > 0))[:, None], before.shape)
+            both, wanted = jnp.concatenate([before, where], axis=1), jnp.concatenate([renewed, own], axis=1)
+            hidden, cache = _hidden(model, canvas, page, both, wanted, state.cache, config)
+            return hidden[:, S:], cache
+        return _hidden(model, canvas, page, where, own, state.cache, config)
+    whole = jnp.broadcast_to(jnp.arange(L), (B, L))
+    if wide:
+        first = where[:, :1]
+        wanted = begins[:, None] | ((whole >= first) & own.any(axis=1, keepdims=True))
+        if config.cache == "dual":
+            is_own = jnp.zeros((B, L), bool).at[jnp.arange(B)[:, None], where].set(own, mode="drop")
+            wanted = begins[:, None] | is_own
+        hidden, cache = _hidden(model, canvas, page, whole, wanted, state.cache, config)
+        return _pick(hidden, where), cache
+    if config.cache == "dual":
+        return _hidden(model, canvas, page, where, own, state.cache, config)
+    rest = where[:, :1] + jnp.arange(canvas.places.shape[1])
+    hidden, cache = _hidden(model, canvas, page, rest, (rest < L) & own[:, :1], state.cache, config)
+    return hidden[:, : where.shape[1]], cache
+
+
+def _pick(hidden: Float[Array, "B L G D"], where: Int[Array, "B S"]) -> Float[Array, "B S G D"]:
+    return jnp.take_along_axis(hidden, where[:, :, None, None], axis=1, mode="clip")
+
+
+def _hidden(
+    model: Qwen3LLaDA,
+    canvas: Canvas,
+    page: Page,
+    where: Int[Array, "B W"],
+    wanted: Bool[Array, "B W"] | None,
+    cache: kv.Cache | None,
+    config: SamplerConfig,
+) -> tuple[Float[Array, "B W G D"], kv.Cache | None]:
+    """The model on one stream of rows, or on two under guidance: with the given tokens and with masks for them."""
+    B, L = canvas.tokens.shape
+    G = _streams(config)
+    tokens = canvas.tokens
+    if G == 2:
+        assert config.mask_token_id is not None
+        tokens = jnp.stack([tokens, jnp.where(page.is_given, config.mask_token_id, tokens)], axis=1).reshape(2 * B, L)
+
+    def streams(x: Array) -> Array:
+        return jnp.repeat(x, G, axis=0)
+
     mask = Mask(
         config.visibility or "full",
-        config.block_length if blocks else None,
+        config.block_length if config.visibility != "full" else None,
         prompt_sees_answer=model.config.prompt_sees_answer and config.visibility == "block_bias",
-        prompt_length=prompt_length if blocks else None,
-        is_real=jnp.arange(L)[None] < end,
+        prompt_length=streams(canvas.prompt_length) if config.visibility != "full" else None,
+        is_real=streams(jnp.arange(L)[None] < canvas.length[:, None]),
     )
-    hidden = model.hidden(tokens, mask)
-    logits = model.logits(jnp.take_along_axis(hidden, where[..., None], axis=1))
-    if not guided:
-        return logits
-    with_prompt, without = logits[:B], logits[B:]
-    return without + (config.cfg_scale + 1) * (with_prompt - without)
+    if cache is None:
+        hidden = model.hidden(tokens, mask)
+    else:
+        assert wanted is not None
+        hidden, cache = kv.hidden_at(model, tokens, streams(where), streams(wanted), mask, cache)
+    return hidden.reshape(B, G, *hidden.shape[1:]).swapaxes(1, 2), cache
 
 
-def candidates(model: Qwen3LLaDA, mask_token_id: int) -> Bool[Array, " V"]:
-    """Ids that may be written: those a token owns, but never the mask token."""
-    ids = jnp.arange(model.config.vocab_size)
-    live = model.config.vocab_size if model.config.live_vocab_size is None else model.config.live_vocab_size
-    return (ids < live) & (ids != mask_token_id)
+def _stop_at_eos(canvas: Canvas, eos: Bool[Array, " V"]) -> Canvas:
+    """End the rows that have an EOS with nothing masked before it: what is still masked becomes that EOS."""
+    T = canvas.places.shape[1]
+    rows = jnp.arange(canvas.places.shape[0])[:, None]
+    tokens, masked = canvas.tokens[rows, canvas.places], canvas.is_masked[rows, canvas.places]
+    ends = eos[tokens] & ~masked
+    first_end = jnp.where(ends.any(axis=1), jnp.argmax(ends, axis=1), T)
+    first_mask = jnp.where(masked.any(axis=1), jnp.argmax(masked, axis=1), T)
+    fill = masked & (first_end < first_mask)[:, None]
+    end = jnp.take_along_axis(tokens, jnp.minimum(first_end, T - 1)[:, None], axis=1)
+
+    def put(array: Array, old: Array, new: Array | float | bool) -> Array:
+        return array.at[rows, canvas.places].set(jnp.where(fill, new, old).astype(array.dtype))
+
+    return canvas._replace(
+        tokens=put(canvas.tokens, tokens, end),
+        is_masked=put(canvas.is_masked, masked, False),
+        confidence=put(canvas.confidence, canvas.confidence[rows, canvas.places], 1.0),
+    )
 
 
-def propose(
-    keys: PRNGKeyArray, logits: Float[Array, "B S V"], allowed: Bool[Array, " V"], temperature: float
-) -> tuple[Int[Array, "B S"], Float[Array, "B S"]]:
-    """A token for every position, and the probability the model gives it (at temperature 1).
-
-    Above temperature 0 the token is argmax(logits + τ · Gumbel), a draw from softmax(logits / τ): the same
-    as LLaDA's exp(logits) / (−log u)^τ, in log space, where float32 is enough.
-    """
-    scores = jnp.where(allowed, logits, -jnp.inf)
-    if temperature > 0:
-        noise = jax.vmap(lambda k: jax.random.gumbel(jax.random.fold_in(k, 0), logits.shape[1:], jnp.float32))(keys)
-        scores = scores + temperature * noise
-    token = jnp.argmax(scores, axis=-1).astype(jnp.int32)
-    picked = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
-    return token, jnp.exp(picked - jax.nn.logsumexp(logits, axis=-1))
+def _present(canvas: Canvas, vocab_size: int) -> Bool[Array, "B V"]:
+    """Which ids stand in each row: in its prompt or among what is written."""
+    B, L = canvas.tokens.shape
+    known = ~canvas.is_masked & (jnp.arange(L)[None] < canvas.length[:, None])
+    rows = jnp.broadcast_to(jnp.arange(B)[:, None], (B, L))
+    return jnp.zeros((B, vocab_size), bool).at[rows, canvas.tokens].max(known)
 
 
-def confidence_of(keys: PRNGKeyArray, probability: Float[Array, "B S"], remasking: str) -> Float[Array, "B S"]:
-    """How sure we are of each proposal, by the rule `remasking`; higher stays."""
-    S = probability.shape[1:]
-    match remasking:
-        case "low_confidence":
-            return probability
-        case "random":
-            return jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 1), S))(keys)
-        case _:
-            return probability + 1e-6 * jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 1), S))(keys)
+def _streams(config: SamplerConfig) -> int:
+    """Forward passes of a step: guidance needs one more, without the prompt."""
+    return 2 if config.cfg_scale > 0 else 1
 
 
-def most_confident(
-    confidence: Float[Array, "B S"], is_masked: Bool[Array, "B S"], count: Int[Array, " B"]
-) -> Bool[Array, "B S"]:
-    """The `count` masked positions of highest confidence in each row, the first of equals."""
-    order = jnp.argsort(jnp.where(is_masked, -confidence, jnp.inf), axis=1, stable=True)
-    rank = jnp.argsort(order, axis=1)
-    return (rank < count[:, None]) & is_masked
+def _blocks_at_once(canvas: Canvas, config: SamplerConfig) -> int:
+    assert config.block_length is not None
+    return canvas.places.shape[1] // config.block_length if config.parallel_blocks else 1
 
 
-def _keys(key: PRNGKeyArray | None, rows: int) -> PRNGKeyArray:
-    key = jax.random.key(0) if key is None else key
-    return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows))
-
-
-def _finished(canvas: Canvas, prompt_length: Array, config: SamplerConfig) -> Generation:
-    nfe = config.steps * (2 if config.cfg_scale > 0 else 1)
-    return Generation(canvas.tokens, prompt_length, canvas.written_at, canvas.confidence, nfe)
+def _wide_differs(model: Qwen3LLaDA, config: SamplerConfig) -> bool:
+    """Does a row that begins a block need more computed than one within it?"""
+    return config.cache != "none" and not (keeps_prompt(config, model.config) and config.visibility == "block_bias")

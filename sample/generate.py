@@ -16,10 +16,13 @@ from typing import Any
 import jax
 
 from qwen3llada_jax import checkpoint, command_line, tokens
+from qwen3llada_jax.canvas import Generation, finish
 from qwen3llada_jax.config import VISIBILITIES
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model import Qwen3LLaDA
-from qwen3llada_jax.sampling import REMASKING, Generation, SamplerConfig, finish, generate, watch
+from qwen3llada_jax.rules import CONFIDENCE_RULES
+from qwen3llada_jax.sampler_config import SamplerConfig
+from qwen3llada_jax.sampling import generate, watch
 from sample.live import show_live
 from sample.trace import check_trace_path, write_trace
 
@@ -62,7 +65,7 @@ def main() -> None:
         print(written if flags.chat else text + written)
     written_tokens = settings.gen_length * len(prompts)
     print(
-        f"NFE {result.nfe} · {written_tokens} tokens · {seconds:.1f} s with compiling · seed {flags.seed}",
+        f"NFE {int(result.nfe.max())} · {written_tokens} tokens · {seconds:.1f} s with compiling · seed {flags.seed}",
         file=sys.stderr,
     )
     if flags.trace:
@@ -81,15 +84,16 @@ def parse() -> Any:
         "--gen-length", type=int, default=defaults.gen_length, help="tokens to write (default: %(default)s)"
     )
     parser.add_argument("--block-length", type=int, help="tokens of a block (default: the model's, or 32)")
-    parser.add_argument(
-        "--steps", type=int, default=defaults.steps, help="forward passes over all blocks (default: %(default)s)"
-    )
+    parser.add_argument("--steps", type=int, help="forward passes over all blocks (default: one for each token)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest token (default: %(default)s)")
     parser.add_argument(
         "--cfg-scale", "--cfg", type=float, default=0.0, help="classifier-free guidance; 0: off (default: %(default)s)"
     )
     parser.add_argument(
-        "--remasking", choices=REMASKING, default="low_confidence", help="which proposals stay (default: %(default)s)"
+        "--remasking",
+        choices=tuple(CONFIDENCE_RULES),
+        default="low_confidence",
+        help="which proposals stay (default: %(default)s)",
     )
     parser.add_argument(
         "--visibility", choices=VISIBILITIES, help="who sees whom (default: what the model was trained with)"
@@ -140,8 +144,8 @@ def generate_live(
     model: Qwen3LLaDA, tokenizer: Any, prompts: list[list[int]], settings: SamplerConfig, key: jax.Array
 ) -> Generation:
     """`generate`, with every step on the terminal."""
-    canvas = show_live(watch(model, prompts, settings, key=key), tokenizer, settings.steps)
-    return finish(canvas, prompts, model, settings)
+    canvas = show_live(watch(model, prompts, settings, key=key), tokenizer, settings.steps or settings.gen_length)
+    return finish(canvas)
 
 
 if __name__ == "__main__":

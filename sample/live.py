@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.text import Text
 
-from qwen3llada_jax.sampling import Canvas
+from qwen3llada_jax.canvas import Canvas
 
 _MASK, _PROMPT, _WRITTEN, _NEW = "·", "dim", "", "bold green"
 

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from qwen3llada_jax.canvas import Generation
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.files import write_text
 from qwen3llada_jax.pictures import pyplot
-from qwen3llada_jax.sampling import Generation, SamplerConfig
+from qwen3llada_jax.sampler_config import SamplerConfig
 
 _COLUMNS = 72  # characters of a line of the picture
 _ADVANCE = 0.602  # width of a character of matplotlib's own monospaced font, in its size
@@ -37,11 +38,11 @@ def write_trace(path: Path, result: Generation, tokenizer: Any, settings: Sample
     """
     rows = [_row(result, i, tokenizer) for i in range(len(result.prompt_length))]
     if path.suffix == ".json":
-        record = {"settings": vars(settings), "nfe": result.nfe, "rows": rows}
+        record = {"settings": vars(settings), "nfe": np.asarray(result.nfe).tolist(), "rows": rows}
         write_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
         return
     try:
-        _draw(path, rows, settings)
+        _draw(path, rows, result.passes)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from error
 
@@ -57,7 +58,7 @@ def _row(result: Generation, i: int, tokenizer: Any) -> dict[str, Any]:
     return {"prompt": tokenizer.decode(tokens[:start]), "written": written}
 
 
-def _draw(path: Path, rows: list[dict[str, Any]], settings: SamplerConfig) -> None:
+def _draw(path: Path, rows: list[dict[str, Any]], passes: int) -> None:
     """Each token on a ground whose colour is its step; one part for every row."""
     plt = pyplot()
     laid_out = [_lay_out(row) for row in rows]
@@ -71,7 +72,7 @@ def _draw(path: Path, rows: list[dict[str, Any]], settings: SamplerConfig) -> No
         layout="constrained",
     )
     colours = plt.get_cmap("viridis_r")
-    scale = plt.Normalize(1, max(settings.steps, 2))
+    scale = plt.Normalize(1, max(passes, 2))
     bar = figure.colorbar(plt.cm.ScalarMappable(scale, colours), ax=axes[:, 0].tolist(), fraction=0.03, pad=0.02)
     bar.set_label("step at which a token was written")
     for axis, height in zip(axes[:, 0], heights, strict=True):

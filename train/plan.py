@@ -28,9 +28,9 @@ from jax.sharding import Mesh
 from qwen3llada_jax import attention, command_line, model, sharding
 from qwen3llada_jax.checkpoint import read_model_config
 from qwen3llada_jax.config import PRESETS, ModelConfig
-from qwen3llada_jax.cross_entropy import positions_at_once
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.files import write_text
+from qwen3llada_jax.head import positions_at_once
 from qwen3llada_jax.model import Runtime
 from train import hlo, run
 from train.chips import Machine, machine

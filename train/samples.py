@@ -7,7 +7,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from qwen3llada_jax.model import Qwen3LLaDA
-from qwen3llada_jax.sampling import SamplerConfig, generate
+from qwen3llada_jax.sampler_config import SamplerConfig
+from qwen3llada_jax.sampling import generate
 from train import conversations
 from train.config import Config
 from train.watch import Watch
@@ -26,7 +27,7 @@ def write_samples(model: Qwen3LLaDA, tokenizer: Any, config: Config, step: int, 
     if jax.process_count() > 1:
         result = result._replace(
             tokens=multihost_utils.process_allgather(result.tokens, tiled=True),
-            prompt_length=multihost_utils.process_allgather(result.prompt_length, tiled=True),
+            places=multihost_utils.process_allgather(result.places, tiled=True),
         )
     for prompt, answer in zip(e.prompts, result.answers(), strict=False):
         text = tokenizer.decode(answer)

@@ -1,0 +1,78 @@
+"""The model on a few positions of each row, with the keys and values of all others remembered.
+
+A pass computes the positions `where` [B, W], puts those of their keys and values that are `wanted` into the cache,
+and lets them attend to the whole of it, as far as their mask allows.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from qwen3llada_jax import attention, masks
+from qwen3llada_jax.embedding import lookup
+from qwen3llada_jax.masks import Mask
+from qwen3llada_jax.model import Layers, Qwen3LLaDA, rms_norm
+from qwen3llada_jax.rope import rope_tables
+from qwen3llada_jax.sharding import constrain
+
+_AXES = ("layers", "batch", "length", "kv_heads", "head_dim")
+
+
+class Cache(NamedTuple):
+    """Keys (normalised and rotated) and values of every position, layer by layer."""
+
+    keys: Float[Array, "layers B L K H"]
+    values: Float[Array, "layers B L K H"]
+
+
+def blank(model: Qwen3LLaDA, rows: int, length: int) -> Cache:
+    """A cache of zeros: 2 · layers · rows · length · K · H numbers of the compute dtype."""
+    c = model.config
+    shape = (c.num_hidden_layers, rows, length, c.num_key_value_heads, c.head_dim)
+    zeros = constrain(jnp.zeros(shape, _dtype(model)), *_AXES)
+    return Cache(zeros, zeros)
+
+
+def hidden_at(
+    model: Qwen3LLaDA,
+    tokens: Int[Array, "B L"],
+    where: Int[Array, "B W"],
+    wanted: Bool[Array, "B W"],
+    mask: Mask,
+    cache: Cache,
+) -> tuple[Float[Array, "B W D"], Cache]:
+    """Final hidden states at the positions `where`, and the cache with the wanted ones renewed.
+
+    Args:
+        tokens: the whole rows.
+        wanted: the others may be anywhere; what they give is meaningless.
+    """
+    L = tokens.shape[1]
+    rows = jnp.arange(tokens.shape[0])[:, None]
+    inside = jnp.minimum(where, L - 1)
+    allowed = masks.seen_from(mask, inside, L)  # B W L
+    into = jnp.where(wanted, where, L)  # out of range: dropped
+    x = constrain(lookup(model.embed_tokens[...], tokens[rows, inside], _dtype(model)), "batch", "length", "act_embed")
+    rope = rope_tables(model.config, inside)
+
+    def layer(carry: tuple[Array, Cache], inputs: tuple[Array, Layers]) -> tuple[Any, None]:
+        (x, cache), (number, weights) = carry, inputs
+        eps = model.config.rms_norm_eps
+        q, k, v = weights.queries_keys_values(rms_norm(x, weights.input_norm[...], eps), rope)
+        cache = Cache(
+            constrain(cache.keys.at[number, rows, into].set(k, mode="drop"), *_AXES),
+            constrain(cache.values.at[number, rows, into].set(v, mode="drop"), *_AXES),
+        )
+        x = x + weights.output(attention.attention(q, cache.keys[number], cache.values[number], allowed, "xla"))
+        x = x + weights.mlp(rms_norm(x, weights.mlp_norm[...], eps))
+        return (constrain(x, "batch", "length", "act_embed"), cache), None
+
+    numbers = jnp.arange(model.config.num_hidden_layers)
+    (x, cache), _ = jax.lax.scan(layer, (x, cache), (numbers, model.layers))
+    return rms_norm(x, model.norm[...], model.config.rms_norm_eps), cache
+
+
+def _dtype(model: Qwen3LLaDA) -> Any:
+    return model.runtime.dtype or model.embed_tokens.dtype

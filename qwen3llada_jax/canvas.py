@@ -1,0 +1,187 @@
+"""The page of the sampler: rows of tokens, which of them are still to be written, and how far the writing has come."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from qwen3llada_jax.config import ModelConfig
+from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.model import check_tokens
+from qwen3llada_jax.sampler_config import SamplerConfig
+
+
+class Canvas(NamedTuple):
+    """What is on the page between two passes.
+
+    Attributes:
+        tokens: [B, L] ids; the mask token where nothing is written yet.
+        is_masked: [B, L] positions still to be written.
+        written_at: [B, L] the row's pass (0, 1, …) that wrote a position; -1: none did (yet).
+        confidence: [B, L] probability the model gave a token when it was written; 1 for what was given.
+        places: [B, T] the positions to write, in order; L where a row has fewer than T.
+        prompt_length, length: [B] tokens of each row's prompt, and of prompt and answer.
+        passes: [B] passes that each row has taken part in.
+        nfe: [B] its forward passes of the model: the same, twice that under guidance.
+    """
+
+    tokens: Int[Array, "B L"]
+    is_masked: Bool[Array, "B L"]
+    written_at: Int[Array, "B L"]
+    confidence: Float[Array, "B L"]
+    places: Int[Array, "B T"]
+    prompt_length: Int[Array, " B"]
+    length: Int[Array, " B"]
+    passes: Int[Array, " B"]
+    nfe: Int[Array, " B"]
+
+
+class Generation(NamedTuple):
+    """Finished texts.
+
+    Attributes:
+        tokens: [B, P + gen_length] prompts, each followed at once by its answer (then padding, where a prompt is
+            shorter than the longest); of `infill` the texts, filled.
+        prompt_length: [B].
+        written_at, confidence, places: as in `Canvas`.
+        nfe: [B] forward passes of the model that each row took part in. Filling a cache with the prompt, which
+            gives no logits, is not counted.
+        passes: of the whole batch.
+    """
+
+    tokens: Int[Array, "B L"]
+    prompt_length: Int[Array, " B"]
+    written_at: Int[Array, "B L"]
+    confidence: Float[Array, "B L"]
+    places: Int[Array, "B T"]
+    nfe: Int[Array, " B"]
+    passes: int
+
+    def answers(self) -> list[list[int]]:
+        """The written ids of each row."""
+        tokens, places = np.asarray(self.tokens), np.asarray(self.places)
+        return [row[at[at < len(row)]].tolist() for row, at in zip(tokens, places, strict=True)]
+
+
+class Page(NamedTuple):
+    """What never changes while writing.
+
+    Attributes:
+        is_given: [B, L] tokens that were there before.
+        keys: [B] one a row.
+    """
+
+    is_given: Bool[Array, "B L"]
+    keys: PRNGKeyArray
+
+
+def finish(canvas: Canvas) -> Generation:
+    """The texts of a canvas, without the padding of its bucket."""
+    end = int(canvas.length.max())
+    tokens, written_at, confidence = (x[:, :end] for x in (canvas.tokens, canvas.written_at, canvas.confidence))
+    return Generation(
+        tokens, canvas.prompt_length, written_at, confidence, canvas.places, canvas.nfe, int(canvas.passes.max())
+    )
+
+
+def bucket(length: int) -> int:
+    """A length rounded up, by at most a quarter, so that few lengths are compiled for."""
+    step = max(16, (1 << max(length - 1, 0).bit_length()) // 4)
+    return -(-length // step) * step
+
+
+def continuation(
+    model: ModelConfig,
+    prompts: Int[Array, "B P"] | Sequence[Sequence[int]],
+    config: SamplerConfig,
+    key: PRNGKeyArray | None,
+) -> tuple[Canvas, Page]:
+    """Prompts followed by `gen_length` masks."""
+    if any(np.ndim(p) != 1 for p in prompts):
+        raise InputError("prompts must be rows of token ids: a list of lists, or an array [B, P]")
+    rows = [np.asarray(p, np.int32) for p in prompts]
+    if not rows:
+        raise InputError("no prompt to write after")
+    lengths = [len(row) for row in rows]
+    rows = [np.concatenate([row, np.full(config.gen_length, -1, np.int32)]) for row in rows]
+    return _lay_out(model, rows, lengths, bucket(max(lengths)) + config.gen_length, config, key)
+
+
+def for_holes(model: ModelConfig, texts: Sequence[Sequence[int | None]], config: SamplerConfig) -> SamplerConfig:
+    """The config of an infilling, complete: as many tokens as the fullest row has holes, in whole blocks.
+
+    Raises:
+        InputError: no holes, or settings that do not go with them.
+    """
+    holes = [sum(token is None for token in row) for row in texts]
+    if not holes or not min(holes):
+        raise InputError("nothing to fill: every text needs at least one hole (None)")
+    block = config.block_length or model.block_length or min(32, max(holes))
+    longest = -(-max(holes) // block) * block
+    config = dataclasses.replace(
+        config, gen_length=longest, block_length=block, stop_at_eos=False, visibility=config.visibility or "full"
+    ).for_model(model)
+    if config.visibility != "full":
+        raise InputError(f"infilling needs every token to see all others: visibility full, not {config.visibility}")
+    if config.cache == "prefix":
+        raise InputError("infilling has no prefix to keep, text stands on both sides; use cache dual or none")
+    return config
+
+
+def with_holes(
+    model: ModelConfig, texts: Sequence[Sequence[int | None]], config: SamplerConfig, key: PRNGKeyArray | None
+) -> tuple[Canvas, Page]:
+    """Texts with masks for their holes."""
+    rows = [np.array([-1 if token is None else token for token in row], np.int32) for row in texts]
+    for row, text in zip(rows, texts, strict=True):
+        if any(token is not None and token < 0 for token in text):
+            check_tokens(row, model.vocab_size)
+    return _lay_out(model, rows, [0] * len(rows), bucket(max(map(len, rows))), config, key)
+
+
+def _lay_out(
+    model: ModelConfig,
+    rows: list[np.ndarray],
+    prompt_length: list[int],
+    length: int,
+    config: SamplerConfig,
+    key: PRNGKeyArray | None,
+) -> tuple[Canvas, Page]:
+    """Rows with -1 where something is to be written, padded to `length`."""
+    assert config.mask_token_id is not None
+    B = len(rows)
+    tokens = np.full((B, length), config.mask_token_id, np.int32)
+    is_masked, is_given = np.zeros((B, length), bool), np.zeros((B, length), bool)
+    places = np.full((B, config.gen_length), length, np.int32)
+    for i, row in enumerate(rows):
+        holes = np.flatnonzero(row == -1)
+        check_tokens(row[row != -1], model.vocab_size)
+        tokens[i, : len(row)] = np.where(row == -1, config.mask_token_id, row)
+        is_masked[i, holes], is_given[i, : len(row)] = True, row != -1
+        places[i, : len(holes)] = holes
+    zeros, starts = jnp.zeros(B, jnp.int32), jnp.asarray(prompt_length, jnp.int32)
+    canvas = Canvas(
+        jnp.asarray(tokens),
+        jnp.asarray(is_masked),
+        jnp.full((B, length), -1, jnp.int32),
+        jnp.asarray(is_given, jnp.float32),
+        jnp.asarray(places),
+        starts,
+        jnp.asarray([len(row) for row in rows], jnp.int32),
+        zeros,
+        zeros,
+    )
+    return canvas, Page(jnp.asarray(is_given), _keys(key, B))
+
+
+def _keys(key: PRNGKeyArray | None, rows: int) -> PRNGKeyArray:
+    key = jax.random.key(0) if key is None else key
+    if key.ndim:
+        if key.shape != (rows,):
+            raise InputError(f"key must be one, or one for each of the {rows} rows, not {key.shape}")
+        return key
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows))

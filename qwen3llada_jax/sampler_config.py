@@ -1,0 +1,220 @@
+"""How to sample: one frozen value, checked where it is made and once more against the model."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from qwen3llada_jax.config import VISIBILITIES, ModelConfig
+from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.rules import CONFIDENCE_RULES, ConfidenceRule
+
+CACHES = ("none", "prefix", "dual")
+EOS_RULES = ("free", "never", "last")
+REVISE_BY = ("confidence", "random")
+_NO_CAP = 1 << 30  # steps of a block when nothing limits them
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """How to sample. Formulas and sources of the rules: `rules.py`.
+
+    Attributes:
+        gen_length: tokens to write after the prompt.
+        block_length: tokens of a block; None: what the model was trained with, else one block of at most 32.
+        steps: forward passes over all blocks together, shared out evenly among them; None: one for each token.
+            Under an adaptive rule the most that may be taken; None: as many as it takes.
+        temperature: 0 takes the likeliest token; above, one is drawn from softmax(logits / temperature).
+        top_k, top_p: draw from the k likeliest, from the smallest set of tokens with probability p.
+        cfg_scale: strength w of classifier-free guidance, l_u + (w + 1)(l − l_u); 0: off, half the work.
+        repetition_penalty: divides (above 0) or multiplies (below) the logits of ids that stand in the row.
+        remasking: who is written first, a name of `rules.CONFIDENCE_RULES` or a function like those.
+        threshold, factor, entropy_bound: adaptive number of tokens a pass; at most one. None: an even share.
+        revise: tokens of each block that may be masked again after they were written (ReMDM, arXiv 2503.00307).
+        revise_by: which: those that were least certain when written, or random ones.
+        eos: EOS is a token like others, is `never` written, or is written `last` in a block.
+        min_length: no EOS among so many first tokens of the answer.
+        stop_at_eos: a row ends at an EOS with nothing masked before it; the rest of it becomes EOS.
+        eos_token_ids: None: the model's.
+        forbid: more ids that are never written (the mask token and rows no token owns never are).
+        visibility: who sees whom (masks.py); None: what the model was trained with.
+        cache: keys and values kept between passes: `none`; `prefix`, of prompt and finished blocks; `dual`, of
+            what follows the block too. None: `prefix` where it changes no token, else `none`.
+        parallel_blocks: all blocks in the same passes (needs block_bias).
+        mask_token_id: None: the model's.
+    """
+
+    gen_length: int = 128
+    block_length: int | None = None
+    steps: int | None = None
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    cfg_scale: float = 0.0
+    repetition_penalty: float = 1.0
+    remasking: str | ConfidenceRule = "low_confidence"
+    threshold: float | None = None
+    factor: float | None = None
+    entropy_bound: float | None = None
+    revise: int = 0
+    revise_by: str = "confidence"
+    eos: str = "free"
+    min_length: int = 0
+    stop_at_eos: bool = True
+    eos_token_ids: tuple[int, ...] | None = None
+    forbid: tuple[int, ...] = ()
+    visibility: str | None = None
+    cache: str | None = None
+    parallel_blocks: bool = False
+    mask_token_id: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in {
+            "gen_length": 1,
+            "block_length": 1,
+            "steps": 1,
+            "top_k": 1,
+            "revise": 0,
+            "min_length": 0,
+        }.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"{name} must be at least {least}, not {value}")
+        for name in ("temperature", "cfg_scale", "factor", "entropy_bound"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float("inf"):
+                raise InputError(f"{name} must be 0 or more, not {value}")
+        for name in ("top_p", "threshold"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise InputError(f"{name} must be above 0 and at most 1, not {value}")
+        if not 0 < self.repetition_penalty < float("inf"):
+            raise InputError(f"repetition_penalty must be above 0, not {self.repetition_penalty}")
+        if isinstance(self.remasking, str):
+            _one_of("remasking", self.remasking, tuple(CONFIDENCE_RULES))
+        _one_of("revise_by", self.revise_by, REVISE_BY)
+        _one_of("eos", self.eos, EOS_RULES)
+        _one_of("visibility", self.visibility, VISIBILITIES)
+        _one_of("cache", self.cache, CACHES)
+        adaptive = [n for n in ("threshold", "factor", "entropy_bound") if getattr(self, n) is not None]
+        if len(adaptive) > 1:
+            raise InputError(f"{' and '.join(adaptive)} both say how many tokens a pass writes; give one of them")
+        for name in ("top_k", "top_p"):
+            if getattr(self, name) is not None and self.temperature == 0:
+                raise InputError(f"{name} chooses what to draw from; it needs a temperature above 0")
+
+    @property
+    def adaptive(self) -> str | None:
+        """The adaptive rule in force."""
+        return next((n for n in ("threshold", "factor", "entropy_bound") if getattr(self, n) is not None), None)
+
+    def for_model(self, config: ModelConfig) -> "SamplerConfig":
+        """This config with every None filled in from the model (`steps` and the rules apart), and checked.
+
+        Raises:
+            InputError: no mask token, ids out of range, or lengths, steps and options that do not fit together.
+        """
+        mask = config.mask_token_id if self.mask_token_id is None else self.mask_token_id
+        if mask is None:
+            raise InputError("the model names no mask token; import it with converters.from_hf, or set mask_token_id")
+        eos = tuple(config.eos_token_ids) if self.eos_token_ids is None else self.eos_token_ids
+        for name, ids in {"mask_token_id": (mask,), "eos_token_ids": eos, "forbid": self.forbid}.items():
+            for i in ids:
+                if not 0 <= i < config.vocab_size:
+                    raise InputError(f"{name} {i} is outside the embedding table (0 … {config.vocab_size - 1})")
+        if not eos and (self.eos != "free" or self.min_length):
+            option = f"eos {self.eos!r}" if self.eos != "free" else "min_length"
+            raise InputError(f"{option} needs to know the EOS; the model names none, set eos_token_ids")
+        block = self.block_length or config.block_length or min(32, self.gen_length)
+        if self.gen_length % block:
+            raise InputError(
+                f"gen_length {self.gen_length} is not a multiple of block_length {block}; "
+                f"try {-(-self.gen_length // block) * block}"
+            )
+        blocks = self.gen_length // block
+        if self.steps is not None and self.steps % blocks:
+            raise InputError(
+                f"steps {self.steps} is not a multiple of the {blocks} blocks (gen_length {self.gen_length} / "
+                f"block_length {block}); try {-(-self.steps // blocks) * blocks}"
+            )
+        if self.top_k is not None and self.top_k > config.vocab_size:
+            raise InputError(f"top_k {self.top_k} is more than the vocabulary of {config.vocab_size}")
+        visibility = self.visibility or config.visibility
+        if self.parallel_blocks and visibility != "block_bias":
+            raise InputError(
+                f"parallel_blocks needs visibility block_bias (blocks that do not see each other), not {visibility}"
+            )
+        known = dataclasses.replace(
+            self, mask_token_id=mask, eos_token_ids=eos, block_length=block, visibility=visibility
+        )
+        return dataclasses.replace(known, cache=self.cache or ("prefix" if keeps_prompt(known, config) else "none"))
+
+    def outline(self) -> "SamplerConfig":
+        """What a compiled program depends on: the numbers that it takes as `Dials` are set to one value each."""
+
+        def same(value: float | None, but: float | None = None) -> Any:
+            return value if value == but or value is None else 1
+
+        return dataclasses.replace(
+            self,
+            steps=None,
+            temperature=same(self.temperature, 0),
+            top_p=same(self.top_p),
+            cfg_scale=same(self.cfg_scale, 0),
+            repetition_penalty=1 if self.repetition_penalty == 1 else 2,
+            threshold=same(self.threshold),
+            factor=same(self.factor),
+            entropy_bound=same(self.entropy_bound),
+            revise=same(self.revise, 0),
+            min_length=same(self.min_length, 0),
+        )
+
+    def dials(self) -> "Dials":
+        """The numbers of a complete config (`for_model`)."""
+        assert self.block_length is not None
+        if self.steps is not None:
+            steps = self.steps * self.block_length // self.gen_length
+        else:
+            steps = _NO_CAP if self.adaptive else self.block_length
+        level = getattr(self, self.adaptive) if self.adaptive else 0.0
+        floats = (self.temperature, self.top_p or 1.0, self.cfg_scale, self.repetition_penalty, level)
+        whole = (steps, self.revise, -(-self.revise // steps), self.min_length)
+        return Dials(*(jnp.float32(x) for x in floats), *(jnp.int32(x) for x in whole))
+
+
+class Dials(NamedTuple):
+    """The numbers of a `SamplerConfig` that change no program.
+
+    Attributes:
+        level: of the adaptive rule.
+        steps: passes of a block.
+        revise, revise_rate: tokens of a block, of one pass, that may be masked again.
+    """
+
+    temperature: Float[Array, ""]
+    top_p: Float[Array, ""]
+    cfg_scale: Float[Array, ""]
+    repetition_penalty: Float[Array, ""]
+    level: Float[Array, ""]
+    steps: Int[Array, ""]
+    revise: Int[Array, ""]
+    revise_rate: Int[Array, ""]
+    min_length: Int[Array, ""]
+
+
+def keeps_prompt(config: SamplerConfig, model: ModelConfig) -> bool:
+    """Do keys and values of the prompt and of finished blocks never change again?"""
+    visibility = config.visibility or model.visibility
+    return visibility == "block_causal" or (visibility == "block_bias" and not model.prompt_sees_answer)
+
+
+def is_exact(config: SamplerConfig, model: ModelConfig) -> bool:
+    """Does the cache give, token for token, what sampling without one gives?"""
+    return config.cache in (None, "none") or keeps_prompt(config, model)
+
+
+def _one_of(name: str, value: str | None, choices: tuple[str, ...]) -> None:
+    if value is not None and value not in choices:
+        raise InputError(f"{name} {value!r} is unknown; choose one of {', '.join(choices)}")
