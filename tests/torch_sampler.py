@@ -1,7 +1,7 @@
 """The sampler's rules once more, in PyTorch and plain Python, for one greedy text: what the tests compare with.
 
 No cache, no batch, no compiled program: every pass runs the whole model over the whole text, and the rules are loops
-over lists in double precision. `margin` is the smallest difference between two numbers whose order decided anything:
+over lists, in double precision behind the model's float32. `margin` is the smallest difference between two numbers whose order decided anything:
 where it is below the model's rounding errors, two right samplers may disagree.
 """
 
@@ -57,11 +57,11 @@ def sample(
     tokens = [mask_token_id if token is None else token for token in text]
     masked = [token is None for token in text]
     written_at, confidence = [-1] * L, [1.0] * L
-    bias = bias_of(reference, visibility, L, prompt_length, block_length)
+    bias = bias_of(visibility, L, prompt_length, block_length)
     adaptive = threshold is not None or factor is not None or entropy_bound is not None
-    if steps is None and not adaptive:
-        steps = len(holes)
-    steps_per_block = None if steps is None else steps // len(blocks)
+    steps_per_block = None if adaptive else block_length
+    if steps is not None:
+        steps_per_block = steps // len(blocks)
     passes, margin, ended = 0, math.inf, False
 
     def compare(a: float, b: float) -> None:
@@ -167,10 +167,9 @@ def sample(
     return Text(tokens, written_at, confidence, passes * (2 if cfg_scale > 0 else 1), margin)
 
 
-def bias_of(reference, visibility: str, length: int, prompt_length: int, block_length: int) -> torch.Tensor:
+def bias_of(visibility: str, length: int, prompt_length: int, block_length: int) -> torch.Tensor:
     allowed = [[rule(visibility, i, j, prompt_length, block_length) for j in range(length)] for i in range(length)]
-    dtype = next(reference.parameters()).dtype
-    return torch.where(torch.tensor(allowed), 0.0, torch.finfo(dtype).min).to(dtype)[None, None]
+    return torch.where(torch.tensor(allowed), 0.0, torch.finfo(torch.float32).min)[None, None]
 
 
 def logits_of(reference, tokens: Sequence[int], bias: torch.Tensor) -> torch.Tensor:
