@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from qwen3llada_jax.cache import Cache
 from qwen3llada_jax.config import ModelConfig
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model import check_tokens
@@ -79,6 +80,27 @@ class Page(NamedTuple):
     keys: PRNGKeyArray
 
 
+class Progress(NamedTuple):
+    """Where every row stands.
+
+    Attributes:
+        canvas: what is on the page.
+        block, step: [B] the row's current block, and its passes in that block so far.
+        to_write: [B, G] masked positions of the current block(s) when begun; G is 1, or all blocks in parallel.
+        revised: [B, G] how many of its tokens have been masked again.
+        done: [B].
+        cache: keys and values, or None.
+    """
+
+    canvas: Canvas
+    block: Int[Array, " B"]
+    step: Int[Array, " B"]
+    to_write: Int[Array, "B G"]
+    revised: Int[Array, "B G"]
+    done: Bool[Array, " B"]
+    cache: Cache | None
+
+
 def finish(canvas: Canvas) -> Generation:
     """The texts of a canvas, without the padding of its bucket."""
     end = int(canvas.length.max())
@@ -90,8 +112,8 @@ def finish(canvas: Canvas) -> Generation:
 
 def bucket(length: int) -> int:
     """A length rounded up, by at most a quarter, so that few lengths are compiled for."""
-    step = max(16, (1 << max(length - 1, 0).bit_length()) // 4)
-    return -(-length // step) * step
+    step = max(16, (1 << max(length - 1, 0).bit_length()) // 8)
+    return max(16, -(-length // step) * step)
 
 
 def continuation(
@@ -122,11 +144,11 @@ def for_holes(model: ModelConfig, texts: Sequence[Sequence[int | None]], config:
         raise InputError("nothing to fill: every text needs at least one hole (None)")
     block = config.block_length or model.block_length or min(32, max(holes))
     longest = -(-max(holes) // block) * block
-    config = dataclasses.replace(
-        config, gen_length=longest, block_length=block, stop_at_eos=False, visibility=config.visibility or "full"
-    ).for_model(model)
+    config = dataclasses.replace(config, gen_length=longest, block_length=block, stop_at_eos=False).for_model(model)
     if config.visibility != "full":
-        raise InputError(f"infilling needs every token to see all others: visibility full, not {config.visibility}")
+        raise InputError(
+            f"infilling needs every token to see all others: the visibility is {config.visibility}; set it to full"
+        )
     if config.cache == "prefix":
         raise InputError("infilling has no prefix to keep, text stands on both sides; use cache dual or none")
     return config

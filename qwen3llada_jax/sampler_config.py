@@ -149,7 +149,10 @@ class SamplerConfig:
         known = dataclasses.replace(
             self, mask_token_id=mask, eos_token_ids=eos, block_length=block, visibility=visibility
         )
-        return dataclasses.replace(known, cache=self.cache or ("prefix" if keeps_prompt(known, config) else "none"))
+        cache = self.cache or ("prefix" if keeps_prompt(known, config) else "none")
+        if cache == "dual" and keeps_prompt(known, config):
+            cache = "prefix"  # what follows a block is never seen: nothing else to keep
+        return dataclasses.replace(known, cache=cache)
 
     def outline(self) -> "SamplerConfig":
         """What a compiled program depends on: the numbers that it takes as `Dials` are set to one value each."""

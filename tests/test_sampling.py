@@ -1,5 +1,7 @@
 """The sampler against LLaDA's algorithm written in PyTorch, its invariants, and what bad input gets."""
 
+import dataclasses
+import functools
 import itertools
 import json
 
@@ -8,83 +10,33 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from conftest import assert_one_line_error, rule, run_program, save_torch, torch_model
+from conftest import assert_one_line_error, run_program, save_torch, torch_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qwen3llada_jax as q
-from qwen3llada_jax import sampling
+from qwen3llada_jax import rules
+from qwen3llada_jax.canvas import bucket
+from qwen3llada_jax.proposals import Proposal, draw, propose, propose_one
+from qwen3llada_jax.unmasking import best_first, how_many
 
-V, MASK = 61, 60
+V, MASK = 62, 61
 
 
 @pytest.fixture(scope="module")
-def twin(tmp_path_factory):
+def twin_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("twin")
+
+
+@pytest.fixture(scope="module")
+def twin(twin_folder):
     """A small model with wide weights, so that confidences are well spread."""
     reference = torch_model(
         9, vocab_size=V, hidden_size=32, num_hidden_layers=2, initializer_range=0.35, tie_word_embeddings=False
     )
-    folder = save_torch(reference, tmp_path_factory.mktemp("twin"))
-    model = q.load(folder)
+    model = q.load(save_torch(reference, twin_folder))
     model.config = q.ModelConfig(**{**vars(model.config), "mask_token_id": MASK, "live_vocab_size": V - 3})
     return reference, model
-
-
-def torch_llada(reference, prompt, *, gen_length, block_length, steps, cfg_scale, visibility="full", forbidden=()):
-    """LLaDA's algorithm 5 for one prompt, greedy, low-confidence; positions still masked are kept in a list."""
-    P = len(prompt)
-    x = torch.tensor([prompt + [MASK] * gen_length])
-    masked = [False] * P + [True] * gen_length
-    L = P + gen_length
-    allowed = torch.tensor([[rule(visibility, i, j, P, block_length) for j in range(L)] for i in range(L)])
-    bias = torch.where(allowed, 0.0, torch.finfo(torch.float32).min)[None, None]
-    blocks = gen_length // block_length
-    steps_per_block = steps // blocks
-    for block in range(blocks):
-        where = range(P + block * block_length, P + (block + 1) * block_length)
-        share, rest = divmod(sum(masked[i] for i in where), steps_per_block)
-        for step in range(steps_per_block):
-            with torch.no_grad():
-                logits = reference(x, attention_mask=bias).logits[0].double()
-                if cfg_scale > 0:
-                    blank = x.clone()
-                    blank[0, :P] = MASK
-                    without = reference(blank, attention_mask=bias).logits[0].double()
-                    logits = without + (cfg_scale + 1) * (logits - without)
-            probability = logits.softmax(-1)
-            logits[:, list(forbidden)] = -torch.inf
-            token = logits.argmax(-1)
-            sure = sorted((i for i in where if masked[i]), key=lambda i: -probability[i, token[i]].item())
-            for i in sure[: share + (step < rest)]:
-                x[0, i], masked[i] = token[i], False
-    assert not any(masked)
-    return x[0, P:].tolist()
-
-
-GRID = [
-    (blocks, ratio, cfg, prompt, visibility)
-    for (blocks, ratio, cfg), (prompt, visibility) in itertools.product(
-        [(1, 1, 0.0), (1, 2, 1.5), (4, 1, 1.5), (4, 3, 0.0), (2, 4, 0.0)],
-        [([5], "full"), ([3, 1, 4, 1, 5, 9], "full"), ([7, 7, MASK, 2], "full"), ([8, 2], "block_bias"),
-         ([2, 8, 8], "block_causal")],
-    )
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("blocks", "ratio", "cfg", "prompt", "visibility"), GRID)
-def test_greedy_sampling_equals_torch_token_for_token(twin, blocks, ratio, cfg, prompt, visibility):
-    reference, model = twin
-    gen_length = 24
-    shape = {
-        "gen_length": gen_length,
-        "block_length": gen_length // blocks,
-        "steps": gen_length // ratio,
-        "cfg_scale": cfg,
-    }
-    expected = torch_llada(reference, prompt, visibility=visibility, forbidden=(V - 3, V - 2, MASK), **shape)
-    got = q.generate(model, [prompt], q.SamplerConfig(visibility=visibility, **shape))
-    assert got.answers()[0] == expected
-    assert got.nfe == shape["steps"] * (2 if cfg else 1)
 
 
 def test_the_models_confidences_are_well_spread(twin):
@@ -98,55 +50,321 @@ def test_the_models_confidences_are_well_spread(twin):
 
 
 SETTINGS = [
-    {"block_length": 4, "steps": 8},
-    {"block_length": 8, "steps": 3, "temperature": 0.7, "remasking": "random"},
+    {"block_length": 8, "steps": 3, "temperature": 0.7, "remasking": "random", "top_k": 9, "top_p": 0.8},
     {"block_length": 4, "steps": 6, "cfg_scale": 1.0, "remasking": "random_topk"},
     {"block_length": 2, "steps": 4, "temperature": 1.5, "visibility": "block_causal"},
-]
+    {"block_length": 4, "threshold": 0.3, "visibility": "block_causal", "temperature": 0.5},
+    {"block_length": 4, "factor": 1.5, "visibility": "block_bias", "remasking": "margin"},
+    {"block_length": 8, "entropy_bound": 1.0, "remasking": "entropy", "steps": 4, "cache": "dual"},
+    {"block_length": 4, "visibility": "block_bias", "parallel_blocks": True, "steps": 4},
+    {"block_length": 8, "steps": 4, "revise": 3, "repetition_penalty": 1.3},
+    {"block_length": 4, "threshold": 0.9, "revise": 2, "revise_by": "random", "cache": "prefix"},
+]  # fmt: skip
 token_ids = st.integers(0, V - 1)
 
 
+@pytest.mark.slow
 @given(
     st.sampled_from(SETTINGS),
-    st.lists(token_ids, min_size=5, max_size=5),  # the longest prompt fixes the shape, so that little is compiled
+    st.lists(token_ids, max_size=5),
     st.lists(token_ids, max_size=5),
     st.integers(0, 99),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_invariants(twin, options, first, second, seed):
+    """Prompts and kept tokens stay, every pass writes what it may and nothing else, NFE is what was counted."""
     _, model = twin
     prompts = [first, second]
     config = q.SamplerConfig(gen_length=8, **options)
+    S, starts = config.block_length, np.array([len(first), len(second)])
+    is_fixed, per_block = config.adaptive is None, (config.steps or 8) * S // 8
+    blocks_at_once = 8 // S if config.parallel_blocks else 1
     canvases = list(q.watch(model, prompts, config, key=jax.random.key(seed)))
-    per_block = config.steps * config.block_length // 8
-    share, rest = divmod(config.block_length, per_block)
-    assert len(canvases) == config.steps + 1
     for number, (before, after) in enumerate(itertools.pairwise(canvases)):
         was, now = np.asarray(before.is_masked), np.asarray(after.is_masked)
-        written = was & ~now
-        assert not (now & ~was).any()
-        assert (written.sum(axis=1) == share + (number % per_block < rest)).all()
-        np.testing.assert_array_equal(np.asarray(before.tokens)[~written], np.asarray(after.tokens)[~written])
-        for row, prompt in enumerate(prompts):
-            block = (np.flatnonzero(written[row]) - len(prompt)) // config.block_length
-            assert (block == number // per_block).all()
+        written, again = was & ~now, now & ~was
+        unchanged = ~(written | again)
+        np.testing.assert_array_equal(np.asarray(before.tokens)[unchanged], np.asarray(after.tokens)[unchanged])
+        assert (np.asarray(after.tokens)[now] == MASK).all()
+        assert (np.asarray(after.written_at)[written] == number).all()
+        assert config.revise or not again.any()
+        net = written.sum(axis=1) - again.sum(axis=1)
+        if is_fixed:
+            share, rest = divmod(S, per_block)
+            assert (net == blocks_at_once * (share + (number % per_block < rest))).all()
+        for row, start in enumerate(starts):
+            is_alive = was[row].any()
+            assert int(after.nfe[row] - before.nfe[row]) == is_alive * (2 if config.cfg_scale else 1)
+            assert written[row].any() == is_alive
+            blocks = (np.flatnonzero(written[row] | again[row]) - start) // S
+            current = (np.flatnonzero(was[row]) - start) // S
+            assert config.parallel_blocks or (blocks == min(current, default=-1)).all()
+        if config.revise:
+            assert again.sum(axis=1).max() <= -(-config.revise // per_block)
     last = canvases[-1]
     assert not last.is_masked.any()
+    assert len(canvases) - 1 == int(last.passes.max()) <= 8 + 2 * config.revise
     result = q.generate(model, prompts, config, key=jax.random.key(seed))
-    np.testing.assert_array_equal(result.tokens, last.tokens)
-    np.testing.assert_array_equal(result.written_at, last.written_at)
+    watched = q.finish(last)
+    np.testing.assert_array_equal(result.tokens, watched.tokens)
+    np.testing.assert_array_equal(result.written_at, watched.written_at)
+    np.testing.assert_array_equal(result.nfe, watched.nfe)
     for row, (prompt, answer) in enumerate(zip(prompts, result.answers(), strict=True)):
         assert np.asarray(result.tokens)[row, : len(prompt)].tolist() == prompt
+        assert len(answer) == 8
         assert max(answer) < V - 3
 
 
-def test_prompts_of_different_lengths_give_what_each_gives_alone(twin):
+EIGHT = [[1], [2, 3, 4, 5, 6, 7], [50], [9, 8], [1, 1, 2, 3, 5, 8, 13], [40, 41, 42], [30] * 12, [17, 4, 4, 2]]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"visibility": "full"},
+        pytest.param({"visibility": "full", "cache": "dual", "threshold": 0.5}, marks=pytest.mark.slow),
+        {"visibility": "block_causal", "threshold": 0.4},
+        pytest.param({"visibility": "block_causal", "cache": "none", "temperature": 0.8}, marks=pytest.mark.slow),
+        pytest.param({"visibility": "block_bias", "remasking": "random"}, marks=pytest.mark.slow),
+    ],
+)
+def test_eight_prompts_of_eight_lengths_give_what_each_gives_alone(twin, options):
     _, model = twin
-    prompts = [[1], [2, 3, 4, 5, 6, 7], []]
-    for visibility in ("full", "block_causal"):
-        config = q.SamplerConfig(gen_length=8, block_length=4, steps=8, visibility=visibility)
-        together = q.generate(model, prompts, config).answers()
-        assert together == [q.generate(model, [p], config).answers()[0] for p in prompts]
+    config, keys = q.SamplerConfig(gen_length=12, block_length=4, **options), jax.random.split(jax.random.key(5), 8)
+    together = q.generate(model, EIGHT, config, key=keys)
+    alone = [q.generate(model, [p], config, key=keys[i : i + 1]) for i, p in enumerate(EIGHT)]
+    assert together.answers() == [one.answers()[0] for one in alone]
+    assert together.nfe.tolist() == [int(one.nfe[0]) for one in alone]
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+@pytest.mark.parametrize("visibility", ["block_bias", "block_causal"])
+def test_exact_caches_change_no_token(twin, visibility, cache):
+    _, model = twin
+    for more in ({"steps": 8}, {"factor": 1.0, "cfg_scale": 1.5}, {"revise": 2, "steps": 6, "temperature": 1.0}):
+        config = q.SamplerConfig(gen_length=16, block_length=8, visibility=visibility, cache=cache, **more)
+        assert q.is_exact(config, model.config)
+        cached, plain = (q.generate(model, EIGHT, dataclasses.replace(config, cache=c)) for c in (cache, "none"))
+        assert cached.answers() == plain.answers()
+        np.testing.assert_array_equal(cached.written_at, plain.written_at)
+        np.testing.assert_array_equal(cached.nfe, plain.nfe)
+        np.testing.assert_allclose(cached.confidence, plain.confidence, atol=1e-5)
+
+
+def test_approximate_caches_are_exact_while_nothing_is_old(twin):
+    """In a block's first pass everything is computed anew: with one pass a block the tokens are the same."""
+    _, model = twin
+    config = q.SamplerConfig(gen_length=16, block_length=4, steps=4, cfg_scale=0.5)
+    plain = q.generate(model, EIGHT, config).answers()
+    several = dataclasses.replace(config, steps=16)
+    for cache in ("prefix", "dual"):
+        assert not q.is_exact(dataclasses.replace(config, cache=cache), model.config)
+        assert q.generate(model, EIGHT, dataclasses.replace(config, cache=cache)).answers() == plain
+        old = q.generate(model, EIGHT, dataclasses.replace(several, cache=cache))
+        exact = q.generate(model, EIGHT, several)
+        assert old.answers() != exact.answers()
+        np.testing.assert_array_equal(old.written_at[:, 0] >= 0, exact.written_at[:, 0] >= 0)
+
+
+def test_a_prompt_that_sees_answers_makes_the_cache_approximate(twin):
+    _, model = twin
+    seeing = dataclasses.replace(model.config, prompt_sees_answer=True)
+    config = q.SamplerConfig(gen_length=8, block_length=4, visibility="block_bias")
+    assert config.for_model(seeing).cache == "none"
+    assert config.for_model(model.config).cache == "prefix"
+    assert not q.is_exact(dataclasses.replace(config, cache="prefix"), seeing)
+
+
+def test_parallel_blocks_give_the_same_in_fewer_passes(twin):
+    _, model = twin
+    for more in ({"steps": 12}, {"threshold": 0.5, "temperature": 0.7}):
+        config = q.SamplerConfig(gen_length=12, block_length=4, visibility="block_bias", **more)
+        one_by_one = q.generate(model, EIGHT, config)
+        at_once = q.generate(model, EIGHT, dataclasses.replace(config, parallel_blocks=True))
+        assert at_once.answers() == one_by_one.answers()
+        assert at_once.passes < one_by_one.passes
+
+
+@pytest.mark.parametrize("sizes", [{"data": 8}, {"data": 1, "fsdp": 4, "tensor": 2}], ids=["data", "fsdp and tensor"])
+def test_a_mesh_gives_the_tokens_of_one_device(twin, twin_folder, sizes):
+    _, model = twin
+    mesh = q.make_mesh(**sizes)
+    spread = q.load(twin_folder, mesh=mesh)
+    spread.config = model.config
+    for options in ({"temperature": 0.7}, {"visibility": "block_causal", "threshold": 0.5, "cfg_scale": 1.0}):
+        config = q.SamplerConfig(gen_length=12, block_length=4, **options)
+        with jax.set_mesh(mesh):
+            got = q.generate(spread, EIGHT, config)
+        alone = q.generate(model, EIGHT, config)
+        assert got.answers() == alone.answers()
+        np.testing.assert_array_equal(got.nfe, alone.nfe)
+
+
+@pytest.mark.parametrize("visibility", ["full", "block_causal"])
+def test_eos_is_an_end(twin, visibility):
+    """Tokens up to the first EOS are those without stopping; the rest is EOS, and passes are saved."""
+    _, model = twin
+    on = q.SamplerConfig(gen_length=16, block_length=4, visibility=visibility, remasking="left_to_right")
+    free = q.generate(model, EIGHT, dataclasses.replace(on, stop_at_eos=False)).answers()
+    eos = free[0][5]  # a token that comes up, as if it were EOS
+    stopped = q.generate(model, EIGHT, dataclasses.replace(on, eos_token_ids=(eos,)))
+    for answer, whole, nfe in zip(stopped.answers(), free, stopped.nfe, strict=True):
+        end = whole.index(eos) if eos in whole else 16
+        assert answer == whole[:end] + [eos] * (16 - end)
+        assert nfe == min(end + 1, 16)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_eos_never_and_late(twin, temperature):
+    _, model = twin
+    plain = q.SamplerConfig(gen_length=12, block_length=12, temperature=temperature, stop_at_eos=False)
+    common = np.bincount(np.concatenate(q.generate(model, EIGHT, plain).answers()), minlength=V)
+    eos = tuple(int(i) for i in common.argsort()[-3:])
+    with_eos = dataclasses.replace(plain, eos_token_ids=eos)
+    never = q.generate(model, EIGHT, dataclasses.replace(with_eos, eos="never"))
+    assert not np.isin(never.answers(), eos).any()
+    late = np.array(q.generate(model, EIGHT, dataclasses.replace(with_eos, min_length=5)).answers())
+    assert not np.isin(late[:, :5], eos).any()
+    assert np.isin(late[:, 5:], eos).any()
+
+
+def test_eos_last_goes_after_all_others():
+    confidence, masked = jnp.array([[[0.9, 0.5, 0.8, 0.1, 0.7]]]), jnp.array([[[True, True, True, True, False]]])
+    is_eos = jnp.array([[[True, False, True, False, False]]])
+    order = best_first(confidence, masked, is_eos)
+    assert order[0, 0].tolist() == [1, 3, 0, 2, 4]
+    config = q.SamplerConfig(gen_length=5, block_length=5, threshold=0.05, eos="last", eos_token_ids=(1,))
+    proposal = Proposal(jnp.zeros((1, 1, 5), int), confidence, confidence, confidence)
+    arguments = (jnp.array([[4]]), jnp.zeros(1, int), config.dials(), config)
+    assert how_many(proposal, masked, is_eos, order, *arguments).item() == 2
+    order = best_first(confidence, masked & is_eos, is_eos)
+    assert how_many(proposal, masked & is_eos, is_eos, order, *arguments).item() == 2
+
+
+def test_infilling_fills_holes_and_nothing_else(twin):
+    _, model = twin
+    texts = [[5, None, None, 6, 7, None], [None] * 5 + [3], [1, 2, None]]
+    for options in ({}, {"block_length": 2, "steps": 3}, {"threshold": 0.4, "cache": "dual", "block_length": 2}):
+        result = q.infill(model, texts, q.SamplerConfig(**options))
+        for row, text, answer in zip(np.asarray(result.tokens), texts, result.answers(), strict=True):
+            assert [int(t) for t, given in zip(row, text, strict=False) if given is not None] == [
+                t for t in text if t is not None
+            ]
+            assert answer == [int(t) for t, given in zip(row, text, strict=False) if given is None]
+            assert max(answer) < V - 3
+    alone = [q.infill(model, [text], q.SamplerConfig()).answers()[0] for text in texts]
+    assert q.infill(model, texts, q.SamplerConfig()).answers() == alone
+    for wrong, part in {
+        ((1, 2),): "needs at least one hole",
+        ((1, None, V),): f"token id {V} is outside",
+    }.items():
+        with pytest.raises(q.InputError, match=part):
+            q.infill(model, wrong, q.SamplerConfig())
+    with pytest.raises(q.InputError, match="set it to full"):
+        q.infill(model, texts, q.SamplerConfig(visibility="block_causal"))
+
+
+def test_continuing_is_infilling_at_the_end(twin):
+    _, model = twin
+    config = q.SamplerConfig(gen_length=6, block_length=3, steps=4)
+    continued = q.generate(model, [[4, 5, 6]], config)
+    np.testing.assert_array_equal(continued.tokens, q.infill(model, [[4, 5, 6] + [None] * 6], config).tokens)
+
+
+def test_a_rule_of_ones_own(twin):
+    _, model = twin
+
+    def right_to_left(log_p, token, place, key):
+        return place.astype(jnp.float32)
+
+    config = q.SamplerConfig(gen_length=6, block_length=6, remasking=right_to_left)
+    assert np.asarray(q.generate(model, [[1, 2]], config).written_at)[0].tolist() == [-1, -1, 5, 4, 3, 2, 1, 0]
+
+
+def test_a_penalty_on_repetition_is_that_of_transformers():
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    rng = np.random.default_rng(0)
+    head = rng.normal(size=(V, 8)).astype(np.float32)
+    hidden = rng.normal(size=(1, 3, 1, 8)).astype(np.float32)
+    seen = [3, 5, 5, 9]
+    logits = torch.tensor(hidden[0, :, 0] @ head.T)
+    expected = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([seen] * 3), logits).softmax(-1)
+    config = q.SamplerConfig(gen_length=3, block_length=3, repetition_penalty=1.7)
+    got = propose(
+        jnp.asarray(hidden),
+        jnp.asarray(head),
+        where=jnp.ones((1, 3), bool),
+        place=jnp.arange(3)[None],
+        keys=jax.random.split(jax.random.key(0), 1),
+        present=jnp.zeros((1, V), bool).at[0, jnp.asarray(seen)].set(True),
+        allowed=jnp.ones(V, bool),
+        eos=jnp.zeros(V, bool),
+        dials=config.dials(),
+        config=config,
+    )
+    np.testing.assert_array_equal(got.token[0], expected.argmax(-1).numpy())
+    np.testing.assert_allclose(got.probability[0], expected.max(-1).values.numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["low_confidence", "margin", "entropy", "left_to_right"])
+def test_confidence_rules_are_their_formulas(name):
+    logits = np.random.default_rng(1).normal(size=(20, 13)) * 3
+    logits[:, 4] = -np.inf
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    best = np.sort(p, axis=1)
+    expected = {
+        "low_confidence": best[:, -1],
+        "margin": best[:, -1] - best[:, -2],
+        "entropy": (p * np.log(np.where(p > 0, p, 1))).sum(axis=1),
+        "left_to_right": -np.arange(20),
+    }[name]
+    log_p = jax.nn.log_softmax(jnp.asarray(logits, jnp.float32))
+    got = jax.vmap(rules.CONFIDENCE_RULES[name], (0, 0, 0, None))(
+        log_p, log_p.argmax(1), jnp.arange(20), jax.random.key(0)
+    )
+    np.testing.assert_allclose(got, expected, rtol=2e-5, atol=1e-6)
+
+
+@given(
+    st.lists(st.floats(0, 1, width=32), min_size=6, max_size=6), st.integers(1, 6), st.floats(0.0078125, 3, width=32)
+)
+@settings(max_examples=200, deadline=None)
+def test_counting_rules_are_their_formulas(values, masked, level):
+    best_first = np.sort(np.array(values, np.float32))[::-1]
+    p, mask = jnp.asarray(best_first.copy())[None, None], (jnp.arange(6) < masked)[None, None]
+    c = best_first[:masked]
+    assert (
+        rules.threshold(p, mask, level).item()
+        == (c > min(np.float32(level), np.float32(c[0] - np.float32(1e-5)))).sum()
+    )
+    fits = [n for n in range(1, masked + 1) if np.float32(n + 1) * (1 - c[n - 1]) < np.float32(level)]
+    assert rules.factor(p, mask, level).item() == max(fits, default=0)
+    H = np.sort(np.array(values, np.float64))[:masked] * 2
+    fits = [n for n in range(1, masked + 1) if H[:n].sum() - H[:n].max() <= level]
+    near = any(abs(H[:n].sum() - H[:n].max() - level) < 1e-5 for n in range(1, masked + 1))
+    sorted_H = jnp.asarray(np.sort(np.array(values, np.float32)) * 2)[None, None]
+    assert near or rules.entropy_bound(sorted_H, mask, level).item() == max(fits)
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(3, None), (None, 0.75), (4, 0.6)])
+def test_top_k_and_top_p_keep_what_transformers_keeps(top_k, top_p):
+    from transformers import TopKLogitsWarper, TopPLogitsWarper
+
+    logits = np.random.default_rng(3).normal(size=12).astype(np.float32) * 2
+    left = torch.tensor(logits)[None] / 0.7
+    if top_k:
+        left = TopKLogitsWarper(top_k)(None, left)
+    if top_p:
+        left = TopPLogitsWarper(top_p)(None, left)
+    config = q.SamplerConfig(block_length=1, temperature=0.7, top_k=top_k, top_p=top_p)
+    keys = jax.random.split(jax.random.key(0), 5000)
+    drawn = jax.vmap(lambda key: draw(key, jnp.asarray(logits), config.dials(), config))(keys)
+    share = np.bincount(np.asarray(drawn), minlength=12) / 5000
+    expected = left.softmax(-1)[0].numpy()
+    assert ((share > 0) == (expected > 0)).all()
+    assert np.abs(share - expected).max() < 0.03
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
@@ -156,40 +374,52 @@ def test_proposals_are_drawn_from_the_tempered_softmax(temperature):
     logits = np.concatenate([[80.0, 79.5, 79.0, 78.0], np.linspace(77, 70, 6), [-80.0, 0.0]]).astype(np.float32)
     exact = np.exp((logits - 80.0) / temperature, dtype=np.float64)
     exact /= exact.sum()
-    wide = jnp.broadcast_to(logits, (1, draws, size))
-    tokens, sure = sampling.propose(jax.random.split(jax.random.key(0), 1), wide, jnp.ones(size, bool), temperature)
-    counts = np.bincount(np.asarray(tokens[0]), minlength=size)
+    config = q.SamplerConfig(block_length=1, temperature=temperature)
+    one = functools.partial(propose_one, dials=config.dials(), config=config)
+    keys = jax.random.split(jax.random.key(0), draws)
+    proposals = jax.jit(jax.vmap(one, (None, None, 0)))(jnp.asarray(logits), jnp.int32(0), keys)
+    counts = np.bincount(np.asarray(proposals.token), minlength=size)
     common = exact * draws >= 5
     statistic = ((counts - exact * draws) ** 2 / (exact * draws))[common].sum()
     degrees = common.sum() - 1
     assert statistic < degrees + 4 * np.sqrt(2 * degrees) + 4
     assert counts[-2] == counts[-1] == 0
     softmax = np.exp(logits - 80.0, dtype=np.float64) / np.exp(logits - 80.0, dtype=np.float64).sum()
-    np.testing.assert_allclose(sure[0], softmax[np.asarray(tokens[0])], rtol=1e-4)
+    np.testing.assert_allclose(proposals.probability, softmax[np.asarray(proposals.token)], rtol=1e-4)
 
 
-def test_random_remasking_is_uniform_over_positions():
-    keys = jax.random.split(jax.random.key(0), 4000)
-    confidence = sampling.confidence_of(keys, jnp.tile(jnp.linspace(0, 1, 8), (4000, 1)), "random")
-    first = np.bincount(np.asarray(confidence.argmax(axis=1)), minlength=8) / 4000
-    assert np.abs(first - 1 / 8).max() < 0.03
+def test_random_rules():
+    """`random` is uniform over positions; `random_topk` breaks near-ties and nothing more."""
+    keys = jax.random.split(jax.random.key(0), (4000, 8))
+    log_p = jnp.log(jnp.array([0.5, 0.3, 0.2]))
+
+    def first(rule, tokens):
+        confidence = jax.vmap(jax.vmap(rule, (None, 0, None, 0)), (None, None, None, 0))(log_p, tokens, 0, keys)
+        return np.bincount(np.asarray(confidence.argmax(axis=1)), minlength=8) / 4000
+
+    assert np.abs(first(rules.random, jnp.zeros(8, int)) - 1 / 8).max() < 0.03
+    tied = first(rules.random_topk, jnp.array([0, 0, 1, 1, 1, 2, 2, 2]))
+    assert tied[2:].sum() == 0
+    assert 0.4 < tied[0] < 0.6
 
 
-def test_random_topk_breaks_near_ties_only():
-    keys = jax.random.split(jax.random.key(0), 500)
-    tied = sampling.confidence_of(keys, jnp.tile(jnp.array([0.5, 0.5, 0.1]), (500, 1)), "random_topk").argmax(axis=1)
-    share = np.bincount(np.asarray(tied), minlength=3) / 500
-    assert share[2] == 0
-    assert 0.4 < share[0] < 0.6
-
-
-def test_trajectory_is_one_program(twin):
+def test_a_new_prompt_within_a_bucket_compiles_nothing(twin):
     _, model = twin
     config = q.SamplerConfig(gen_length=10, block_length=5, steps=10)
-    before = sampling._run._cache_size()
-    for prompt in ([1, 2, 3], [4, 5, 6]):
+    q.generate(model, [[1, 2, 3]], config)
+    before = q.compilations()
+    for prompt in ([4, 5, 6], [], [7] * 16):
         q.generate(model, [prompt], config)
-    assert sampling._run._cache_size() == before + 1
+    q.generate(model, [[1]], dataclasses.replace(config, steps=4))
+    assert q.compilations() == before
+    q.generate(model, [[7] * 17], config)
+    assert q.compilations() == before + 1
+
+
+@given(st.integers(0, 5000))
+def test_buckets_are_few_and_near(length):
+    assert length <= bucket(length) <= max(16, length + 15, length * 1.25)
+    assert len({bucket(n) for n in range(1, 4097)}) < 40
 
 
 @pytest.mark.parametrize(
@@ -201,6 +431,18 @@ def test_trajectory_is_one_program(twin):
         ({"temperature": -1.0}, "temperature must be 0 or more"),
         ({"remasking": "best"}, "remasking 'best' is unknown"),
         ({"mask_token_id": 99}, "mask_token_id 99 is outside"),
+        ({"forbid": (99,)}, "forbid 99 is outside"),
+        ({"threshold": 0.5, "factor": 1.0}, "threshold and factor both say how many"),
+        ({"top_p": 0.5}, "top_p chooses what to draw from; it needs a temperature"),
+        ({"top_p": 1.5, "temperature": 1.0}, "top_p must be above 0 and at most 1"),
+        ({"top_k": 99, "temperature": 1.0}, "top_k 99 is more than the vocabulary"),
+        ({"parallel_blocks": True}, "parallel_blocks needs visibility block_bias"),
+        ({"cache": "all"}, "cache 'all' is unknown; choose one of none, prefix, dual"),
+        ({"eos": "never"}, "the model names none, set eos_token_ids"),
+        ({"eos": "soon"}, "eos 'soon' is unknown"),
+        ({"revise": -1}, "revise must be at least 0"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty must be above 0"),
+        ({"entropy_bound": -1.0}, "entropy_bound must be 0 or more"),
     ],
 )
 def test_impossible_settings_are_refused(twin, options, part):
