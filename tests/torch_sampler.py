@@ -1,8 +1,8 @@
 """The sampler's rules once more, in PyTorch and plain Python, for one greedy text: what the tests compare with.
 
 No cache, no batch, no compiled program: every pass runs the whole model over the whole text, and the rules are loops
-over lists, in double precision behind the model's float32. `margin` is the smallest difference between two numbers whose order decided anything:
-where it is below the model's rounding errors, two right samplers may disagree.
+over lists, in double precision behind the model's float32. `margin` is the smallest difference between two numbers
+whose order decided anything: where it is below the model's rounding errors, two right samplers may disagree.
 """
 
 import math

@@ -1,0 +1,390 @@
+"""How fast is sampling? Ours against LLaDA's sampler as it is written in PyTorch, the same weights, in one run.
+
+    python -m benchmarks.sampling [--only small|large|trained] [--trained out/sorting] [--repeats 3]
+
+PyTorch runs transformers' Qwen3 in float32 on the whole text, takes all logits, and writes by topk; the last row of a
+shape is its KV-cached autoregressive `generate`. Each side is a process of its own that keeps its model; readings
+alternate, tokens/s are of the median reading, without compiling. `equal` is the share of written tokens on which both
+sides agree (random weights), `right` that of lists sorted rightly (trained by `sorting.py --lists`). Then: cold starts
+with and without JAX's persistent compilation cache, a prompt of another length, and memory. Both sides want all cores:
+a busy machine slows PyTorch's threads, which wait for each other, far more than ours, so the load is printed too.
+"""
+
+import argparse
+import functools
+import json
+import os
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+SMALL = {
+    "vocab_size": 4096, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6,
+    "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 32, "tie_word_embeddings": False,
+}  # fmt: skip
+LARGE = {
+    "vocab_size": 151_936, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
+    "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": True,
+}  # fmt: skip
+PROMPT = 64
+ALLOWANCE = 300e6  # bytes beside parameters, caches and one block of logits
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: what each side is asked to do with the same prompts.
+
+    Attributes:
+        ours: fields of SamplerConfig.
+        theirs: arguments of `unmask_in_torch`.
+        target: least ratio of tokens/s.
+        is_exact: both should write the same.
+    """
+
+    name: str
+    folder: Path
+    prompts: list[list[int]]
+    ours: dict[str, Any]
+    theirs: dict[str, Any]
+    target: float | None = None
+    is_exact: bool = False
+    answers: list[str] = field(default_factory=list)
+
+
+# ---- the two sides, each in a process of its own
+
+
+@functools.cache
+def our_model(folder: Path) -> Any:
+    import qwen3llada_jax as q
+
+    return q.load(folder, "float32")
+
+
+def write(folder: Path, prompts: list[list[int]], settings: dict[str, Any]) -> dict[str, Any]:
+    """Our side: {"answers", "seconds", "nfe" (of one row)}."""
+    import qwen3llada_jax as q
+
+    model, config = our_model(folder), q.SamplerConfig(**settings)
+    begin = time.perf_counter()
+    result = q.generate(model, prompts, config)
+    answers = result.answers()
+    return {"answers": answers, "seconds": time.perf_counter() - begin, "nfe": float(result.nfe.mean())}
+
+
+@functools.cache
+def torch_model(folder: Path, *, is_causal: bool) -> Any:
+    import torch
+    from transformers import AutoConfig, Qwen3ForCausalLM
+    from transformers.utils import logging
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    logging.disable_progress_bar()
+    config = AutoConfig.from_pretrained(folder)
+    config.is_causal = is_causal
+    return Qwen3ForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32).eval()
+
+
+def write_in_torch(folder: Path, prompts: list[list[int]], settings: dict[str, Any]) -> dict[str, Any]:
+    """PyTorch's side, as `write`; `autoregressive` among the settings: transformers' `generate`."""
+    import torch
+
+    settings = dict(settings)
+    is_causal = settings.pop("autoregressive", False)
+    model, tokens = torch_model(folder, is_causal=is_causal), torch.tensor(prompts)
+    begin = time.perf_counter()
+    with torch.inference_mode():
+        if is_causal:
+            many = settings["gen_length"]
+            written = model.generate(
+                tokens, max_new_tokens=many, min_new_tokens=many, do_sample=False, pad_token_id=0,
+                attention_mask=torch.ones_like(tokens),
+            )  # fmt: skip
+            nfe = many
+        else:
+            written = unmask_in_torch(model, tokens, **settings)
+            nfe = settings["steps"]
+    seconds = time.perf_counter() - begin
+    return {"answers": written[:, tokens.shape[1] :].tolist(), "seconds": seconds, "nfe": float(nfe)}
+
+
+def unmask_in_torch(
+    model: Any,
+    prompts: Any,
+    *,
+    gen_length: int,
+    block_length: int,
+    steps: int,
+    mask: int,
+    never: Sequence[int],
+    visibility: str = "full",
+) -> Any:
+    """LLaDA's algorithm 5, greedy: the model on the whole text, all logits, the surest of the block by topk."""
+    import torch
+
+    B, P = prompts.shape
+    text = torch.cat([prompts, torch.full((B, gen_length), mask)], dim=1)
+    bias = None
+    if visibility == "block_causal":
+        block = ((torch.arange(P + gen_length) - P) // block_length).clamp(min=-1)
+        bias = torch.zeros(1, 1, len(block), len(block)).masked_fill(block[None, :] > block[:, None], -torch.inf)
+    never = torch.tensor([mask, *never])
+    many = block_length * steps // gen_length
+    per_step = block_length // many
+    for end in range(P + block_length, P + gen_length + 1, block_length):
+        for _ in range(many):
+            logits = model(text, attention_mask=bias, use_cache=False).logits
+            logits[..., never] = -torch.inf
+            proposal = logits.argmax(-1)
+            sure = logits.softmax(-1).gather(-1, proposal[..., None])[..., 0]
+            sure = torch.where(text == mask, sure, -torch.inf)
+            sure[:, end:] = -torch.inf
+            chosen = sure.topk(per_step, dim=-1).indices
+            text.scatter_(1, chosen, proposal.gather(1, chosen))
+    return text
+
+
+def other_length(folder: Path, settings: dict[str, Any]) -> dict[str, float]:
+    """Seconds to the first written tokens of a prompt whose length is new, and programs compiled for it."""
+    import jax
+
+    import qwen3llada_jax as q
+
+    model, config = our_model(folder), q.SamplerConfig(**settings)
+    for prompt in ([1] * PROMPT, [1] * (PROMPT - 5)):
+        before, begin = q.compilations(), time.perf_counter()
+        canvases = q.watch(model, [prompt], config)
+        next(canvases)
+        jax.block_until_ready(next(canvases))
+        seconds = time.perf_counter() - begin
+    return {"seconds": seconds, "compilations": q.compilations() - before}
+
+
+def memory(folder: Path, settings: dict[str, Any]) -> dict[str, float]:
+    """Bytes: what must be there, and the peak of a fresh process that loads the model and writes."""
+    import jax
+    from flax import nnx
+
+    write(folder, [[1] * PROMPT], settings)
+    model = our_model(folder)
+    config, length = model.config, PROMPT + settings["gen_length"]
+    parameters = sum(x.nbytes for x in jax.tree.leaves(nnx.to_pure_dict(nnx.state(model, nnx.Param))))
+    heads = config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    caches = 0 if settings.get("cache") == "none" else 2 * 4 * length * heads
+    logits = 4 * settings["block_length"] * config.vocab_size
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return {"parameters": parameters, "caches": caches, "logits": logits, "peak": 1024 * int(peak.split()[1])}
+
+
+def process() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+
+
+# ---- rows
+
+
+def make_model(folder: Path, shape: dict[str, Any]) -> None:
+    """A random bidirectional Qwen3 as a Hugging Face folder; weights wide enough that it writes various tokens."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    config = Qwen3Config(
+        **shape, initializer_range=0.05, max_position_embeddings=1024, is_causal=False, eos_token_id=None,
+        bos_token_id=None, rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+    )  # fmt: skip
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+
+
+def rows_of(folder: Path, shape: dict[str, Any], *, gen_length: int, steps: int, target: float) -> list[Row]:
+    """The exact algorithm and, at the small shape, what caches add."""
+    draw, mask = random.Random(0), shape["vocab_size"] - 1
+    prompts = [[draw.randrange(mask) for _ in range(PROMPT)]]
+    common = {"gen_length": gen_length, "block_length": 32, "steps": steps}
+    ours = common | {"mask_token_id": mask, "stop_at_eos": False, "visibility": "full", "cache": "none"}
+    theirs = common | {"mask": mask, "never": []}
+    causal = {"visibility": "block_causal"}
+    rows = [Row("exact, full", folder, prompts, ours, theirs, target, is_exact=True)]
+    if gen_length > 32:
+        prefix = ours | causal | {"cache": "prefix"}
+        rows += [
+            Row("prefix, block_causal", folder, prompts, prefix, theirs | causal, 3, is_exact=True),
+            Row("prefix, block_causal | torch full", folder, prompts, prefix, theirs, 3),
+            Row("dual, full", folder, prompts, ours | {"cache": "dual"}, theirs),
+        ]
+    autoregressive = {"gen_length": gen_length, "autoregressive": True}
+    return [*rows, Row("exact, full | autoregressive", folder, prompts, ours, autoregressive)]
+
+
+def trained_rows(trained: Path, folder: Path, limit: int) -> list[Row]:
+    """The threshold rule on a model that sorts lists, against one token a pass, on its held-out prompts."""
+    from benchmarks import sorting
+    from converters.to_hf import export
+    from qwen3llada_jax.checkpoint import read_model_config
+    from qwen3llada_jax.tokens import load_tokenizer
+
+    result = json.loads((trained / "result.json").read_text())
+    task = sorting.Task(**{f: result[f] for f in sorting.Task.__dataclass_fields__})
+    texts = sorting.make_problems(folder / "problems", task, result["held_out"])[:limit]
+    export(trained / "run", folder / "model")
+    config, tokenizer = read_model_config(folder / "model"), load_tokenizer(folder / "model")
+    prompts = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
+        )
+        for text in texts
+    ]
+    common = {"gen_length": task.answer_length, "block_length": task.block_length}
+    ours = common | {"visibility": task.visibility, "threshold": 0.9}
+    ours["cache"] = "dual" if task.visibility == "full" else "prefix"
+    never = range(config.live_vocab_size or config.vocab_size, config.vocab_size)
+    theirs = common | {"steps": task.answer_length, "mask": config.mask_token_id, "never": list(never)}
+    name, answers = f"threshold 0.9, {ours['cache']}, {task.visibility}", [sorting.sort_lists(text) for text in texts]
+    theirs["visibility"] = task.visibility
+    return [Row(name, folder / "model", prompts, ours, theirs, 10, answers=answers)]
+
+
+def measure(row: Row, sides: dict[str, ProcessPoolExecutor], repeats: int) -> dict[str, Any]:
+    """Alternating readings; with several prompts, every one is written once by each side."""
+    settings = {"ours": row.ours, "torch": row.theirs}
+    calls = {"ours": write, "torch": write_in_torch}
+
+    def reading(side: str, number: int) -> dict[str, Any]:
+        prompt = row.prompts[number % len(row.prompts)]
+        return sides[side].submit(calls[side], row.folder, [prompt], settings[side]).result()
+
+    first = {side: reading(side, 0) for side in sides}
+    found = {side: [] for side in sides}
+    for number in range(max(repeats, len(row.prompts))):
+        for side in sides:
+            found[side].append(reading(side, number))
+    line: dict[str, Any] = {"name": row.name, "target": row.target, "ours_settings": row.ours}
+    for side, readings in found.items():
+        seconds = statistics.median(r["seconds"] for r in readings)
+        nfe = statistics.mean(r["nfe"] for r in readings)
+        many = row.ours["gen_length"]
+        line[side] = {"seconds": seconds, "tokens_per_second": many / seconds, "nfe": nfe, "per_forward": many / nfe}
+    line["compile_seconds"] = first["ours"]["seconds"] - line["ours"]["seconds"]
+    line["ratio"] = line["torch"]["seconds"] / line["ours"]["seconds"]
+    if row.is_exact:
+        mine, other = (found[side][0]["answers"][0] for side in ("ours", "torch"))
+        line["equal"] = statistics.mean(a == b for a, b in zip(mine, other, strict=True))
+    if row.answers:
+        for side, readings in found.items():
+            line[side]["right"] = share_right(row, [r["answers"][0] for r in readings])
+    return line
+
+
+def share_right(row: Row, written: list[list[int]]) -> float:
+    """Of all lists, those sorted rightly and in their places."""
+    from qwen3llada_jax.checkpoint import read_model_config
+    from qwen3llada_jax.tokens import load_tokenizer
+
+    tokenizer, ends = load_tokenizer(row.folder), read_model_config(row.folder).eos_token_ids
+    right = []
+    for ids, answer in zip(written, row.answers, strict=False):
+        end = next((i for i, token in enumerate(ids) if token in ends), len(ids))
+        lists = tokenizer.decode(ids[:end], skip_special_tokens=True).split(" ")
+        right += [number < len(lists) and lists[number] == a for number, a in enumerate(answer.split())]
+    return statistics.mean(right)
+
+
+def cold_starts(row: Row) -> dict[str, float]:
+    """Seconds from starting Python to the answer, without and with a filled compilation cache."""
+    found = {}
+    with tempfile.TemporaryDirectory() as cache:
+        for name, place in (("no cache", None), ("fills the cache", cache), ("from the cache", cache)):
+            os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+            if place:
+                os.environ["JAX_COMPILATION_CACHE_DIR"] = place
+            begin = time.perf_counter()
+            with process() as fresh:
+                fresh.submit(write, row.folder, row.prompts[:1], row.ours).result()
+            found[name] = time.perf_counter() - begin
+    os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=("small", "large", "trained"))
+    parser.add_argument("--trained", type=Path, help="folder of benchmarks.sorting --lists")
+    parser.add_argument("--prompts", type=int, default=16, help="of the trained model's held-out ones")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("out/sampling.json"))
+    flags = parser.parse_args()
+    report: dict[str, Any] = {"load": os.getloadavg()[0], "cores": os.cpu_count(), "rows": []}
+    print(f"{report['cores']} cores, load of the last minute before the start {report['load']:.1f}")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        shapes = {"small": (SMALL, 128, 128, 1.4), "large": (LARGE, 32, 8, 1.5)}
+        groups: dict[str, list[Row]] = {}
+        for name, (shape, gen_length, steps, target) in shapes.items():
+            if flags.only in (None, name):
+                with process() as maker:
+                    maker.submit(make_model, folder / name, shape).result()
+                groups[name] = rows_of(folder / name, shape, gen_length=gen_length, steps=steps, target=target)
+        if flags.trained and flags.only in (None, "trained"):
+            groups["trained"] = trained_rows(flags.trained, folder, flags.prompts)
+        print(f"{'':42}{'ours':^34}{'torch':^26}\n{'':42}" + HEADS)
+        for name, rows in groups.items():
+            with process() as ours, process() as torch:  # a large model is given up before the next
+                for row in rows:
+                    line = {"shape": name, **measure(row, {"ours": ours, "torch": torch}, flags.repeats)}
+                    report["rows"].append(line)
+                    print(line_of(line), flush=True)
+                if name == "small":
+                    report["other_length"] = ours.submit(other_length, rows[0].folder, rows[0].ours).result()
+                    report["cold_start"] = cold_starts(rows[0])
+            if name == "large":
+                report["memory"] = {}
+                causal = rows[0].ours | {"visibility": "block_causal", "cache": "prefix"}
+                for kind, settings in (("exact, full", rows[0].ours), ("prefix, block_causal", causal)):
+                    with process() as fresh:
+                        report["memory"][kind] = fresh.submit(memory, rows[0].folder, settings).result()
+    print_rest(report)
+    flags.out.parent.mkdir(parents=True, exist_ok=True)
+    flags.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+HEADS = (
+    f"{'tok/s':>8}{'NFE':>6}{'tok/f':>7}{'compile':>9}{'':4}{'tok/s':>8}{'NFE':>6}{'tok/f':>7}{'ratio':>8}{'target':>8}"
+)
+
+
+def line_of(line: dict[str, Any]) -> str:
+    def cells(side: dict[str, Any]) -> str:
+        return f"{side['tokens_per_second']:8.1f}{side['nfe']:6.0f}{side['per_forward']:7.2f}"
+
+    target = f"{line['target']:7.1f}×" if line["target"] else ""
+    text = f"{line['shape']:8}{line['name']:34}{cells(line['ours'])}{line['compile_seconds']:8.1f}s{'':4}"
+    text += f"{cells(line['torch'])}{line['ratio']:7.2f}×{target:>8}"
+    if "equal" in line:
+        text += f"  equal {line['equal']:.1%}"
+    if "right" in line["ours"]:
+        text += f"  right {line['ours']['right']:.1%}, torch {line['torch']['right']:.1%}"
+    return text
+
+
+def print_rest(report: dict[str, Any]) -> None:
+    if "cold_start" in report:
+        cells = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report["cold_start"].items())
+        print(f"small, start of Python to the answer: {cells}")
+        new = report["other_length"]
+        print(f"small, another prompt length: first tokens {new['seconds']:.3f} s, {new['compilations']} compilations")
+    for kind, m in report.get("memory", {}).items():
+        budget = m["parameters"] + m["caches"] + m["logits"] + ALLOWANCE
+        parts = " + ".join(f"{name} {m[name] / 1e6:.0f}" for name in ("parameters", "caches", "logits"))
+        print(f"large, {kind}: peak {m['peak'] / 1e6:.0f} MB; {parts} + 300 = {budget / 1e6:.0f} MB")
+
+
+if __name__ == "__main__":
+    main()
