@@ -129,7 +129,7 @@ def state_of(out: Path) -> dict[str, bytes]:
     import orbax.checkpoint as ocp
 
     newest = max((p for p in (out / "checkpoints").iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
-    found = {}
+    found: dict[str, bytes] = {}
     for item in ("params", "opt"):
         with warnings.catch_warnings(action="ignore"), ocp.PyTreeCheckpointer() as checkpointer:
             tree = checkpointer.restore(newest.absolute() / item)

@@ -18,12 +18,13 @@ import jax
 import numpy as np
 
 from qwen3llada_jax import model, sharding
-from train import data
+from train.batches import held_out_rows, training_batches
+from train.evaluate import evaluate
 from train.optim import optimiser
 from train.read_config import read_config
-from train.run import evaluate, first_state, load_rows, to_devices
 from train.start import find_start
-from train.step import make_eval_step, make_train_step, state_shardings
+from train.state import first_state
+from train.step import make_eval_step, make_train_step, state_shardings, to_devices
 
 ROOT = Path(__file__).parent.parent
 RATES = {"adamw": 1e-3, "adamw8bit": 1e-3, "lion": 2e-4, "lion8bit": 2e-4, "adafactor": 1e-3, "muon": 1e-3}
@@ -62,26 +63,25 @@ def measure(name: str, folder: str, steps: int) -> dict[str, Any]:
     live, mask_id = start.config.live_vocab_size, start.config.mask_token_id
     assert live is not None
     assert mask_id is not None
-    rows = load_rows(config, start.tokenizer, config.dataset.name, "train", "dataset.split")
-    held_out = load_rows(config, start.tokenizer, config.evaluation.eval_name, "validation", "evaluation.eval_split")
+    batches = training_batches(config, start.tokenizer, start.config.vocab_size)
+    held_out = held_out_rows(config, start.tokenizer, start.config.vocab_size)
     mesh, tx = sharding.make_mesh(), optimiser(config, steps)
     graphdef, _, _ = model.abstract(start.config)
     shapes, shardings = state_shardings(start.config, tx, mesh)
     losses, times = [], []
     with jax.set_mesh(mesh):
-        state = first_state(config, Path(config.project.output_dir), start, tx, shapes, shardings, mesh)
+        output, made_of = Path(config.project.output_dir), batches.fingerprint
+        state, _ = first_state(config, output, start, made_of, tx, shapes, shardings, mesh)
         key = jax.random.key(config.project.seed)
         step_fn = make_train_step(graphdef, config, tx, shardings, key, mask_id, live)
-        size, pad = config.training.batch_size, start.tokenizer.eos_token_id
         for step in range(steps):
-            numbers = data.row_numbers(step, size, len(rows), config.project.seed)
-            batch = to_devices(data.make_batch(rows, numbers, pad, length=config.training.max_length), mesh)
+            batch = to_devices(batches.take(step), mesh)
             begin = time.perf_counter()
             state, metrics = step_fn(state, batch)
             losses.append(float(metrics["loss"]))
             times.append(time.perf_counter() - begin)
         eval_fn = make_eval_step(graphdef, config, mask_id, live)
-        held = evaluate(eval_fn, state["params"], held_out, pad, config, mesh)
+        held = evaluate(eval_fn, state["params"], held_out, start.tokenizer.eos_token_id, config, mesh)
         update_times = time_of_update(tx, state)
     return {
         "optimiser": name,
