@@ -135,13 +135,13 @@ def unmask_in_torch(
     if visibility == "block_causal":
         block = ((torch.arange(P + gen_length) - P) // block_length).clamp(min=-1)
         bias = torch.zeros(1, 1, len(block), len(block)).masked_fill(block[None, :] > block[:, None], -torch.inf)
-    never = torch.tensor([mask, *never])
+    forbidden = torch.tensor([mask, *never])
     many = block_length * steps // gen_length
     per_step = block_length // many
     for end in range(P + block_length, P + gen_length + 1, block_length):
         for _ in range(many):
             logits = model(text, attention_mask=bias, use_cache=False).logits
-            logits[..., never] = -torch.inf
+            logits[..., forbidden] = -torch.inf
             proposal = logits.argmax(-1)
             sure = logits.softmax(-1).gather(-1, proposal[..., None])[..., 0]
             sure = torch.where(text == mask, sure, -torch.inf)
@@ -197,7 +197,7 @@ def make_model(folder: Path, shape: dict[str, Any]) -> None:
 
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
-    config = Qwen3Config(
+    config = Qwen3Config(  # type: ignore[call-arg]
         **shape, initializer_range=0.05, max_position_embeddings=1024, is_causal=False, eos_token_id=None,
         bos_token_id=None, rope_parameters={"rope_type": "default", "rope_theta": 1e6},
     )  # fmt: skip
@@ -246,7 +246,7 @@ def trained_rows(trained: Path, folder: Path, limit: int) -> list[Row]:
     ours = common | {"visibility": task.visibility, "threshold": 0.9}
     ours["cache"] = "dual" if task.visibility == "full" else "prefix"
     never = range(config.live_vocab_size or config.vocab_size, config.vocab_size)
-    theirs = common | {"steps": task.answer_length, "mask": config.mask_token_id, "never": list(never)}
+    theirs: dict[str, Any] = common | {"steps": task.answer_length, "mask": config.mask_token_id, "never": list(never)}
     name, answers = f"threshold 0.9, {ours['cache']}, {task.visibility}", [sorting.sort_lists(text) for text in texts]
     theirs["visibility"] = task.visibility
     return [Row(name, folder / "model", prompts, ours, theirs, 10, answers=answers)]
@@ -262,7 +262,7 @@ def measure(row: Row, sides: dict[str, ProcessPoolExecutor], repeats: int) -> di
         return sides[side].submit(calls[side], row.folder, [prompt], settings[side]).result()
 
     first = {side: reading(side, 0) for side in sides}
-    found = {side: [] for side in sides}
+    found: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for number in range(max(repeats, len(row.prompts))):
         for side in sides:
             found[side].append(reading(side, number))

@@ -14,18 +14,17 @@ from qwen3llada_jax.canvas import Canvas
 _MASK, _PROMPT, _WRITTEN, _NEW = "·", "dim", "", "bold green"
 
 
-def show_live(canvases: Iterable[Canvas], tokenizer: Any, steps: int) -> Canvas:
-    """Draw every canvas as it comes and return the last; off a terminal, only a handful of them, one after another."""
-    console = Console(highlight=False, stderr=True)
-    every = 1 if console.is_terminal else max(1, steps // 4)
+def show_live(canvases: Iterable[Canvas], tokenizer: Any, *, console: Console | None = None) -> Canvas:
+    """Draw every canvas as it comes and return the last; off a terminal, only a few of them, one after another."""
+    console = console or Console(highlight=False, stderr=True)
     last: Canvas | None = None
     with Live(console=console, auto_refresh=False, transient=False) as live:
         for number, canvas in enumerate(canvases):
             last = canvas
-            if number % every and number != steps:
+            is_shown = console.is_terminal or number & (number - 1) == 0 or not canvas.is_masked.any()
+            if not is_shown:
                 continue
-            title = f"step {number}/{steps}"
-            panels = [Panel(text, title=title, title_align="left") for text in _texts(canvas, number - 1, tokenizer)]
+            panels = [Panel(text, title=title, title_align="left") for title, text in _rows(canvas, tokenizer)]
             if console.is_terminal:
                 live.update(Group(*panels), refresh=True)
             else:
@@ -34,11 +33,15 @@ def show_live(canvases: Iterable[Canvas], tokenizer: Any, steps: int) -> Canvas:
     return last
 
 
-def _texts(canvas: Canvas, step: int, tokenizer: Any) -> Iterator[Text]:
-    tokens, is_masked, written_at = (np.asarray(x) for x in (canvas.tokens, canvas.is_masked, canvas.written_at))
-    for row in range(len(tokens)):
-        used = np.flatnonzero(is_masked[row] | (written_at[row] >= 0))
-        yield _text(tokens[row, : used[-1] + 1], is_masked[row], written_at[row], step, tokenizer)
+def _rows(canvas: Canvas, tokenizer: Any) -> Iterator[tuple[str, Text]]:
+    """(title, text) of every row."""
+    tokens, is_masked, written_at, length, passes = (
+        np.asarray(x) for x in (canvas.tokens, canvas.is_masked, canvas.written_at, canvas.length, canvas.passes)
+    )
+    for row, end in enumerate(length):
+        left = int(is_masked[row].sum())
+        title = f"pass {passes[row]}, {left} to write" if left else f"written in {passes[row]} passes"
+        yield title, _text(tokens[row, :end], is_masked[row], written_at[row], int(passes[row]) - 1, tokenizer)
 
 
 def _text(tokens: np.ndarray, is_masked: np.ndarray, written_at: np.ndarray, step: int, tokenizer: Any) -> Text:

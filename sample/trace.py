@@ -1,19 +1,55 @@
-"""The order in which a text was unmasked: as a picture, or as JSON."""
+"""In which pass each token was written, and how sure the model was: collected, and written to a file.
+
+The kinds of file: .json (below), .png and .gif (trace_picture.py), .html (trace_page.py).
+
+    settings   the sampler's settings; null: the model's
+    passes     of the whole batch
+    rows[]     one for each text
+      nfe      forward passes
+      tokens[] in the order of the text: token (its text), id, pass (from 1; null: it was given) and confidence (the
+               probability the model gave it when it was written); before: what stood there and was masked again, with
+               the pass until which it stood
+"""
 
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qwen3llada_jax.canvas import Generation
+from qwen3llada_jax.canvas import Canvas, Generation
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.files import write_text
 from qwen3llada_jax.pictures import pyplot
 from qwen3llada_jax.sampler_config import SamplerConfig
 
-_COLUMNS = 72  # characters of a line of the picture
-_ADVANCE = 0.602  # width of a character of matplotlib's own monospaced font, in its size
+KINDS = (".png", ".gif", ".html", ".json")
+_ROWS = 16  # a picture of more is no picture
+
+
+class Trace:
+    """What was masked again on the way; empty when nobody watched, or nothing was."""
+
+    def __init__(self) -> None:
+        self.before: dict[tuple[int, int], list[dict[str, Any]]] = {}
+
+    def recording(self, canvases: Iterable[Canvas]) -> Iterator[Canvas]:
+        """The canvases as they come, noting every token that disappears."""
+        last: Canvas | None = None
+        for canvas in canvases:
+            if last is not None:
+                again = np.asarray(canvas.is_masked) & ~np.asarray(last.is_masked)
+                for row, position in np.argwhere(again).tolist():
+                    stood = {
+                        "id": int(last.tokens[row, position]),
+                        "pass": int(last.written_at[row, position]) + 1,
+                        "until": int(canvas.passes[row]),
+                        "confidence": round(float(last.confidence[row, position]), 4),
+                    }
+                    self.before.setdefault((row, position), []).append(stood)
+            last = canvas
+            yield canvas
 
 
 def check_trace_path(path: Path) -> None:
@@ -22,92 +58,59 @@ def check_trace_path(path: Path) -> None:
     Raises:
         InputError: saying what to do.
     """
-    if path.suffix not in (".png", ".json"):
-        raise InputError(f"--trace {path}: unknown kind of file; use .png or .json")
-    if not path.parent.is_dir():
+    if path.suffix not in KINDS:
+        raise InputError(f"--trace {path}: unknown kind of file; use one of {' '.join(KINDS)}")
+    if not path.absolute().parent.is_dir():
         raise InputError(f"--trace {path}: no such folder {path.parent}")
-    if path.suffix == ".png":
+    if path.suffix in (".png", ".gif"):
         pyplot()
 
 
-def write_trace(path: Path, result: Generation, tokenizer: Any, settings: SamplerConfig) -> None:
-    """Write, for every token, its text, the step that wrote it (from 1) and the probability it had then.
+def write_trace(
+    path: Path, trace: Trace, result: Generation, tokenizer: Any, settings: SamplerConfig, rows: int
+) -> None:
+    """Write the trace of the first `rows` texts.
 
     Raises:
-        InputError: the file cannot be written.
+        InputError: too many for a picture, or the file cannot be written.
     """
-    rows = [_row(result, i, tokenizer) for i in range(len(result.prompt_length))]
+    if path.suffix != ".json" and rows > _ROWS:
+        raise InputError(f"--trace {path}: {rows} texts are too many to draw; ask at most {_ROWS}, or write .json")
+    texts = [_row(trace, result, i, tokenizer) for i in range(rows)]
     if path.suffix == ".json":
-        record = {"settings": vars(settings), "nfe": np.asarray(result.nfe).tolist(), "rows": rows}
+        names = {k: getattr(v, "__name__", v) for k, v in vars(settings).items()}
+        record = {"settings": names, "passes": int(result.passes), "rows": texts}
         write_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-        return
-    try:
-        _draw(path, rows, result.passes)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+    elif path.suffix == ".html":
+        from sample.trace_page import page
+
+        write_text(path, page(texts, settings))
+    else:
+        from sample.trace_picture import draw, draw_moving
+
+        try:
+            (draw if path.suffix == ".png" else draw_moving)(path, texts)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-def _row(result: Generation, i: int, tokenizer: Any) -> dict[str, Any]:
-    tokens, at, sure = (np.asarray(x)[i] for x in (result.tokens, result.written_at, result.confidence))
-    start = int(result.prompt_length[i])
-    written = [
-        {"token": tokenizer.decode([int(t)]), "id": int(t), "step": int(s) + 1, "confidence": round(float(c), 4)}
-        for t, s, c in zip(tokens, at, sure, strict=True)
-        if s >= 0
-    ]
-    return {"prompt": tokenizer.decode(tokens[:start]), "written": written}
-
-
-def _draw(path: Path, rows: list[dict[str, Any]], passes: int) -> None:
-    """Each token on a ground whose colour is its step; one part for every row."""
-    plt = pyplot()
-    laid_out = [_lay_out(row) for row in rows]
-    heights = [max(line for *_, line in cells) + 1 for cells in laid_out]
-    figure, axes = plt.subplots(
-        len(rows),
-        1,
-        figsize=(9.5, 0.6 + 0.26 * sum(heights)),
-        squeeze=False,
-        height_ratios=heights,
-        layout="constrained",
+def _row(trace: Trace, result: Generation, i: int, tokenizer: Any) -> dict[str, Any]:
+    tokens, at, sure, places = (
+        np.asarray(x)[i] for x in (result.tokens, result.written_at, result.confidence, result.places)
     )
-    colours = plt.get_cmap("viridis_r")
-    scale = plt.Normalize(1, max(passes, 2))
-    bar = figure.colorbar(plt.cm.ScalarMappable(scale, colours), ax=axes[:, 0].tolist(), fraction=0.03, pad=0.02)
-    bar.set_label("step at which a token was written")
-    for axis, height in zip(axes[:, 0], heights, strict=True):
-        axis.set(xlim=(0, _COLUMNS), ylim=(height, 0))
-        axis.axis("off")
-    figure.canvas.draw()  # lays the axes out, which tells how large a character is
-    points = axes[0, 0].get_window_extent().width / figure.dpi * 72 / _COLUMNS / _ADVANCE
-    for axis, cells in zip(axes[:, 0], laid_out, strict=True):
-        for text, step, column, line in cells:
-            ground = "white" if step is None else colours(scale(step))
-            is_dark = step is not None and sum(ground[:3]) < 1.6
-            axis.add_patch(plt.Rectangle((column, line + 0.04), len(text), 0.92, color=ground, linewidth=0))
-            axis.text(
-                column, line + 0.72, text, family="DejaVu Sans Mono", fontsize=points, parse_math=False,
-                color="white" if is_dark else "grey" if step is None else "black",
-            )  # fmt: skip
-    part = path.with_name(f".{path.name}.part")
-    figure.savefig(part, dpi=130, format="png")
-    part.replace(path)
-    plt.close(figure)
-
-
-def _lay_out(row: dict[str, Any]) -> list[tuple[str, int | None, int, int]]:
-    """(text, step, column, line) of every piece, wrapped at `_COLUMNS` and at line breaks."""
-    cells, column, line = [], 0, 0
-    for text, step in [(row["prompt"], None)] + [(w["token"], w["step"]) for w in row["written"]]:
-        for number, piece in enumerate(text.split("\n")):
-            if number:
-                cells.append(("↵", step, column, line))
-                column, line = 0, line + 1
-            rest = piece
-            while rest:
-                if column >= _COLUMNS:
-                    column, line = 0, line + 1
-                part, rest = rest[: _COLUMNS - column], rest[_COLUMNS - column :]
-                cells.append((part, step, column, line))
-                column += len(part)
-    return cells
+    to_write = set(places[places < len(tokens)].tolist())
+    given = np.flatnonzero((sure > 0) & (at < 0))  # padding behind a shorter row has no confidence
+    end = max([*to_write, *given.tolist()]) + 1
+    pieces: list[dict[str, Any]] = []
+    for position in range(end):
+        is_written = position in to_write
+        if is_written and at[position] < 0:
+            continue  # became EOS when the row ended
+        piece: dict[str, Any] = {"token": tokenizer.decode([int(tokens[position])]), "id": int(tokens[position])}
+        piece |= {"pass": int(at[position]) + 1 if is_written else None}
+        piece |= {"confidence": round(float(sure[position]), 4) if is_written else None}
+        if (i, position) in trace.before:
+            stood = trace.before[i, position]
+            piece["before"] = [{"token": tokenizer.decode([b["id"]]), **b} for b in stood]
+        pieces.append(piece)
+    return {"nfe": int(result.nfe[i]), "tokens": pieces}
