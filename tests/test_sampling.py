@@ -137,20 +137,27 @@ def test_eight_prompts_of_eight_lengths_give_what_each_gives_alone(twin, options
     assert together.nfe.tolist() == [int(one.nfe[0]) for one in alone]
 
 
-@pytest.mark.parametrize("cache", ["prefix", "dual"])
-@pytest.mark.parametrize("visibility", ["block_bias", "block_causal"])
-def test_exact_caches_change_no_token(twin, visibility, cache):
+EXACT = [
+    ("block_bias", {"steps": 6, "revise": 2, "temperature": 1.0}),
+    ("block_causal", {"factor": 1.0, "cfg_scale": 1.5}),
+    pytest.param("block_bias", {"factor": 1.0, "cfg_scale": 1.5}, marks=pytest.mark.slow),
+    pytest.param("block_causal", {"steps": 6, "revise": 2, "temperature": 1.0}, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("visibility", "options"), EXACT)
+def test_exact_caches_change_no_token(twin, visibility, options):
     _, model = twin
-    for more in ({"steps": 8}, {"factor": 1.0, "cfg_scale": 1.5}, {"revise": 2, "steps": 6, "temperature": 1.0}):
-        config = q.SamplerConfig(gen_length=16, block_length=8, visibility=visibility, cache=cache, **more)
-        assert q.is_exact(config, model.config)
-        cached, plain = (q.generate(model, EIGHT, dataclasses.replace(config, cache=c)) for c in (cache, "none"))
-        assert cached.answers() == plain.answers()
-        np.testing.assert_array_equal(cached.written_at, plain.written_at)
-        np.testing.assert_array_equal(cached.nfe, plain.nfe)
-        np.testing.assert_allclose(cached.confidence, plain.confidence, atol=1e-5)
+    config = q.SamplerConfig(gen_length=16, block_length=8, visibility=visibility, **options)
+    assert q.is_exact(dataclasses.replace(config, cache="dual"), model.config)
+    cached, plain = (q.generate(model, EIGHT, dataclasses.replace(config, cache=c)) for c in ("dual", "none"))
+    assert cached.answers() == plain.answers()
+    np.testing.assert_array_equal(cached.written_at, plain.written_at)
+    np.testing.assert_array_equal(cached.nfe, plain.nfe)
+    np.testing.assert_allclose(cached.confidence, plain.confidence, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_approximate_caches_are_exact_while_nothing_is_old(twin):
     """In a block's first pass everything is computed anew: with one pass a block the tokens are the same."""
     _, model = twin
@@ -177,30 +184,36 @@ def test_a_prompt_that_sees_answers_makes_the_cache_approximate(twin):
 
 def test_parallel_blocks_give_the_same_in_fewer_passes(twin):
     _, model = twin
-    for more in ({"steps": 12}, {"threshold": 0.5, "temperature": 0.7}):
-        config = q.SamplerConfig(gen_length=12, block_length=4, visibility="block_bias", **more)
-        one_by_one = q.generate(model, EIGHT, config)
-        at_once = q.generate(model, EIGHT, dataclasses.replace(config, parallel_blocks=True))
-        assert at_once.answers() == one_by_one.answers()
-        assert at_once.passes < one_by_one.passes
+    config = q.SamplerConfig(gen_length=12, block_length=4, visibility="block_bias", threshold=0.5, temperature=0.7)
+    one_by_one = q.generate(model, EIGHT, config)
+    at_once = q.generate(model, EIGHT, dataclasses.replace(config, parallel_blocks=True))
+    assert at_once.answers() == one_by_one.answers()
+    assert at_once.passes < one_by_one.passes
 
 
-@pytest.mark.parametrize("sizes", [{"data": 8}, {"data": 1, "fsdp": 4, "tensor": 2}], ids=["data", "fsdp and tensor"])
-def test_a_mesh_gives_the_tokens_of_one_device(twin, twin_folder, sizes):
+MESHES = [
+    pytest.param({"data": 8}, {"temperature": 0.7}, marks=pytest.mark.slow),
+    pytest.param({"data": 8}, {"visibility": "block_causal", "threshold": 0.5}, marks=pytest.mark.slow),
+    pytest.param({"data": 1, "fsdp": 4, "tensor": 2}, {"temperature": 0.7}, marks=pytest.mark.slow),
+    ({"data": 1, "fsdp": 4, "tensor": 2}, {"visibility": "block_causal", "threshold": 0.5, "cfg_scale": 1.0}),
+]
+
+
+@pytest.mark.parametrize(("sizes", "options"), MESHES)
+def test_a_mesh_gives_the_tokens_of_one_device(twin, twin_folder, sizes, options):
     _, model = twin
     mesh = q.make_mesh(**sizes)
     spread = q.load(twin_folder, mesh=mesh)
     spread.config = model.config
-    for options in ({"temperature": 0.7}, {"visibility": "block_causal", "threshold": 0.5, "cfg_scale": 1.0}):
-        config = q.SamplerConfig(gen_length=12, block_length=4, **options)
-        with jax.set_mesh(mesh):
-            got = q.generate(spread, EIGHT, config)
-        alone = q.generate(model, EIGHT, config)
-        assert got.answers() == alone.answers()
-        np.testing.assert_array_equal(got.nfe, alone.nfe)
+    config = q.SamplerConfig(gen_length=12, block_length=4, **options)
+    with jax.set_mesh(mesh):
+        got = q.generate(spread, EIGHT, config)
+    alone = q.generate(model, EIGHT, config)
+    assert got.answers() == alone.answers()
+    np.testing.assert_array_equal(got.nfe, alone.nfe)
 
 
-@pytest.mark.parametrize("visibility", ["full", "block_causal"])
+@pytest.mark.parametrize("visibility", [pytest.param("full", marks=pytest.mark.slow), "block_causal"])
 def test_eos_is_an_end(twin, visibility):
     """Tokens up to the first EOS are those without stopping; the rest is EOS, and passes are saved."""
     _, model = twin
@@ -214,7 +227,7 @@ def test_eos_is_an_end(twin, visibility):
         assert nfe == min(end + 1, 16)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("temperature", [pytest.param(0.0, marks=pytest.mark.slow), 1.0])
 def test_eos_never_and_late(twin, temperature):
     _, model = twin
     plain = q.SamplerConfig(gen_length=12, block_length=12, temperature=temperature, stop_at_eos=False)
@@ -244,7 +257,7 @@ def test_eos_last_goes_after_all_others():
 def test_infilling_fills_holes_and_nothing_else(twin):
     _, model = twin
     texts = [[5, None, None, 6, 7, None], [None] * 5 + [3], [1, 2, None]]
-    for options in ({}, {"block_length": 2, "steps": 3}, {"threshold": 0.4, "cache": "dual", "block_length": 2}):
+    for options in ({}, {"threshold": 0.4, "cache": "dual", "block_length": 2}):
         result = q.infill(model, texts, q.SamplerConfig(**options))
         for row, text, answer in zip(np.asarray(result.tokens), texts, result.answers(), strict=True):
             assert [int(t) for t, given in zip(row, text, strict=False) if given is not None] == [
@@ -264,6 +277,7 @@ def test_infilling_fills_holes_and_nothing_else(twin):
         q.infill(model, texts, q.SamplerConfig(visibility="block_causal"))
 
 
+@pytest.mark.slow
 def test_continuing_is_infilling_at_the_end(twin):
     _, model = twin
     config = q.SamplerConfig(gen_length=6, block_length=3, steps=4)
@@ -476,9 +490,9 @@ def test_program_as_typed(tiny_folder, tmp_path):
     done = run_program(*common, "--prompt", "ROMEO:", "--block-length", "8", "--trace", trace, "--live")
     assert done.stdout.startswith("ROMEO:")
     assert "NFE 8" in done.stderr
-    assert "step 8/8" in done.stderr
-    written = json.loads(trace.read_text())["rows"][0]["written"]
-    assert sorted(w["step"] for w in written) == sorted([*range(1, 9)] * 2)
+    assert "written in 8 passes" in done.stderr
+    tokens = json.loads(trace.read_text())["rows"][0]["tokens"]
+    assert sorted(t["pass"] for t in tokens if t["pass"]) == sorted([*range(1, 9)] * 2)
     picture = run_program(*common, "--chat", "--prompt", "Speak.", "--cfg", "1", "--trace", tmp_path / "trace.png")
     assert (tmp_path / "trace.png").stat().st_size > 5000
     assert "NFE 16" in picture.stderr
@@ -486,7 +500,7 @@ def test_program_as_typed(tiny_folder, tmp_path):
         ("--prompt", "x", "--block-length", "5"): ("not a multiple of block_length 5",),
         ("--prompt", "x", "--remaskin", "random"): ("unknown option '--remaskin'", "did you mean '--remasking'?"),
         ("--prompt", "x", "--trace", "a.pdf"): ("unknown kind of file",),
-        (): ("--prompt",),
+        (): ("give one of --prompt, --prompts and --infill",),
     }.items():
         assert_one_line_error(run_program(*common, *arguments, check=None), *parts)
     nowhere = run_program("sample.generate", "--model", tmp_path / "no", "--prompt", "x", check=None)
