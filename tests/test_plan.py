@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
@@ -110,6 +111,59 @@ def test_collectives_of_a_tpu_program():
     assert "collective-permute (piecewise all-gather)" in names
     with pytest.raises(ValueError, match=r"all-reduce\.3 in body\.2"):
         hlo.collectives(TPU_TEXT)
+
+
+# A collective that SparseCores run beside the rest of the program.
+SPARSE_CORE_TEXT = """HloModule step
+
+%called_computation (param_0: f32[64,8], param_1: token[]) -> f32[16,8] {
+  %param_1 = token[] parameter(1)
+  %param_0 = f32[64,8]{1,0:T(8,128)} parameter(0)
+  ROOT %reduce-scatter.1 = f32[16,8]{1,0:T(8,128)} reduce-scatter(%param_0), channel_id=1, replica_groups={{0,1,2,3}}, use_global_device_ids=true, dimensions={0}, to_apply=%add
+}
+
+ENTRY %main (a: f32[64,8]) -> f32[16,8] {
+  %a = f32[64,8]{1,0:T(8,128)} parameter(0)
+  %ready = token[] custom-call(), custom_call_target="PrepareAsyncCallDone"
+  %call-start = ((f32[64,8]{1,0:T(8,128)}, token[]), f32[16,8]{1,0:T(8,128)}) call-start(%a, %ready), async_execution_thread="sparsecore", to_apply=%called_computation
+  ROOT %call-done = f32[16,8]{1,0:T(8,128)} call-done(%call-start)
+}
+"""  # noqa: E501
+
+
+def test_collectives_that_sparse_cores_run():
+    assert hlo.collectives(SPARSE_CORE_TEXT) == {"reduce-scatter": (1, 64 * 8 * 4)}
+    assert hlo.hbm_bytes(SPARSE_CORE_TEXT) == (64 + 16) * 8 * 4
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler (the plan extra)")
+@pytest.mark.parametrize("topology", ["v5e:4x4", "v6e:4x4"])
+def test_tpus_gather_weights_and_scatter_gradients(monkeypatch, topology):
+    """fsdp over both axes of a torus: in each layer seven weights gathered twice, seven gradients reduce-scattered."""
+    monkeypatch.setenv("TPU_ACCELERATOR_TYPE", "v5litepod-16")
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
+    monkeypatch.setenv("TPU_STDERR_LOG_LEVEL", "3")
+    monkeypatch.setenv("TPU_MIN_LOG_LEVEL", "3")
+    layers, D = 2, 1024
+    architecture = q.ModelConfig(8192, D, 1024, layers, 2, 2, 128, mask_token_id=8191, live_vocab_size=8191)
+    config = Config(
+        training=TrainingConfig(batch_size=16, max_length=256, bf16=True, remat="full"),
+        dataset=DatasetConfig(name="none"),
+    )
+    mesh = sharding.make_mesh(1, 16, 1, chips.machine(topology).devices)
+    program, _ = plan.traced_step(config, architecture, mesh)
+    with jax.set_mesh(mesh):
+        text = program.lower().compile().as_text()
+    found = hlo.find_collectives(text, {"cross_entropy": 1})
+    assert not any(one.kind == "all-to-all" for one in found)
+    in_layers = Counter(one.kind for one in found if one.times == layers)
+    assert in_layers["all-gather"] == 14
+    assert in_layers["reduce-scatter"] == 7
+    # what is all-reduced are norms' gradients and metrics: vectors
+    assert max(one.bytes for one in found if one.kind == "all-reduce") < 16 * D
+    once = [one.kind for one in found if one.times == 1 and one.bytes >= 8192 * D]
+    assert sorted(once) == 2 * ["all-gather"] + 2 * ["reduce-scatter"]  # embedding and head
 
 
 def test_bytes_on_the_wire():

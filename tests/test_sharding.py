@@ -1,5 +1,7 @@
 """Meshes and where arrays lie."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,3 +61,11 @@ def test_all_indivisible_dimensions_are_listed(network):
 def test_constrain_does_nothing_without_a_mesh():
     x = jnp.ones((2, 3))
     assert sharding.constrain(x, "batch", "length") is x
+
+
+def test_only_tpus_get_compiler_options():
+    assert sharding.compiler_options(q.make_mesh()) == {}
+    device = types.SimpleNamespace(platform="tpu")
+    mesh = types.SimpleNamespace(devices=np.array([device]))
+    assert all(name.startswith("xla_tpu_") for name in sharding.compiler_options(mesh))
+    assert sharding.compiler_options(mesh)

@@ -142,7 +142,7 @@ def hbm_bytes(text: str, rounds: Mapping[str, int] = NO_ROUNDS) -> int:
     """
     computations, entry = parse(text)
     free = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call",
-            "after-all", "partition-id", "iota", "opt-barrier"}  # fmt: skip
+            "call-start", "after-all", "partition-id", "iota", "opt-barrier"}  # fmt: skip
     total = 0
     for times, inside, op, in_fusion in executed(computations, entry, rounds):
         if in_fusion or op.opcode in free or op.opcode.endswith(("-done", "-update")):

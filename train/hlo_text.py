@@ -84,7 +84,7 @@ def executed(
                     source = attribute(op.text, r'op_name="([^"]*)"') or ""
                     trips = next((n for word, n in rounds.items() if word in source), None)
                 yield from visit(body.name, None if times is None or trips is None else times * trips, fixed, in_fusion)
-            elif op.opcode in ("call", "fusion", "conditional", "async-start"):
+            elif op.opcode in ("call", "call-start", "fusion", "conditional", "async-start"):
                 for called in re.findall(r"(?:calls|to_apply|true_computation|false_computation)=%([\w.\-]+)", op.text):
                     yield from visit(called, times, {}, in_fusion or op.opcode == "fusion")
                 for called in (attribute(op.text, r"branch_computations=\{([^}]*)\}") or "").replace("%", "").split():

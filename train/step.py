@@ -204,7 +204,9 @@ def make_train_step(
 
         return jax.value_and_grad(loss, has_aux=True)(params)
 
-    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, P()))
+    options = sharding.compiler_options(shardings["step"].mesh)
+
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, P()), compiler_options=options)
     def train_step(state: State, batch: DeviceBatch) -> tuple[State, dict[str, Array]]:
         prepared = prepare(batch, seed_key, state["step"], config, mask_token_id, live)
         if pieces == 1:
