@@ -43,6 +43,7 @@ bench: .venv/ready
 	$(BIN)/python -m benchmarks.interruptions
 	$(BIN)/python -m benchmarks.optimisers
 	$(BIN)/python -m benchmarks.sorting
+	$(BIN)/python -m benchmarks.sampling
 
 clean:
 	rm -rf .venv out

@@ -7,23 +7,24 @@ shape is its KV-cached autoregressive `generate`. Each side is a process of its 
 alternate, tokens/s are of the median reading, without compiling. `equal` is the share of written tokens on which both
 sides agree (random weights), `right` that of lists sorted rightly (trained by `sorting.py --lists`). Then: cold starts
 with and without JAX's persistent compilation cache, a prompt of another length, and memory. Both sides want all cores:
-a busy machine slows PyTorch's threads, which wait for each other, far more than ours, so the load is printed too.
+a busy machine slows PyTorch's threads, which wait for each other, far more than ours. So PyTorch gets all cores or one,
+whichever is faster in a trial (`thr`), and the load is printed.
 """
 
 import argparse
-import functools
 import json
 import os
 import random
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+from benchmarks.samplers import PROMPT, memory, other_length, write, write_in_torch
 
 SMALL = {
     "vocab_size": 4096, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6,
@@ -33,7 +34,6 @@ LARGE = {
     "vocab_size": 151_936, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
     "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": True,
 }  # fmt: skip
-PROMPT = 64
 ALLOWANCE = 300e6  # bytes beside parameters, caches and one block of logits
 
 
@@ -43,7 +43,7 @@ class Row:
 
     Attributes:
         ours: fields of SamplerConfig.
-        theirs: arguments of `unmask_in_torch`.
+        theirs: arguments of `samplers.unmask_in_torch`.
         target: least ratio of tokens/s.
         is_exact: both should write the same.
     """
@@ -58,136 +58,8 @@ class Row:
     answers: list[str] = field(default_factory=list)
 
 
-# ---- the two sides, each in a process of its own
-
-
-@functools.cache
-def our_model(folder: Path) -> Any:
-    import qwen3llada_jax as q
-
-    return q.load(folder, "float32")
-
-
-def write(folder: Path, prompts: list[list[int]], settings: dict[str, Any]) -> dict[str, Any]:
-    """Our side: {"answers", "seconds", "nfe" (of one row)}."""
-    import qwen3llada_jax as q
-
-    model, config = our_model(folder), q.SamplerConfig(**settings)
-    begin = time.perf_counter()
-    result = q.generate(model, prompts, config)
-    answers = result.answers()
-    return {"answers": answers, "seconds": time.perf_counter() - begin, "nfe": float(result.nfe.mean())}
-
-
-@functools.cache
-def torch_model(folder: Path, *, is_causal: bool) -> Any:
-    import torch
-    from transformers import AutoConfig, Qwen3ForCausalLM
-    from transformers.utils import logging
-
-    torch.set_num_threads(os.cpu_count() or 1)
-    logging.disable_progress_bar()
-    config = AutoConfig.from_pretrained(folder)
-    config.is_causal = is_causal
-    return Qwen3ForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32).eval()
-
-
-def write_in_torch(folder: Path, prompts: list[list[int]], settings: dict[str, Any]) -> dict[str, Any]:
-    """PyTorch's side, as `write`; `autoregressive` among the settings: transformers' `generate`."""
-    import torch
-
-    settings = dict(settings)
-    is_causal = settings.pop("autoregressive", False)
-    model, tokens = torch_model(folder, is_causal=is_causal), torch.tensor(prompts)
-    begin = time.perf_counter()
-    with torch.inference_mode():
-        if is_causal:
-            many = settings["gen_length"]
-            written = model.generate(
-                tokens, max_new_tokens=many, min_new_tokens=many, do_sample=False, pad_token_id=0,
-                attention_mask=torch.ones_like(tokens),
-            )  # fmt: skip
-            nfe = many
-        else:
-            written = unmask_in_torch(model, tokens, **settings)
-            nfe = settings["steps"]
-    seconds = time.perf_counter() - begin
-    return {"answers": written[:, tokens.shape[1] :].tolist(), "seconds": seconds, "nfe": float(nfe)}
-
-
-def unmask_in_torch(
-    model: Any,
-    prompts: Any,
-    *,
-    gen_length: int,
-    block_length: int,
-    steps: int,
-    mask: int,
-    never: Sequence[int],
-    visibility: str = "full",
-) -> Any:
-    """LLaDA's algorithm 5, greedy: the model on the whole text, all logits, the surest of the block by topk."""
-    import torch
-
-    B, P = prompts.shape
-    text = torch.cat([prompts, torch.full((B, gen_length), mask)], dim=1)
-    bias = None
-    if visibility == "block_causal":
-        block = ((torch.arange(P + gen_length) - P) // block_length).clamp(min=-1)
-        bias = torch.zeros(1, 1, len(block), len(block)).masked_fill(block[None, :] > block[:, None], -torch.inf)
-    forbidden = torch.tensor([mask, *never])
-    many = block_length * steps // gen_length
-    per_step = block_length // many
-    for end in range(P + block_length, P + gen_length + 1, block_length):
-        for _ in range(many):
-            logits = model(text, attention_mask=bias, use_cache=False).logits
-            logits[..., forbidden] = -torch.inf
-            proposal = logits.argmax(-1)
-            sure = logits.softmax(-1).gather(-1, proposal[..., None])[..., 0]
-            sure = torch.where(text == mask, sure, -torch.inf)
-            sure[:, end:] = -torch.inf
-            chosen = sure.topk(per_step, dim=-1).indices
-            text.scatter_(1, chosen, proposal.gather(1, chosen))
-    return text
-
-
-def other_length(folder: Path, settings: dict[str, Any]) -> dict[str, float]:
-    """Seconds to the first written tokens of a prompt whose length is new, and programs compiled for it."""
-    import jax
-
-    import qwen3llada_jax as q
-
-    model, config = our_model(folder), q.SamplerConfig(**settings)
-    for prompt in ([1] * PROMPT, [1] * (PROMPT - 5)):
-        before, begin = q.compilations(), time.perf_counter()
-        canvases = q.watch(model, [prompt], config)
-        next(canvases)
-        jax.block_until_ready(next(canvases))
-        seconds = time.perf_counter() - begin
-    return {"seconds": seconds, "compilations": q.compilations() - before}
-
-
-def memory(folder: Path, settings: dict[str, Any]) -> dict[str, float]:
-    """Bytes: what must be there, and the peak of a fresh process that loads the model and writes."""
-    import jax
-    from flax import nnx
-
-    write(folder, [[1] * PROMPT], settings)
-    model = our_model(folder)
-    config, length = model.config, PROMPT + settings["gen_length"]
-    parameters = sum(x.nbytes for x in jax.tree.leaves(nnx.to_pure_dict(nnx.state(model, nnx.Param))))
-    heads = config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-    caches = 0 if settings.get("cache") == "none" else 2 * 4 * length * heads
-    logits = 4 * settings["block_length"] * config.vocab_size
-    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return {"parameters": parameters, "caches": caches, "logits": logits, "peak": 1024 * int(peak.split()[1])}
-
-
 def process() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
-
-
-# ---- rows
 
 
 def make_model(folder: Path, shape: dict[str, Any]) -> None:
@@ -272,7 +144,9 @@ def measure(row: Row, sides: dict[str, ProcessPoolExecutor], repeats: int) -> di
         nfe = statistics.mean(r["nfe"] for r in readings)
         many = row.ours["gen_length"]
         line[side] = {"seconds": seconds, "tokens_per_second": many / seconds, "nfe": nfe, "per_forward": many / nfe}
-    line["compile_seconds"] = first["ours"]["seconds"] - line["ours"]["seconds"]
+    line["torch"]["threads"] = first["torch"]["threads"]
+    if first["ours"]["compiled"]:
+        line["compile_seconds"] = first["ours"]["seconds"] - line["ours"]["seconds"]
     line["ratio"] = line["torch"]["seconds"] / line["ours"]["seconds"]
     if row.is_exact:
         mine, other = (found[side][0]["answers"][0] for side in ("ours", "torch"))
@@ -334,7 +208,7 @@ def main() -> None:
                 groups[name] = rows_of(folder / name, shape, gen_length=gen_length, steps=steps, target=target)
         if flags.trained and flags.only in (None, "trained"):
             groups["trained"] = trained_rows(flags.trained, folder, flags.prompts)
-        print(f"{'':42}{'ours':^34}{'torch':^26}\n{'':42}" + HEADS)
+        print(f"{'':42}{'ours':^30}{'torch':^27}\n{'':42}" + HEADS)
         for name, rows in groups.items():
             with process() as ours, process() as torch:  # a large model is given up before the next
                 for row in rows:
@@ -355,18 +229,18 @@ def main() -> None:
     flags.out.write_text(json.dumps(report, indent=1) + "\n")
 
 
-HEADS = (
-    f"{'tok/s':>8}{'NFE':>6}{'tok/f':>7}{'compile':>9}{'':4}{'tok/s':>8}{'NFE':>6}{'tok/f':>7}{'ratio':>8}{'target':>8}"
-)
+SIDE = f"{'tok/s':>8}{'NFE':>6}{'tok/f':>7}"
+HEADS = f"{SIDE}{'compile':>9}{'thr':>6}{SIDE}{'ratio':>8}{'target':>8}"
 
 
 def line_of(line: dict[str, Any]) -> str:
     def cells(side: dict[str, Any]) -> str:
         return f"{side['tokens_per_second']:8.1f}{side['nfe']:6.0f}{side['per_forward']:7.2f}"
 
-    target = f"{line['target']:7.1f}×" if line["target"] else ""
-    text = f"{line['shape']:8}{line['name']:34}{cells(line['ours'])}{line['compile_seconds']:8.1f}s{'':4}"
-    text += f"{cells(line['torch'])}{line['ratio']:7.2f}×{target:>8}"
+    target = f"{line['target']:.1f}×" if line["target"] else ""
+    compiling = f"{line['compile_seconds']:.1f}s" if "compile_seconds" in line else ""
+    text = f"{line['shape']:8}{line['name']:34}{cells(line['ours'])}{compiling:>9}"
+    text += f"{line['torch']['threads']:6}{cells(line['torch'])}{line['ratio']:7.2f}×{target:>8}"
     if "equal" in line:
         text += f"  equal {line['equal']:.1%}"
     if "right" in line["ours"]:
