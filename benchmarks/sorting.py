@@ -1,7 +1,9 @@
 """Does the whole chain learn? SFT of a small model from scratch on sorting digits, judged by sample.generate.
 
     python -m benchmarks.sorting
-    python -m benchmarks.sorting --lists 18 --digits 6 --visibility block_causal --held-out 16
+    LONG="--lists 18 --digits 6 --visibility block_causal --held-out 16"
+    python -m benchmarks.sorting $LONG --updates 450 --folder out/first
+    python -m benchmarks.sorting $LONG --updates 250 --folder out/long --start out/first
 
 "31415926" → "11234569"; with --lists N a prompt holds N lists and its answer each of them sorted. No list of a held-out
 prompt is in the training data; an answer counts only if it is right to the last digit and ends there by itself.
@@ -77,13 +79,17 @@ def sort_lists(prompt: str) -> str:
 
 
 def make_problems(folder: Path, task: Task, held_out: int) -> list[str]:
-    """Write the model's outline and the training data; returns the held-out prompts."""
+    """Write the model's outline and the training data; returns the held-out prompts.
+
+    The lists, and which of them are held out, are the same for any number of updates.
+    """
     start = folder / "start"
     start.mkdir(parents=True)
     (start / "config.json").write_text(json.dumps(ARCHITECTURE | (LARGER if task.lists > 1 else {})))
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(TOKENIZER / name, start / name)
-    draw, rows = random.Random(0), task.updates * task.batch_size
+    rows = task.updates * task.batch_size
+    draw, combine = random.Random(0), random.Random(rows)
     apart = held_out * task.lists
     found: set[str] = set()
     while len(found) < 20_000 + apart:
@@ -91,21 +97,25 @@ def make_problems(folder: Path, task: Task, held_out: int) -> list[str]:
     numbers = sorted(found)
     draw.shuffle(numbers)
     learnt = numbers[apart:]
-    prompts = learnt if task.lists == 1 else [" ".join(draw.sample(learnt, task.lists)) for _ in range(rows)]
+    prompts = learnt if task.lists == 1 else [" ".join(combine.sample(learnt, task.lists)) for _ in range(rows)]
     lines = (json.dumps({"prompt": prompt, "completion": sort_lists(prompt)}) for prompt in prompts)
     (folder / "train.jsonl").write_text("\n".join(lines) + "\n")
     return [" ".join(numbers[i : i + task.lists]) for i in range(0, apart, task.lists)]
 
 
-def train(folder: Path, task: Task) -> float:
+def train(folder: Path, task: Task, earlier: Path | None) -> float:
     """CPU seconds that train.run takes, with starting, tokenising and compiling."""
+    if earlier is None:
+        start = {"model.base_model_path": folder / "start", "model.from_scratch": "true"}
+    else:
+        start = {"model.qwen3llada_model_path": earlier / "run"}
     keys = {
-        "project.output_dir": folder / "run", "model.base_model_path": folder / "start", "model.from_scratch": "true",
-        "model.mask_token_id": "auto", "dataset.name": folder / "train.jsonl", "training.batch_size": task.batch_size,
-        "training.max_length": task.row_length, "training.max_steps": task.updates, "training.lr": 2e-3,
-        "training.weight_decay": 0.0, "training.noise.antithetic": "true", "training.noise.reweight_cap": 5,
-        "training.save_steps": 100_000, "training.keep_best": "false", "evaluation.do_eval_loss": "false",
-        "evaluation.steps": 50,
+        "project.output_dir": folder / "run", **start, "model.mask_token_id": "auto",
+        "dataset.name": folder / "train.jsonl", "training.batch_size": task.batch_size,
+        "training.max_length": task.row_length, "training.max_steps": task.updates,
+        "training.lr": 2e-3 if earlier is None else 1e-3, "training.weight_decay": 0.0,
+        "training.noise.antithetic": "true", "training.noise.reweight_cap": 5, "training.save_steps": 100_000,
+        "training.keep_best": "false", "evaluation.do_eval_loss": "false", "evaluation.steps": 50,
     }  # fmt: skip
     if task.visibility != "full":
         block = "training.block_attention."
@@ -147,12 +157,13 @@ def main() -> None:
     parser.add_argument("--visibility", choices=("full", "block_bias", "block_causal"), default="full")
     parser.add_argument("--held-out", type=int, default=200)
     parser.add_argument("--folder", type=Path, default=ROOT / "out" / "sorting")
+    parser.add_argument("--start", type=Path, help="an earlier --folder, to go on from its weights at half the rate")
     flags = parser.parse_args()
     task = Task(flags.lists, flags.digits, flags.visibility, flags.updates, 64 if flags.lists == 1 else 8)
     folder = flags.folder.absolute()
     shutil.rmtree(folder, ignore_errors=True)
     prompts = make_problems(folder, task, flags.held_out)
-    seconds = train(folder, task)
+    seconds = train(folder, task, flags.start and flags.start.absolute())
     given = answers(folder, prompts, task)
     exact = sum(answer == sort_lists(prompt) for prompt, answer in zip(prompts, given, strict=True))
     lists = sum(exact_lists(prompt, answer) for prompt, answer in zip(prompts, given, strict=True))
