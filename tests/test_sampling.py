@@ -3,14 +3,13 @@
 import dataclasses
 import functools
 import itertools
-import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from conftest import assert_one_line_error, run_program, save_torch, torch_model
+from conftest import save_torch, torch_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
