@@ -2,47 +2,51 @@
 
     python -m sample.chat --model runs/chat [--system TEXT] [--threshold 0.9] …
 
-/clear forgets the conversation, /system TEXT sets the system prompt, /set NAME=VALUE changes a setting of the sampler,
-/save FILE writes the conversation as JSON, /quit ends. Ctrl-C stops an answer, not the program.
+/clear forgets the conversation, /system TEXT sets the system prompt, /set NAME=VALUE changes a setting of the sampler
+(/set shows them), /save FILE writes the conversation as JSON, /quit ends. Ctrl-C stops an answer, not the program.
 """
 
-import dataclasses
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-from rich.console import Console
 
 import qwen3llada_jax as q
 from qwen3llada_jax import command_line
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.files import write_text
 from qwen3llada_jax.sampler_config import SamplerConfig
-from sample.flags import (
-    SETTINGS,
-    Opened,
-    add_model_flags,
-    add_setting_flags,
-    open_model,
-    say_if_approximate,
-    settings_of,
-)
+from sample import flags as common
+from sample import opening
 from sample.live import show_live
-from sample.prompts import encode_chat, up_to_stop
+from sample.opening import Folder
+from sample.prompts import check_template, encode_chat, read_history, up_to_stop
+
+COMMANDS = ("/clear", "/system", "/set", "/save", "/quit")
 
 
-def main() -> None:
-    flags = parse()
-    opened, settings = open_model(flags, settings_of(flags))
-    encode_chat(opened.tokenizer, [{"role": "user", "content": ""}])  # without a chat template there is no chat
-    say_if_approximate(settings, opened.model.config)
-    system, turn = flags.system, 0
-    messages: list[dict[str, str]] = []
+def main(arguments: Sequence[str] | None = None) -> None:
+    flags = parse(arguments)
+    wanted = common.settings_of(flags)
+    system, messages = flags.system, read_history(flags.history) if flags.history else []
+    if messages and messages[0]["role"] == "system":
+        if system is not None:
+            raise InputError("the history has a system message of its own; leave out --system")
+        system, messages = messages[0]["content"], messages[1:]
+    if messages and messages[-1]["role"] != "assistant":
+        raise InputError(f"{flags.history}: the last message must be the assistant's, for you to go on")
+    folder = opening.look_at(flags)
+    check_template(folder.tokenizer)
+    settings = folder.ending(wanted)
+    opening.say_if_approximate(settings.for_model(folder.config), folder.config)
+    model = opening.load(folder, flags.dtype)
+    turn = 0
     for line in lines_typed():
         word, _, rest = line.partition(" ")
+        rest = rest.strip()
         try:
             if word == "/quit":
                 return
@@ -51,32 +55,29 @@ def main() -> None:
             elif word == "/system":
                 system = rest or None
             elif word == "/set":
-                settings = changed(settings, rest, opened)
+                settings = changed(settings, rest, folder)
             elif word == "/save":
-                write_text(Path(rest), json.dumps(with_system(system, messages), indent=1, ensure_ascii=False) + "\n")
+                save(rest, with_system(system, messages))
             elif word.startswith("/"):
-                known = ["/clear", "/system", "/set", "/save", "/quit"]
-                raise InputError(f"unknown command {word!r}" + command_line.nearest(word, known))
+                raise InputError(f"unknown command {word!r}" + command_line.nearest(word, COMMANDS))
             else:
-                messages.append({"role": "user", "content": line})
+                asked = [*messages, {"role": "user", "content": line}]
                 key = jax.random.fold_in(jax.random.key(flags.seed), turn)
-                answer = reply(opened, with_system(system, messages), settings, key)
-                messages = (
-                    [*messages, {"role": "assistant", "content": answer}] if answer is not None else messages[:-1]
-                )
+                answer = reply(model, folder, with_system(system, asked), settings, key)
+                messages = messages if answer is None else [*asked, {"role": "assistant", "content": answer}]
                 turn += 1
         except InputError as error:  # a slip of the keyboard ends no conversation
             print(f"error: {error}", file=sys.stderr)
 
 
-def parse() -> Any:
+def parse(arguments: Sequence[str] | None) -> Any:
     """The command line."""
     parser = command_line.Parser(__doc__)
-    add_model_flags(parser)
-    parser.add_argument("--system", help="the system prompt")
-    parser.add_argument("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
-    add_setting_flags(parser)
-    return parser.parse()
+    common.add_model_flags(parser)
+    parser.add_argument("--system", metavar="TEXT", help="the system prompt")
+    parser.add_argument("--history", type=Path, metavar="FILE", help="go on with a chat that /save wrote")
+    common.add_setting_flags(parser)
+    return parser.parse(arguments)
 
 
 def lines_typed() -> Iterator[str]:
@@ -98,20 +99,21 @@ def with_system(system: str | None, messages: list[dict[str, str]]) -> list[dict
     return ([{"role": "system", "content": system}] if system else []) + messages
 
 
-def reply(opened: Opened, messages: list[dict[str, str]], settings: SamplerConfig, key: jax.Array) -> str | None:
+def reply(
+    model: q.Qwen3LLaDA, folder: Folder, messages: list[dict[str, str]], settings: SamplerConfig, key: jax.Array
+) -> str | None:
     """The answer, shown while it is written and printed when it is; None if it was stopped."""
-    ids = encode_chat(opened.tokenizer, messages)
+    ids = encode_chat(folder.tokenizer, messages)
     try:
-        with opened.on_mesh():
-            rows = [ids] * opened.rows
-            console = Console(highlight=False, stderr=True)
-            canvases = q.watch(opened.model, rows, settings, key=key)
-            last = show_live(only_answer(canvases), opened.tokenizer, console=console)
+        with folder.on_mesh():
+            # Passes and not the whole trajectory, so that Ctrl-C is heard between two of them.
+            canvases = q.watch(model, [ids] * folder.ways, settings, key=key)
+            last = show_live(only_answer(canvases), folder.tokenizer, transient=True)
     except KeyboardInterrupt:
         print("stopped; the question is forgotten", file=sys.stderr)
         return None
     answer = q.finish(last).answers()[0]
-    text = opened.tokenizer.decode(up_to_stop(answer, settings.eos_token_ids or ()), skip_special_tokens=True)
+    text = folder.tokenizer.decode(up_to_stop(answer, settings.eos_token_ids or ()), skip_special_tokens=True)
     print(text, flush=True)
     return text
 
@@ -135,29 +137,35 @@ def only_answer(canvases: Iterator[q.Canvas]) -> Iterator[q.Canvas]:
         )
 
 
-def changed(settings: SamplerConfig, text: str, opened: Opened) -> SamplerConfig:
-    """Settings with `name=value` changed; the value `default` takes it back.
+def changed(settings: SamplerConfig, text: str, folder: Folder) -> SamplerConfig:
+    """Settings with `NAME=VALUE` changed; the value `none` takes it back. Without a text they are shown.
 
     Raises:
         InputError: no such setting, or an impossible value.
     """
+    if not text:
+        print(" ".join(f"{name}={getattr(settings, name)}" for name in common.SETTINGS), file=sys.stderr)
+        return settings
     name, equals, value = text.partition("=")
-    name, value = name.strip().replace("-", "_"), value.strip()
-    if name not in SETTINGS or not equals:
-        raise InputError(
-            f"/set takes NAME=VALUE with a setting's name, not {text!r}" + command_line.nearest(name, [*SETTINGS])
-        )
-    kind = SETTINGS[name][0]
-    try:
-        new: Any = (
-            getattr(SamplerConfig(), name) if value == "none" else value if isinstance(kind, tuple) else kind(value)
-        )
-    except ValueError as error:
-        raise InputError(f"{name} must be a number, not {value!r}") from error
-    settings = dataclasses.replace(settings, **{name: new})
-    settings.for_model(opened.model.config)
-    say_if_approximate(settings, opened.model.config)
+    if not equals:
+        raise InputError(f"/set takes NAME=VALUE, as in /set temperature=0.7, not {text!r}")
+    settings = folder.ending(common.changed(settings, {name: value}))
+    opening.say_if_approximate(settings.for_model(folder.config), folder.config)
     return settings
+
+
+def save(name: str, messages: list[dict[str, str]]) -> None:
+    """Write the conversation as JSON, which --history reads.
+
+    Raises:
+        InputError: no name, nothing said, or the file cannot be written.
+    """
+    if not name:
+        raise InputError("/save takes the name of a file")
+    if not messages:
+        raise InputError("nothing was said yet; there is nothing to save")
+    write_text(Path(name), json.dumps(messages, indent=1, ensure_ascii=False) + "\n")
+    print(f"{name}: {len(messages)} messages", file=sys.stderr)
 
 
 if __name__ == "__main__":

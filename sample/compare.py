@@ -3,27 +3,26 @@
     python -m sample.compare --model runs/sort --data held_out.jsonl --chat --gen-length 16 \\
         --rules low_confidence,margin,random,threshold=0.9,entropy+entropy_bound=0.3 --steps 16,8,4,2 --out out/compare
 
---data is a .jsonl with `prompt` (or `messages`) and, if there is a right answer, `answer` (or `completion`). Quality
-is then the share of exact answers. Without answers it is the model's own opinion of the finished text: the mean
-log-probability of its tokens, each given all others (a quarter of them masked at a time), together with the share of
-distinct 4-grams, because a text that repeats itself is likely too.
+--data is a .jsonl with `prompt` and, if there is a right answer, `answer` (or `completion`); or with `messages`, whose
+last turn, if the assistant's, is the answer. Quality is then the share of exact answers. Without answers it is the
+model's own opinion of the finished text: the mean log-probability of its tokens, each given all others (quality.py),
+together with the share of distinct 4-grams, because a text that repeats itself is likely too.
 
-A rule is the name of a confidence rule, an adaptive `threshold=`, `factor=` or `entropy_bound=`, or several joined by
-`+`. Rules with a fixed budget run once for each of --steps, adaptive ones once, without a limit on their steps.
+A rule is a confidence rule, or SETTING=VALUE (threshold=0.9, factor=1, cache=dual, temperature=0.7), or several joined
+by `+`. Rules with a fixed budget run once for each of --steps, adaptive ones once, without a limit on their steps.
 """
 
 import dataclasses
 import json
-import time
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
+from rich.table import Column, Table
 
 import qwen3llada_jax as q
 from qwen3llada_jax import command_line
@@ -32,51 +31,63 @@ from qwen3llada_jax.files import make_folder, write_text
 from qwen3llada_jax.pictures import pyplot
 from qwen3llada_jax.rules import CONFIDENCE_RULES
 from qwen3llada_jax.sampler_config import SamplerConfig
-from sample import prompts
-from sample.flags import Opened, add_model_flags, add_setting_flags, open_model, say_if_approximate, settings_of
+from sample import opening, prompts, quality, writing
+from sample.flags import SETTINGS, add_model_flags, add_setting_flags, changed, settings_of
+from sample.opening import Folder
 
 _ADAPTIVE = ("threshold", "factor", "entropy_bound")
+_SPEED = {"nfe": "NFE", "tokens_per_forward": "tokens a forward", "tokens_per_second": "tokens/s"}
 
 
-def main() -> None:
-    flags = parse()
-    base = settings_of(flags)
-    variants = variants_of(base, flags.rules, flags.steps_list)
-    rows = prompts.from_file(flags.data)[: flags.limit]
-    answers = [row.get("answer", row.get("completion")) for row in rows]
-    if any("infill" in row for row in rows) or len({answer is None for answer in answers}) > 1:
-        raise InputError(f"{flags.data}: every line needs a prompt (or messages), and an answer all of them or none")
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One way to sample: a rule, and its budget of steps (None: adaptive, or one for each token)."""
+
+    rule: str
+    steps: int | None
+    settings: SamplerConfig
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Whatever can be refused is refused before the weights are read."""
+    flags = parse(arguments)
+    variants = variants_of(settings_of(flags), flags.rules, flags.steps_list)
+    rows, answers = read(flags.data, flags.limit)
     if flags.out:
         pyplot()
         make_folder(flags.out)
-    opened, base = open_model(flags, base)
-    for variant in variants.values():
-        variant.for_model(opened.model.config)
-        say_if_approximate(variant, opened.model.config)
-    ids = [encode(opened, row, chat=flags.chat) for row in rows]
-    found = []
-    with opened.on_mesh():
-        for name, variant in track(variants.items(), "comparing", console=Console(stderr=True), transient=True):
-            settings = dataclasses.replace(variant, eos_token_ids=base.eos_token_ids)
-            found.append({"rule": name, **measure(opened, ids, answers, settings, flags)})
+    folder = opening.look_at(flags)
+    variants = [dataclasses.replace(v, settings=folder.ending(v.settings)) for v in variants]
+    for variant in variants:
+        opening.say_if_approximate(variant.settings.for_model(folder.config), folder.config)
+    requests = prompts.requests_of(rows, folder.tokenizer, chat=flags.chat)
+    model = opening.load(folder, flags.dtype)
+    quiet = not sys.stderr.isatty()
+    found = [
+        measure(model, folder, requests, answers, variant, flags)
+        for variant in track(variants, "comparing", console=Console(stderr=True), disable=quiet, transient=True)
+    ]
     report(found, flags)
 
 
-def parse() -> Any:
+def parse(arguments: Sequence[str] | None) -> Any:
     """The command line."""
     parser = command_line.Parser(__doc__)
-    add_model_flags(parser)
+    add_model_flags(parser, data="--mesh-data")  # --data are the prompts here
     parser.add_argument("--data", type=Path, required=True, help=".jsonl with prompt (or messages) and maybe answer")
-    parser.add_argument("--rules", default="low_confidence,margin,entropy,random,left_to_right,threshold=0.9")
+    parser.add_argument(
+        "--rules",
+        default="low_confidence,margin,entropy,random,left_to_right,threshold=0.9",
+        help="joined by commas; see above (default: %(default)s)",
+    )
     parser.add_argument("--chat", action="store_true", help="put prompts through the tokenizer's chat template")
     parser.add_argument("--limit", type=int, help="only so many lines of --data")
     parser.add_argument("--batch-size", type=int, default=32, help="prompts written together (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="folder for compare.json and compare.png")
     add_setting_flags(parser)
     steps = next(action for action in parser._actions if "--steps" in action.option_strings)
     steps.type, steps.help = str, "budgets of the rules with a fixed one, as 32,16,8 (default: one pass for each token)"
-    flags = parser.parse()
+    flags = parser.parse(arguments)
     try:
         flags.steps_list = [int(n) for n in flags.steps.split(",")] if flags.steps else [None]
     except ValueError as error:
@@ -88,143 +99,138 @@ def parse() -> Any:
     return flags
 
 
-def variants_of(base: SamplerConfig, rules: str, steps: list[int | None]) -> dict[str, SamplerConfig]:
-    """Name → settings of everything that is compared.
+def read(path: Path, limit: int | None) -> tuple[list[dict[str, Any]], list[str | None]]:
+    """(what is asked, the right answers or None for each) of the first `limit` lines.
+
+    Raises:
+        InputError: holes to fill, or answers to some of the lines only.
+    """
+    if path.suffix != ".jsonl":
+        raise InputError(f"{path}: unknown kind of file; --data is a .jsonl")
+    rows, answers = [], []
+    for line in prompts.from_file(path)[:limit]:
+        row = line
+        if "infill" in row:
+            raise InputError(f"{path}: has texts with holes; --data asks with prompt or messages")
+        answer: Any = row.get("answer", row.get("completion"))
+        if "messages" in row and row["messages"][-1]["role"] == "assistant":
+            answer, row = line["messages"][-1]["content"], line | {"messages": line["messages"][:-1]}
+            if not row["messages"]:
+                raise InputError(f"{path}: a chat has an answer and no question")
+        if answer is not None and not isinstance(answer, str):
+            raise InputError(f"{path}: an answer must be a text, not {str(answer)[:60]}")
+        rows.append(row)
+        answers.append(answer)
+    if len({answer is None for answer in answers}) > 1:
+        raise InputError(f"{path}: some lines have an answer and some have none; keep one kind")
+    return rows, answers
+
+
+def variants_of(base: SamplerConfig, rules: str, steps: list[int | None]) -> list[Variant]:
+    """Everything that is compared.
 
     Raises:
         InputError: a rule that does not exist, or an impossible value.
     """
-    variants: dict[str, SamplerConfig] = {}
-    for rule in rules.split(","):
-        change: dict[str, Any] = {}
-        for part in rule.strip().split("+"):
+    variants: list[Variant] = []
+    for rule in [r.strip() for r in rules.split(",")]:
+        change: dict[str, str] = {}
+        for part in rule.split("+"):
             name, equals, value = part.partition("=")
-            if equals and name in _ADAPTIVE:
-                try:
-                    change[name] = float(value)
-                except ValueError as error:
-                    raise InputError(f"--rules: {name} takes a number, not {value!r}") from error
-            elif part in CONFIDENCE_RULES:
-                change["remasking"] = part
-            else:
-                known = [*CONFIDENCE_RULES, *(f"{n}=" for n in _ADAPTIVE)]
+            if not equals and part not in CONFIDENCE_RULES:
+                known = [*CONFIDENCE_RULES, *(f"{n}=" for n in SETTINGS)]
                 raise InputError(f"--rules: unknown rule {part!r}" + command_line.nearest(part, known))
-        settings = dataclasses.replace(base, **change)
+            change |= {name: value} if equals else {"remasking": part}
+        if any(name in change for name in _ADAPTIVE):  # instead of the one that the flags set
+            change = dict.fromkeys(_ADAPTIVE, "none") | change
+        settings = changed(base, change)
         for budget in [None] if settings.adaptive else steps:
-            name = rule.strip() if budget is None else f"{rule.strip()}, {budget} steps"
-            variants[name] = dataclasses.replace(settings, steps=budget)
+            variants.append(Variant(rule, budget, dataclasses.replace(settings, steps=budget)))
     return variants
 
 
-def encode(opened: Opened, row: dict[str, Any], *, chat: bool) -> list[int]:
-    """A line's ids."""
-    if "messages" in row:
-        return prompts.encode_chat(opened.tokenizer, row["messages"])
-    if chat:
-        return prompts.encode_chat(opened.tokenizer, [{"role": "user", "content": row["prompt"]}])
-    return prompts.encode(opened.tokenizer, row["prompt"])
-
-
 def measure(
-    opened: Opened, ids: list[list[int]], answers: list[str | None], settings: SamplerConfig, flags: Any
+    model: q.Qwen3LLaDA,
+    folder: Folder,
+    requests: Sequence[prompts.Request],
+    answers: Sequence[str | None],
+    variant: Variant,
+    flags: Any,
 ) -> dict[str, Any]:
-    """Quality, NFE and speed of one way to sample."""
-    size = min(flags.batch_size, len(ids))
-    size += -size % opened.rows
-    key = jax.random.key(flags.seed)
-    right, seconds, tokens, nfe, passes, likely, distinct = 0, 0.0, 0, 0, 0, [], []
-    for begin in range(0, len(ids), size):
-        batch = ids[begin : begin + size]
-        count = len(batch)
-        batch = batch + batch[-1:] * (size - count)
-        numbers = jnp.arange(begin, begin + size)
-        keys = jax.vmap(lambda n: jax.random.fold_in(key, n))(numbers)
-        compiled = None
-        while compiled != q.compilations():  # a run that compiled says nothing about speed: once more
-            compiled, start = q.compilations(), time.perf_counter()
-            result = jax.block_until_ready(q.generate(opened.model, batch, settings, key=keys))
-            took = time.perf_counter() - start
-        seconds += took
-        tokens += int((np.asarray(result.written_at)[:count] >= 0).sum())
-        nfe += int(np.asarray(result.nfe)[:count].sum())
-        passes += int(np.asarray(result.nfe)[:count].sum() / (2 if settings.cfg_scale else 1))
-        for answer, expected in zip(result.answers()[:count], answers[begin : begin + count], strict=True):
-            written = prompts.up_to_stop(answer, settings.eos_token_ids or ())
-            if expected is not None:
-                text = opened.tokenizer.decode(written, skip_special_tokens=True)
-                right += text.strip() == expected.strip()
-            distinct.append(distinct_share(written))
+    """Quality, forward passes and speed of one way to sample. The tokens are those before the end of a text."""
+    size = writing.rows_of_a_batch(len(requests), flags.batch_size, folder.ways)
+    written: list[writing.Written] = []
+    seconds = 0.0
+    log_p: list[np.ndarray] = []
+    stops, distinct = variant.settings.eos_token_ids or (), []
+
+    def write() -> Iterator[writing.Batch]:
+        return writing.write(model, folder, requests, variant.settings, seed=flags.seed, rows=size)
+
+    next(write())  # a first call pays for more than compiling
+    for batch in write():
+        seconds += batch.seconds
+        distinct += [
+            quality.distinct_share(prompts.up_to_stop(ids, stops))
+            for _, ids in zip(batch.written, batch.result.answers(), strict=False)
+        ]
         if answers[0] is None:
-            likely.append(float(log_probability(opened.model, result, settings)))
-    quality = (
-        {"exact": right / len(ids)}
-        if answers[0] is not None
-        else {"log_probability": float(np.mean(likely)), "distinct_4grams": float(np.mean(distinct))}
-    )
-    speed = {"nfe": nfe / len(ids), "tokens_per_pass": tokens / passes, "tokens_per_second": tokens / seconds}
-    return {**quality, **speed}
-
-
-def distinct_share(ids: list[int], n: int = 4) -> float:
-    """Distinct n-grams of all n-grams; 1 for a text shorter than that."""
-    grams = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
-    return len(set(grams)) / len(grams) if grams else 1.0
-
-
-def log_probability(model: q.Qwen3LLaDA, result: q.Generation, settings: SamplerConfig, strides: int = 4) -> jax.Array:
-    """Mean log p(token | all others visible), in nats: every `strides`-th answer token is masked at a time."""
-    complete = settings.for_model(model.config)
-    L = result.tokens.shape[1]
-    written = result.written_at >= 0
-    in_blocks = complete.visibility != "full"
-    end = result.prompt_length + settings.gen_length
-    mask = q.Mask(
-        complete.visibility or "full",
-        complete.block_length if in_blocks else None,
-        prompt_length=result.prompt_length if in_blocks else None,
-        is_real=jnp.arange(L)[None] < end[:, None],
-    )
-    place = jnp.arange(L)[None] - result.prompt_length[:, None]
-    total = jnp.float32(0)
-    for stride in range(strides):
-        where = written & (place % strides == stride)
-        hidden = model.hidden(jnp.where(where, complete.mask_token_id or 0, result.tokens), mask)
-        _, ce = q.cross_entropy(hidden, model.head, result.tokens, jnp.zeros(where.shape), where)
-        total -= ce.sum()
-    return total / written.sum()
+            with folder.on_mesh():
+                found = quality.log_probability(model, batch.result, variant.settings)
+            log_p += [x[np.isfinite(x)] for x in found[: len(batch.written)]]
+        written += batch.written
+    tokens, nfe = sum(w.tokens for w in written), sum(w.nfe for w in written)
+    n = len(written)
+    result: dict[str, Any] = {"rule": variant.rule, "steps": variant.steps}
+    if answers[0] is not None:
+        right = sum(w.text.strip() == str(a).strip() for w, a in zip(written, answers, strict=True)) / n
+        result |= {"exact": right, "standard_error": (right * (1 - right) / n) ** 0.5}
+    else:
+        every = np.concatenate(log_p)
+        result |= {"log_probability": float(every.mean()) if every.size else None}
+    speed = {"nfe": nfe / n, "tokens_per_forward": tokens / nfe, "tokens_per_second": tokens / seconds}
+    return {**result, "distinct_4grams": float(np.mean(distinct)), **speed}
 
 
 def report(found: list[dict[str, Any]], flags: Any) -> None:
     """The table, and with --out the figures and their picture."""
-    is_exact = "exact" in found[0]
-    quality = "exact" if is_exact else "log_probability"
-    table = Table(
-        "rule", *(["exact"] if is_exact else ["log p a token", "distinct 4-grams"]), "NFE", "tokens a pass", "tokens/s"
-    )
+    has_answers = "exact" in found[0]
+    measured = "exact" if has_answers else "log p a token"
+    table = Table(Column("rule", overflow="fold"), "steps", measured, "distinct 4-grams", *_SPEED.values())
     for row in found:
-        good = (
-            [f"{row['exact']:.1%}"] if is_exact else [f"{row['log_probability']:.3f}", f"{row['distinct_4grams']:.1%}"]
-        )
-        numbers = [f"{row[k]:.1f}" for k in ("nfe", "tokens_per_pass", "tokens_per_second")]
-        table.add_row(row["rule"], *good, *numbers)
+        if has_answers:
+            good = f"{row['exact']:.1%} ± {row['standard_error']:.1%}"
+        else:
+            good = "—" if row["log_probability"] is None else f"{row['log_probability']:.3f}"
+        numbers = [f"{row['nfe']:.1f}", f"{row['tokens_per_forward']:.2f}", f"{row['tokens_per_second']:.1f}"]
+        table.add_row(row["rule"], str(row["steps"] or "—"), good, f"{row['distinct_4grams']:.1%}", *numbers)
     Console().print(table)
-    if not flags.out:
-        return
-    write_text(flags.out / "compare.json", json.dumps(found, indent=1) + "\n")
+    if flags.out:
+        asked = {name: str(value) if isinstance(value, Path) else value for name, value in vars(flags).items()}
+        write_text(flags.out / "compare.json", json.dumps({"flags": asked, "results": found}, indent=1) + "\n")
+        draw(found, "exact" if has_answers else "log_probability", flags.out / "compare.png")
+        print(f"{flags.out}: compare.json, compare.png", file=sys.stderr)
+
+
+def draw(found: Sequence[Mapping[str, Any]], measure: str, path: Path) -> None:
+    """Quality against forward passes, and against speed; a line for each rule."""
     plt = pyplot()
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained", sharey=True)
-    for rule in dict.fromkeys(row["rule"].split(", ")[0] for row in found):
-        rows = sorted((r for r in found if r["rule"].split(", ")[0] == rule), key=lambda r: r["nfe"])
+    for rule in dict.fromkeys(row["rule"] for row in found):
+        rows = sorted((r for r in found if r["rule"] == rule and r[measure] is not None), key=lambda r: r["nfe"])
         for axis, name in zip(axes, ("nfe", "tokens_per_second"), strict=True):
-            axis.plot([r[name] for r in rows], [r[quality] for r in rows], "o-", label=rule)
-    axes[0].set(
-        xlabel="NFE (forward passes a text)", ylabel="exact answers" if is_exact else "log p a token", xscale="log"
-    )
+            errors = [r.get("standard_error", 0.0) for r in rows]
+            axis.errorbar([r[name] for r in rows], [r[measure] for r in rows], errors, fmt="o-", capsize=2, label=rule)
+    what = "exact answers" if measure == "exact" else "log p a token, given all others (nats)"
+    axes[0].set(xlabel="forward passes a text (NFE)", ylabel=what, xscale="log")
     axes[1].set(xlabel="tokens/s", xscale="log")
     axes[0].legend(fontsize="small")
-    part = flags.out / ".compare.png.part"
-    figure.savefig(part, dpi=130, format="png")
-    part.replace(flags.out / "compare.png")
+    part = path.with_name(f".{path.name}.part")
+    try:
+        figure.savefig(part, dpi=130, format="png")
+        part.replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
     plt.close(figure)
 
 

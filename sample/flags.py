@@ -1,86 +1,77 @@
-"""The flags that the sampling programs share, and what they stand for: a model, its mesh, the sampler's settings."""
+"""The flags that the sampling programs share: a model, its mesh, and every setting of the sampler."""
 
+import argparse
 import dataclasses
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-import jax
-
-import qwen3llada_jax as q
-from qwen3llada_jax import checkpoint, command_line, tokens
-from qwen3llada_jax.config import VISIBILITIES, ModelConfig
+from qwen3llada_jax import command_line
+from qwen3llada_jax.config import VISIBILITIES
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.rules import CONFIDENCE_RULES
 from qwen3llada_jax.sampler_config import CACHES, EOS_RULES, REVISE_BY, SamplerConfig
 
-# flag → (type or choices, help); the defaults are SamplerConfig's own.
+
+def ids(text: str) -> tuple[int, ...]:
+    """Ids from `7,12`."""
+    return tuple(int(part) for part in text.split(",") if part.strip())
+
+
+# setting → (type or choices, help); the defaults are SamplerConfig's own.
 SETTINGS: dict[str, tuple[Any, str]] = {
     "gen_length": (int, "tokens to write (default: 128)"),
     "block_length": (int, "tokens of a block (default: the model's, or 32)"),
     "steps": (int, "forward passes over all blocks (default: one for each token; under an adaptive rule, no limit)"),
-    "temperature": (float, "0: the likeliest token (default: 0)"),
-    "top_k": (int, "draw from the k likeliest tokens"),
-    "top_p": (float, "draw from the likeliest tokens of this total probability"),
+    "temperature": (float, "0: the likeliest token; above: a draw from softmax(logits / temperature) (default: 0)"),
+    "top_k": (int, "draw from the k likeliest tokens; needs a temperature"),
+    "top_p": (float, "draw from the fewest tokens that have this probability together; needs a temperature"),
     "cfg_scale": (float, "classifier-free guidance; 0: off (default: 0)"),
     "repetition_penalty": (float, "above 1: ids that stand in the text become less likely (default: 1)"),
     "remasking": (tuple(CONFIDENCE_RULES), "who is written first (default: low_confidence)"),
-    "threshold": (float, "adaptive: write all that are surer than this"),
+    "threshold": (float, "adaptive: write all that are surer than this (fewer passes, other tokens than one by one)"),
     "factor": (float, "adaptive: write n at once while (n + 1)(1 - lowest probability) is below this"),
     "entropy_bound": (float, "adaptive: write n at once while their entropies, the largest apart, sum to at most this"),
     "revise": (int, "tokens of each block that may be masked again after they were written (default: 0)"),
     "revise_by": (REVISE_BY, "which: the least certain when written, or random ones (default: confidence)"),
     "eos": (EOS_RULES, "EOS: as any token, never, or last in a block (default: free)"),
     "min_length": (int, "no EOS among the first so many tokens (default: 0)"),
+    "stop_at_eos": (bool, "a text ends at an EOS with nothing masked before it (default: on)"),
+    "eos_token_ids": (ids, "ids that end a text, as 7,12 (default: the model's, the tokenizer's, <|im_end|>)"),
+    "forbid": (ids, "ids that are never written, as 7,12"),
     "visibility": (VISIBILITIES, "who sees whom (default: what the model was trained with)"),
-    "cache": (CACHES, "keys and values kept: exact under block_bias and block_causal, approximate under full "
-              "(default: prefix where exact, else none)"),
+    "cache": (CACHES, "keys and values kept between passes: exact under block_bias and block_causal; under full both "
+              "approximate, and the program says so (default: prefix where exact, else none)"),
+    "parallel_blocks": (bool, "all blocks in the same passes; exact; needs block_bias (default: off)"),
     "mask_token_id": (int, "(default: the model's)"),
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Opened:
-    """A model ready to write, its tokenizer, and how many rows its mesh wants at a time."""
-
-    model: q.Qwen3LLaDA
-    tokenizer: Any
-    mesh: Any
-    rows: int
-
-    @contextmanager
-    def on_mesh(self) -> Iterator[None]:
-        """Everything inside runs on the mesh, if there is one."""
-        if self.mesh is None:
-            yield
-        else:
-            with jax.set_mesh(self.mesh):
-                yield
-
-
-def add_model_flags(parser: command_line.Parser) -> None:
-    """--model, its dtype, and the sizes of a mesh."""
+def add_model_flags(parser: command_line.Parser, data: str = "--data") -> None:
+    """--model, its dtype, the seed, and the sizes of a mesh; `data` is what the flag of its first axis is called."""
     parser.add_argument("--model", required=True, help="model folder, training run, or Hugging Face folder")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="of weights and computation (default: as stored)"
     )
-    for axis in ("data", "fsdp", "tensor"):
-        parser.add_argument(f"--{axis}", type=int, help=f"size of the mesh axis {axis} (default: one device)")
+    parser.add_argument("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
+    mesh = parser.add_argument_group("mesh", "several devices; without any of these flags, the first one")
+    for axis, size in {"data": "what is left", "fsdp": "1", "tensor": "1"}.items():
+        flag, text = data if axis == "data" else f"--{axis}", f"size of the mesh axis {axis} (default: {size})"
+        mesh.add_argument(flag, dest=f"mesh_{axis}", type=int, metavar="N", help=text)
 
 
 def add_setting_flags(parser: command_line.Parser) -> None:
     """One flag for every setting of the sampler."""
-    aliases = {"cfg_scale": ["--cfg"]}
+    group = parser.add_argument_group("sampler")
+    letters = {int: "N", float: "X", ids: "IDS"}
     for name, (kind, text) in SETTINGS.items():
-        options = {"choices": kind} if isinstance(kind, tuple) else {"type": kind}
-        parser.add_argument(f"--{name.replace('_', '-')}", *aliases.get(name, []), dest=name, help=text, **options)
-    parser.add_argument("--forbid", type=int, action="append", help="an id that is never written; may be repeated")
-    parser.add_argument("--no-stop-at-eos", action="store_true", help="go on writing behind an EOS")
-    parser.add_argument("--parallel-blocks", action="store_true", help="all blocks in the same passes (block_bias)")
-    parser.add_argument("--block-attention", action="store_true", help="the same as --visibility block_bias")
+        flags = [f"--{name.replace('_', '-')}"] + (["--cfg"] if name == "cfg_scale" else [])
+        options: dict[str, Any] = {"type": kind, "metavar": letters.get(kind)}
+        if isinstance(kind, tuple):
+            options = {"choices": kind}
+        elif kind is bool:
+            options = {"action": argparse.BooleanOptionalAction}
+        group.add_argument(*flags, dest=name, help=text, **options)
+    group.add_argument("--block-attention", action="store_true", help="the same as --visibility block_bias")
 
 
 def settings_of(flags: Any) -> SamplerConfig:
@@ -94,58 +85,30 @@ def settings_of(flags: Any) -> SamplerConfig:
     given = {name: getattr(flags, name) for name in SETTINGS if getattr(flags, name) is not None}
     if flags.block_attention:
         given["visibility"] = "block_bias"
-    return SamplerConfig(
-        **given,
-        forbid=tuple(flags.forbid or ()),
-        stop_at_eos=not flags.no_stop_at_eos,
-        parallel_blocks=flags.parallel_blocks,
-    )
+    return SamplerConfig(**given)
 
 
-def open_model(flags: Any, settings: SamplerConfig, *, infill: bool = False) -> tuple[Opened, SamplerConfig]:
-    """The model, and the settings with the ids that end an answer; what cannot go together is refused first.
+def changed(settings: SamplerConfig, changes: Mapping[str, str]) -> SamplerConfig:
+    """Settings, some of them given anew as text; `none` takes one back to its default.
 
     Raises:
-        InputError: nothing to open, or settings that do not fit the model.
+        InputError: no such setting, or an impossible value.
     """
-    folder = Path(flags.model)
-    config = checkpoint.read_model_config(folder)
-    if not infill:
-        settings.for_model(config)
-    tokenizer = tokens.load_tokenizer(folder)
-    if settings.eos_token_ids is None:
-        settings = dataclasses.replace(settings, eos_token_ids=tuple(sorted(stop_ids(tokenizer, config))))
-    mesh = mesh_of(flags)
-    model = q.load(folder, flags.dtype, mesh=mesh)
-    if model.config.live_vocab_size is None:  # a plain Hugging Face folder does not say which rows are tokens
-        live = min(tokens.live_vocab_size(tokenizer), model.config.vocab_size)
-        model.config = dataclasses.replace(model.config, live_vocab_size=live)
-    rows = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
-    return Opened(model, tokenizer, mesh, rows), settings
+    new: dict[str, Any] = {}
+    for name, text in changes.items():
+        field = name.strip().replace("-", "_")
+        if field not in SETTINGS:
+            raise InputError(f"unknown setting {name.strip()!r}" + command_line.nearest(field, [*SETTINGS]))
+        new[field] = getattr(SamplerConfig(), field) if text.strip() == "none" else _value(field, text.strip())
+    return dataclasses.replace(settings, **new)
 
 
-def mesh_of(flags: Any) -> Any:
-    """The mesh that was asked for, or None: one device."""
-    sizes = [getattr(flags, axis) for axis in ("data", "fsdp", "tensor")]
-    if all(size is None for size in sizes):
-        return None
-    data, fsdp, tensor = (1 if size is None else size for size in sizes)
-    return q.make_mesh(data, fsdp, tensor)
-
-
-def say_if_approximate(settings: SamplerConfig, config: ModelConfig) -> None:
-    """A line on standard error when a cache changes what is written."""
-    if not q.is_exact(settings, config):
-        visibility = settings.visibility or config.visibility
-        print(
-            f"cache {settings.cache}: approximate under visibility {visibility}, where keys and values of all tokens "
-            "change with every written one; --cache none is exact",
-            file=sys.stderr,
-        )
-
-
-def stop_ids(tokenizer: Any, config: ModelConfig) -> set[int]:
-    """Ids that end an answer: the model's and the tokenizer's EOS, and the end of a chat turn."""
-    end_of_turn = tokenizer.get_vocab().get("<|im_end|>")
-    known = (*config.eos_token_ids, tokenizer.eos_token_id, end_of_turn)
-    return {i for i in known if i is not None and i < config.vocab_size}
+def _value(name: str, text: str) -> Any:
+    kind = SETTINGS[name][0]
+    if isinstance(kind, tuple):
+        return text  # SamplerConfig knows the choices
+    what = {int: "a whole number", float: "a number", bool: "on or off", ids: "ids, as 7,12"}[kind]
+    try:
+        return {"on": True, "true": True, "off": False, "false": False}[text.lower()] if kind is bool else kind(text)
+    except (ValueError, KeyError) as error:
+        raise InputError(f"{name} must be {what}, not {text!r}") from error

@@ -1,24 +1,20 @@
 """Write text by unmasking.
 
     python -m sample.generate --model models/qwen3-0.6b --prompt "The capital of France is" --steps 64 --gen-length 64
-    python -m sample.generate --model runs/chat --chat --prompt "What is a haiku?" --live --trace haiku.png
-    python -m sample.generate --model runs/chat --prompts questions.jsonl --out answers.jsonl --batch-size 16
-    python -m sample.generate --model models/qwen3-0.6b --infill "The capital of <mask:2> is Paris."
+    python -m sample.generate --model runs/chat --chat --prompt "What is a haiku?" --live --trace haiku.html
+    python -m sample.generate --model runs/chat --chat --prompts asks.jsonl --batch-size 16 --out answers.jsonl
+    python -m sample.generate --model models/qwen3-0.6b --infill "The capital of<mask:2> is Paris."
 
 --model takes a model folder, a training run, or a Hugging Face folder of safetensors. Lengths, blocks and
 steps must divide: --gen-length into blocks of --block-length, --steps among the blocks.
 """
 
-import json
+import contextlib
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from rich.console import Console
 from rich.progress import track
 
@@ -26,86 +22,69 @@ import qwen3llada_jax as q
 from qwen3llada_jax import command_line
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.sampler_config import SamplerConfig
-from sample import prompts
-from sample.flags import Opened, add_model_flags, add_setting_flags, open_model, say_if_approximate, settings_of
+from sample import answers, opening, prompts, writing
+from sample.flags import add_model_flags, add_setting_flags, settings_of
 from sample.live import show_live
-from sample.prompts import Request
 from sample.trace import Trace, check_trace_path, write_trace
+from sample.writing import Batch
 
 
-def main() -> None:
-    flags = parse()
-    settings = settings_of(flags)
-    rows = asked(flags)
-    infill = "infill" in rows[0]
-    opened, settings = open_model(flags, settings, infill=infill)
-    requests = [
-        Request(number, sample, *encode(opened.tokenizer, row, flags))
-        for number, row in enumerate(rows)
-        for sample in range(flags.num_samples)
-    ]
-    if not infill:
-        say_if_approximate(settings, opened.model.config)
-    size = min(flags.batch_size, len(requests)) if flags.batch_size else len(requests)
-    batches = [requests[i : i + size] for i in range(0, len(requests), size)]
-    if flags.trace and len(batches) > 1:
-        raise InputError(f"--trace shows one batch, here are {len(batches)}; ask fewer prompts")
-    out = Answers(flags.out) if flags.out else None
-    totals, nfe = np.zeros(4), 0
-    for batch in track(batches, "writing", console=Console(stderr=True), disable=len(batches) == 1):
-        begin, compiled = time.perf_counter(), q.compilations()
-        result, trace = write(opened, batch, size, settings, infill, flags)
-        seconds, compiled = time.perf_counter() - begin, q.compilations() - compiled
-        count = (np.asarray(result.written_at)[: len(batch)] >= 0).sum()
-        totals += (count, seconds, result.passes, compiled)
-        for i, (request, text) in enumerate(zip(batch, texts(opened, batch, result, settings, infill), strict=True)):
-            if out:
-                out.add(line(request, text, result, i, seconds, flags.seed))
-            else:
-                print(text if infill or flags.chat or "messages" in rows[request.number] else request.text + text)
-        if flags.trace:
-            write_trace(flags.trace, trace, result, opened.tokenizer, settings, len(batch))
-            print(f"{flags.trace}: when each token was written", file=sys.stderr)
-        nfe = max(nfe, int(result.nfe.max()))
-    if out:
-        out.close()
-    tokens, all_seconds, passes, compilations = totals
-    print(
-        f"NFE {nfe} · {int(tokens)} tokens, {tokens / passes:.1f} a pass, {tokens / all_seconds:.1f}/s · "
-        f"{all_seconds:.1f} s {'with' if compilations else 'without'} compiling · seed {flags.seed}",
-        file=sys.stderr,
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Whatever can be refused is refused before the weights are read."""
+    flags = parse(arguments)
+    wanted, rows = settings_of(flags), asked(flags)
+    folder = opening.look_at(flags)
+    wanted = folder.ending(wanted)
+    requests = prompts.requests_of(
+        rows, folder.tokenizer, chat=flags.chat, system=flags.system, samples=flags.num_samples
     )
+    if flags.out:
+        answers.check_out(flags.out, requests)
+    size = writing.rows_of_a_batch(len(requests), flags.batch_size, folder.ways)
+    settings = writing.check(requests, wanted, folder.config, size)
+    opening.say_if_approximate(settings, folder.config)
+
+    model = opening.load(folder, flags.dtype)
+    trace = Trace() if flags.trace and wanted.revise else None
+    watcher = watcher_of(flags, folder.tokenizer, trace)
+    batches: Iterable[Batch] = writing.write(
+        model, folder, requests, wanted, seed=flags.seed, rows=size, watcher=watcher
+    )
+    count = -(-len(requests) // size)
+    quiet = count == 1 or flags.live or not sys.stderr.isatty()
+    batches = track(batches, "batches", count, console=Console(stderr=True), disable=quiet, transient=True)
+    print(summary(put_out(batches, flags, folder.tokenizer, settings, trace), flags.seed), file=sys.stderr)
 
 
-def parse() -> Any:
+def parse(arguments: Sequence[str] | None) -> Any:
     """The command line."""
     parser = command_line.Parser(__doc__)
+    ask = parser.add_argument_group("what to write")
+    ask.add_argument("--prompt", action="append", help="text to go on from; several make a batch")
+    ask.add_argument("--prompts", type=Path, metavar="FILE", help=".txt, or .jsonl with prompt, messages or infill")
+    ask.add_argument("--infill", action="append", help="text with holes to fill: <mask>, or <mask:N> for N tokens")
+    ask.add_argument("--chat", action="store_true", help="put prompts through the tokenizer's chat template")
+    ask.add_argument("--system", metavar="TEXT", help="the chat's system prompt")
+    ask.add_argument("--history", type=Path, metavar="FILE", help="the chat so far: a .json list of {role, content}")
+    ask.add_argument("--num-samples", type=int, default=1, metavar="N", help="texts for each prompt (default: 1)")
+    ask.add_argument("--batch-size", type=int, default=8, metavar="N", help="texts written together (default: 8)")
+    out = parser.add_argument_group("what comes out")
+    out.add_argument("--out", type=Path, metavar="FILE", help="answers to this .jsonl instead of standard output")
+    out.add_argument("--live", action="store_true", help="show the text while it is unmasked")
+    out.add_argument(
+        "--trace",
+        type=Path,
+        metavar="FILE",
+        help="when each token of the first batch was written, and how surely: .png .gif .html .json",
+    )
     add_model_flags(parser)
-    parser.add_argument("--prompt", action="append", help="text to go on from; several make a batch")
-    parser.add_argument("--prompts", type=Path, help="a file: lines, or .jsonl with prompt, messages or infill")
-    parser.add_argument("--infill", action="append", help="text with holes to fill: <mask>, or <mask:N> for N tokens")
-    parser.add_argument("--chat", action="store_true", help="put the prompt through the tokenizer's chat template")
-    parser.add_argument("--system", help="the chat's system prompt")
-    parser.add_argument("--history", type=Path, help="the chat so far: a JSON list of {role, content}")
-    parser.add_argument("--num-samples", type=int, default=1, help="answers to each prompt (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, help="prompts written together (default: all)")
-    parser.add_argument("--out", type=Path, help="write the answers to this .jsonl, one line each")
     add_setting_flags(parser)
-    parser.add_argument("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
-    parser.add_argument("--live", action="store_true", help="show the text while it is unmasked")
-    parser.add_argument("--trace", type=Path, help="when each token was written, and how surely: .png .gif .html .json")
-    flags = parser.parse()
-    if sum(bool(x) for x in (flags.prompt, flags.prompts, flags.infill)) != 1:
-        raise InputError("give one of --prompt, --prompts and --infill")
+    flags = parser.parse(arguments)
     for name in ("num_samples", "batch_size"):
-        if getattr(flags, name) is not None and getattr(flags, name) < 1:
+        if getattr(flags, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(flags, name)}")
-    if (flags.system or flags.history) and not flags.chat:
-        raise InputError("--system and --history belong to a chat; add --chat")
     if flags.num_samples > 1 and not flags.temperature and flags.remasking not in ("random", "random_topk"):
         raise InputError("--num-samples: without randomness all samples are the same; set --temperature")
-    if flags.out and not flags.out.absolute().parent.is_dir():
-        raise InputError(f"--out {flags.out}: no such folder {flags.out.parent}")
     if flags.trace:
         check_trace_path(flags.trace)
     return flags
@@ -115,107 +94,83 @@ def asked(flags: Any) -> list[dict[str, Any]]:
     """What is asked, as the lines of a file would say it.
 
     Raises:
-        InputError: prompts and holes mixed, or flags that mean nothing for them.
+        InputError: nothing, several things, or flags that mean nothing for them.
     """
-    if flags.prompts:
+    given = [f"--{name}" for name in ("prompt", "prompts", "infill") if getattr(flags, name) is not None]
+    if len(given) > 1:
+        raise InputError(f"{' and '.join(given)} both say what to write; give one of them")
+    if flags.history is not None:
+        if not flags.chat:
+            raise InputError("--history belongs to a chat; add --chat")
+        if given not in ([], ["--prompt"]):
+            raise InputError(f"--history goes on with --prompt, not with {given[0]}")
+        said = prompts.read_history(flags.history)
+        asks = [[*said, {"role": "user", "content": text}] for text in flags.prompt or ()] or [said]
+        return [{"messages": messages} for messages in asks]
+    if not given:
+        raise InputError("nothing to write; give --prompt TEXT, --prompts FILE or --infill TEXT (see --help)")
+    if flags.prompts is not None:
         rows = prompts.from_file(flags.prompts)
     else:
-        kind = "infill" if flags.infill else "prompt"
-        rows = [{kind: text} for text in flags.infill or flags.prompt]
-    if len({"infill" in row for row in rows}) > 1:
-        raise InputError(f"{flags.prompts}: some lines have holes to fill and some go on from a prompt; use two files")
+        rows = [{given[0][2:]: text} for text in flags.prompt or flags.infill]
     if "infill" in rows[0]:
-        for name in ("gen_length", "chat", "no_stop_at_eos", "parallel_blocks"):
+        for name in ("gen_length", "stop_at_eos", "parallel_blocks"):
             if getattr(flags, name):
                 raise InputError(f"--{name.replace('_', '-')} means nothing when holes are filled; leave it out")
     return rows
 
 
-def encode(tokenizer: Any, row: dict[str, Any], flags: Any) -> tuple[str, tuple[int | None, ...], dict[str, Any]]:
-    """A line's text, its ids, and its other columns."""
-    extra = {k: v for k, v in row.items() if k not in ("prompt", "messages", "infill")}
-    if "infill" in row:
-        return row["infill"], tuple(prompts.encode_holes(tokenizer, row["infill"])), extra
-    if "messages" in row or flags.chat:
-        messages = row.get("messages") or [{"role": "user", "content": row["prompt"]}]
-        before = prompts.read_history(flags.history) if flags.history else []
-        system = [{"role": "system", "content": flags.system}] if flags.system else []
-        return messages[-1]["content"], tuple(prompts.encode_chat(tokenizer, [*system, *before, *messages])), extra
-    return row["prompt"], tuple(prompts.encode(tokenizer, row["prompt"])), extra
+def watcher_of(flags: Any, tokenizer: Any, trace: Trace | None) -> writing.Watcher | None:
+    """What looks at the canvases: the live view, the trace's memory of what was masked again, or nobody."""
+    if not flags.live and trace is None:
+        return None
+    is_first = True
+
+    def look(canvases: Iterator[q.Canvas]) -> q.Canvas:
+        nonlocal is_first
+        if trace is not None and is_first:
+            canvases = trace.recording(canvases)
+        is_first = False
+        if flags.live:
+            return show_live(canvases, tokenizer)
+        *_, last = canvases
+        return last
+
+    return look
 
 
-def write(
-    opened: Opened, batch: list[Request], size: int, settings: SamplerConfig, infill: bool, flags: Any
-) -> tuple[q.Generation, Trace]:
-    """One batch, filled up to `size` rows and to what the mesh divides, so that no batch compiles anew."""
-    size += -size % opened.rows
-    full = batch + batch[-1:] * (size - len(batch))
-    seed = jax.random.key(flags.seed)
-    numbers = jnp.asarray([(request.number, request.sample) for request in full])
-    keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.fold_in(seed, n[0]), n[1]))(numbers)
-    texts: Any = [request.ids for request in full]
-    trace = Trace()
-    with opened.on_mesh():
-        if not (flags.live or (flags.trace and settings.revise)):
-            run = q.infill if infill else q.generate
-            return jax.block_until_ready(run(opened.model, texts, settings, key=keys)), trace
-        watch = q.watch_infill if infill else q.watch
-        canvases: Iterator[q.Canvas] = trace.recording(watch(opened.model, texts, settings, key=keys))
-        last = show_live(canvases, opened.tokenizer) if flags.live else [*canvases][-1]
-        return q.finish(last), trace
+def put_out(
+    batches: Iterable[Batch], flags: Any, tokenizer: Any, settings: SamplerConfig, trace: Trace | None
+) -> tuple[list[writing.Written], float, float]:
+    """Print or write every text when its batch is done; (all of them, seconds, seconds of compiling)."""
+    done: list[writing.Written] = []
+    seconds = compiling = 0.0
+    with answers.growing(flags.out) if flags.out else contextlib.nullcontext() as stream:
+        for batch in batches:
+            if stream is not None:
+                answers.add(stream, answers.records(batch, flags.seed))
+            else:
+                for written in batch.written:
+                    goes_on = written.request.kind == "prompt" and not flags.chat
+                    print(written.request.given + written.text if goes_on else written.text, flush=True)
+            if flags.trace and not done:
+                note = write_trace(flags.trace, trace or Trace(), batch.result, tokenizer, settings, len(batch.written))
+                print(f"{flags.trace}: when each token was written{note}", file=sys.stderr)
+            done += batch.written
+            seconds, compiling = seconds + batch.seconds, compiling + batch.compiling
+    if flags.out:
+        print(f"{flags.out}: {len(done)} answers", file=sys.stderr)
+    return done, seconds, compiling
 
 
-def texts(
-    opened: Opened, batch: list[Request], result: q.Generation, settings: SamplerConfig, infill: bool
-) -> Iterator[str]:
-    """What was written: each answer before its end, or each whole text with its holes filled."""
-    for i, (request, answer) in enumerate(zip(batch, result.answers(), strict=False)):
-        if infill:
-            yield opened.tokenizer.decode(np.asarray(result.tokens)[i, : len(request.ids)])
-        else:
-            ids = prompts.up_to_stop(answer, settings.eos_token_ids or ())
-            yield opened.tokenizer.decode(ids, skip_special_tokens=True)
-
-
-def line(request: Request, text: str, result: q.Generation, row: int, seconds: float, seed: int) -> dict[str, Any]:
-    """One line of --out. `seconds` are those of its batch, with compiling if it was the first."""
-    written = np.asarray(result.written_at)[row] >= 0
-    return {
-        **request.extra,
-        "prompt": request.text,
-        "text": text,
-        "tokens": result.answers()[row],
-        "nfe": int(result.nfe[row]),
-        "seconds": round(seconds, 4),
-        "tokens_per_second": round(float(written.sum() / seconds), 2),
-        "seed": seed,
-        "number": request.number,
-        "sample": request.sample,
-    }
-
-
-class Answers:
-    """A .jsonl that grows line by line beside its place, and takes it when complete."""
-
-    def __init__(self, path: Path):
-        self.path, self.part = path, path.with_name(f".{path.name}.part")
-        try:
-            self.stream = self.part.open("w", encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written ({error.strerror})") from error
-
-    def add(self, record: dict[str, Any]) -> None:
-        """Write one line at once."""
-        try:
-            self.stream.write(json.dumps(record, ensure_ascii=False) + "\n")
-            self.stream.flush()
-        except OSError as error:
-            raise InputError(f"{self.path}: cannot be written ({error.strerror}); {self.part} has the rest") from error
-
-    def close(self) -> None:
-        """Give the file its name."""
-        self.stream.close()
-        self.part.replace(self.path)
+def summary(done: tuple[list[writing.Written], float, float], seed: int) -> str:
+    """Forward passes, tokens, speed and seed, in a line."""
+    texts, seconds, compiling = done
+    nfe, tokens = [written.nfe for written in texts], sum(written.tokens for written in texts)
+    each = f"{nfe[0]}" if min(nfe) == max(nfe) else f"{sum(nfe) / len(nfe):.1f} ({min(nfe)} to {max(nfe)})"
+    speed = f"{tokens / seconds:.1f} tokens/s · {tokens / sum(nfe):.2f} tokens per forward"
+    took = f"{seconds:.2f} s, with compiling {seconds + compiling:.2f} s"
+    return f"NFE {each} · {tokens} tokens · {speed} · {took} · seed {seed}"
 
 
 if __name__ == "__main__":

@@ -14,11 +14,15 @@ from qwen3llada_jax.canvas import Canvas
 _MASK, _PROMPT, _WRITTEN, _NEW = "·", "dim", "", "bold green"
 
 
-def show_live(canvases: Iterable[Canvas], tokenizer: Any, *, console: Console | None = None) -> Canvas:
-    """Draw every canvas as it comes and return the last; off a terminal, only a few of them, one after another."""
-    console = console or Console(highlight=False, stderr=True)
+def show_live(canvases: Iterable[Canvas], tokenizer: Any, *, transient: bool = False) -> Canvas:
+    """Draw every canvas as it comes and return the last; off a terminal, after 1, 2, 4, 8, … passes and at the end.
+
+    Args:
+        transient: wipe the drawing from a terminal when all is written.
+    """
+    console = Console(highlight=False, stderr=True)
     last: Canvas | None = None
-    with Live(console=console, auto_refresh=False, transient=False) as live:
+    with Live(console=console, auto_refresh=False, transient=transient) as live:
         for number, canvas in enumerate(canvases):
             last = canvas
             is_shown = console.is_terminal or number & (number - 1) == 0 or not canvas.is_masked.any()

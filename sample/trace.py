@@ -9,6 +9,9 @@ The kinds of file: .json (below), .png and .gif (trace_picture.py), .html (trace
       tokens[] in the order of the text: token (its text), id, pass (from 1; null: it was given) and confidence (the
                probability the model gave it when it was written); before: what stood there and was masked again, with
                the pass until which it stood
+
+A character that several tokens make stands at the last of them. What the end of a text filled up is left out. A
+trace is of the first batch; a picture, a page or a film shows at most sixteen of its texts.
 """
 
 import json
@@ -25,7 +28,7 @@ from qwen3llada_jax.pictures import pyplot
 from qwen3llada_jax.sampler_config import SamplerConfig
 
 KINDS = (".png", ".gif", ".html", ".json")
-_ROWS = 16  # a picture of more is no picture
+_ROWS = 16  # more is no picture
 
 
 class Trace:
@@ -68,15 +71,14 @@ def check_trace_path(path: Path) -> None:
 
 def write_trace(
     path: Path, trace: Trace, result: Generation, tokenizer: Any, settings: SamplerConfig, rows: int
-) -> None:
-    """Write the trace of the first `rows` texts.
+) -> str:
+    """Write the trace of the first `rows` texts; returns what is to be said if not all of them are shown.
 
     Raises:
-        InputError: too many for a picture, or the file cannot be written.
+        InputError: the file cannot be written.
     """
-    if path.suffix != ".json" and rows > _ROWS:
-        raise InputError(f"--trace {path}: {rows} texts are too many to draw; ask at most {_ROWS}, or write .json")
-    texts = [_row(trace, result, i, tokenizer) for i in range(rows)]
+    shown = rows if path.suffix == ".json" else min(rows, _ROWS)
+    texts = [_row(trace, result, i, tokenizer) for i in range(shown)]
     if path.suffix == ".json":
         names = {k: getattr(v, "__name__", v) for k, v in vars(settings).items()}
         record = {"settings": names, "passes": int(result.passes), "rows": texts}
@@ -92,6 +94,7 @@ def write_trace(
             (draw if path.suffix == ".png" else draw_moving)(path, texts)
         except OSError as error:
             raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+    return "" if shown == rows else f", of the first {shown} texts"
 
 
 def _row(trace: Trace, result: Generation, i: int, tokenizer: Any) -> dict[str, Any]:
@@ -101,12 +104,13 @@ def _row(trace: Trace, result: Generation, i: int, tokenizer: Any) -> dict[str, 
     to_write = set(places[places < len(tokens)].tolist())
     given = np.flatnonzero((sure > 0) & (at < 0))  # padding behind a shorter row has no confidence
     end = max([*to_write, *given.tolist()]) + 1
+    texts = texts_of(tokens[:end].tolist(), tokenizer)
     pieces: list[dict[str, Any]] = []
     for position in range(end):
         is_written = position in to_write
         if is_written and at[position] < 0:
             continue  # became EOS when the row ended
-        piece: dict[str, Any] = {"token": tokenizer.decode([int(tokens[position])]), "id": int(tokens[position])}
+        piece: dict[str, Any] = {"token": texts[position], "id": int(tokens[position])}
         piece |= {"pass": int(at[position]) + 1 if is_written else None}
         piece |= {"confidence": round(float(sure[position]), 4) if is_written else None}
         if (i, position) in trace.before:
@@ -114,3 +118,13 @@ def _row(trace: Trace, result: Generation, i: int, tokenizer: Any) -> dict[str, 
             piece["before"] = [{"token": tokenizer.decode([b["id"]]), **b} for b in stood]
         pieces.append(piece)
     return {"nfe": int(result.nfe[i]), "tokens": pieces}
+
+
+def texts_of(ids: list[int], tokenizer: Any) -> list[str]:
+    """The text of each token, such that together they are the text of all."""
+    texts, begin = [""] * len(ids), 0
+    for end in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[begin:end])
+        if not text.endswith("\ufffd") or end - begin == 4 or end == len(ids):  # a character has four bytes at most
+            texts[end - 1], begin = text, end
+    return texts

@@ -27,7 +27,8 @@ how sure the model was, red to green. Hover for more.</small></p>
 <details><summary>settings</summary><pre>SETTINGS</pre></details>
 <script>
 const rows = DATA;
-const all = rows.flatMap(r => r.tokens.map(t => t.pass || 0)), last = Math.max(1, ...all);
+const passesOf = t => [t.pass || 0, ...(t.before || []).map(b => b.pass)];
+const all = rows.flatMap(r => r.tokens.flatMap(passesOf)), last = Math.max(1, ...all);
 const hue = p => `hsl(${60 + 220 * (p - 1) / Math.max(1, last - 1)} 70% 82%)`;
 const bars = document.getElementById('bars'), slider = document.getElementById('pass');
 const count = n => all.filter(p => p === n).length;
@@ -41,6 +42,7 @@ const spans = rows.map(row => {
   box.className = 'row';
   return row.tokens.map(t => { const s = box.appendChild(document.createElement('span')); return [s, t]; });
 }).flat();
+const dots = text => '·'.repeat(Math.max(1, [...text].length)) + (text.includes('\\n') ? '\\n' : '');
 function standing(t, pass) {
   for (const b of t.before || []) if (b.pass <= pass && pass < b.until) return b;
   return t.pass <= pass ? t : null;
@@ -50,7 +52,7 @@ function show(pass) {
     if (t.pass === null) { span.className = 'given'; span.textContent = t.token; continue; }
     const now = standing(t, pass);
     span.className = now ? 'token' : 'mask';
-    span.textContent = now ? now.token : '·';
+    span.textContent = now ? now.token : dots(t.token);
     span.style.background = now ? hue(now.pass) : '';
     span.style.borderBottomColor = now ? `hsl(${120 * now.confidence} 80% 40%)` : '';
     const earlier = (t.before || []).map(b => `; before: ${JSON.stringify(b.token)} from pass ${b.pass} to ${b.until}`);
@@ -76,6 +78,6 @@ document.getElementById('play').onclick = () => {
 
 def page(rows: list[dict[str, Any]], settings: SamplerConfig) -> str:
     """The page of these rows (of trace.py)."""
-    data = json.dumps(rows, ensure_ascii=False).replace("</", "<\\/")
+    data = json.dumps(rows).replace("<", "\\u003c")  # so that no text can end the script, or begin a comment
     told = "\n".join(f"{name} = {getattr(value, '__name__', value)}" for name, value in vars(settings).items())
     return _PAGE.replace("SETTINGS", html.escape(told)).replace("DATA", data, 1)

@@ -3,14 +3,13 @@
 import dataclasses
 import functools
 import itertools
-import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from conftest import assert_one_line_error, run_program, save_torch, torch_model
+from conftest import save_torch, torch_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -471,37 +470,3 @@ def test_prompt_ids_out_of_range_are_refused(twin):
         q.generate(model, [1, 2, 3], q.SamplerConfig(gen_length=8, steps=8))
     with pytest.raises(q.InputError, match=f"token id {V} is outside"):
         q.generate(model, [[1, V]], q.SamplerConfig(gen_length=8, steps=8))
-
-
-@pytest.mark.slow
-def test_program_as_typed(tiny_folder, tmp_path):
-    trace = tmp_path / "trace.json"
-    common = [
-        "sample.generate",
-        "--model",
-        tiny_folder,
-        "--mask_token_id",
-        "1050",
-        "--gen_length",
-        "16",
-        "--steps",
-        "8",
-    ]
-    done = run_program(*common, "--prompt", "ROMEO:", "--block-length", "8", "--trace", trace, "--live")
-    assert done.stdout.startswith("ROMEO:")
-    assert "NFE 8" in done.stderr
-    assert "written in 8 passes" in done.stderr
-    tokens = json.loads(trace.read_text())["rows"][0]["tokens"]
-    assert sorted(t["pass"] for t in tokens if t["pass"]) == sorted([*range(1, 9)] * 2)
-    picture = run_program(*common, "--chat", "--prompt", "Speak.", "--cfg", "1", "--trace", tmp_path / "trace.png")
-    assert (tmp_path / "trace.png").stat().st_size > 5000
-    assert "NFE 16" in picture.stderr
-    for arguments, parts in {
-        ("--prompt", "x", "--block-length", "5"): ("not a multiple of block_length 5",),
-        ("--prompt", "x", "--remaskin", "random"): ("unknown option '--remaskin'", "did you mean '--remasking'?"),
-        ("--prompt", "x", "--trace", "a.pdf"): ("unknown kind of file",),
-        (): ("give one of --prompt, --prompts and --infill",),
-    }.items():
-        assert_one_line_error(run_program(*common, *arguments, check=None), *parts)
-    nowhere = run_program("sample.generate", "--model", tmp_path / "no", "--prompt", "x", check=None)
-    assert_one_line_error(nowhere, "no such folder")

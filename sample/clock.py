@@ -1,0 +1,52 @@
+"""Seconds of work, and how many of them went into compiling."""
+
+import time
+
+import jax.monitoring
+
+_COMPILING = (
+    "/jax/core/compile/jaxpr_trace_duration",
+    "/jax/core/compile/jaxpr_to_mlir_module_duration",
+    "/jax/core/compile/backend_compile_duration",
+)
+_intervals: list[tuple[float, float]] = []  # when this process was tracing or compiling, by perf_counter
+
+
+def _note(event: str, duration_secs: float, **_: str | int) -> None:
+    if event in _COMPILING:
+        now = time.perf_counter()
+        _intervals.append((now - duration_secs, now))
+
+
+jax.monitoring.register_event_duration_secs_listener(_note)
+
+
+class Clock:
+    """Runs from when it is made.
+
+    Attributes:
+        seconds: since then.
+        compiling: of these, spent tracing and compiling.
+    """
+
+    def __init__(self) -> None:
+        self._begin = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Since the clock was made."""
+        return time.perf_counter() - self._begin
+
+    @property
+    def compiling(self) -> float:
+        """Of `seconds`, spent tracing and compiling. JAX reports a program and the programs within it alike."""
+        return length_of_union([(max(a, self._begin), b) for a, b in _intervals if b > self._begin])
+
+
+def length_of_union(intervals: list[tuple[float, float]]) -> float:
+    """Total length that the intervals cover."""
+    total, end = 0.0, float("-inf")
+    for a, b in sorted(intervals):
+        total += max(0.0, b - max(a, end))
+        end = max(end, b)
+    return total

@@ -1,0 +1,87 @@
+"""Opening a model to write with: first what can be refused without its weights, then the weights."""
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+import qwen3llada_jax as q
+from qwen3llada_jax import checkpoint, tokens
+from qwen3llada_jax.config import ModelConfig
+from qwen3llada_jax.sampler_config import SamplerConfig
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A model folder whose weights are not read yet.
+
+    Attributes:
+        stops: ids that end a text: the model's and the tokenizer's EOS, and the end of a chat turn.
+    """
+
+    path: Path
+    config: ModelConfig
+    tokenizer: Any
+    stops: tuple[int, ...]
+    mesh: Mesh | None
+
+    @property
+    def ways(self) -> int:
+        """A batch has a multiple of so many rows: the mesh splits it."""
+        return 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+
+    def ending(self, settings: SamplerConfig) -> SamplerConfig:
+        """Settings under which the sampler ends a text where the programs do, unless they say otherwise."""
+        ends = self.stops if settings.eos_token_ids is None else settings.eos_token_ids
+        return dataclasses.replace(settings, eos_token_ids=ends)
+
+    @contextmanager
+    def on_mesh(self) -> Iterator[None]:
+        """Everything inside runs on the mesh, if there is one."""
+        if self.mesh is None:
+            yield
+        else:
+            with jax.set_mesh(self.mesh):
+                yield
+
+
+def look_at(flags: Any) -> Folder:
+    """What a model folder holds beside the weights, and the mesh that the flags ask for.
+
+    Raises:
+        InputError: no model there, no tokenizer, or a mesh that the devices do not make.
+    """
+    path = Path(flags.model)
+    config, tokenizer = checkpoint.read_model_config(path), tokens.load_tokenizer(path)
+    if config.live_vocab_size is None:  # a plain Hugging Face folder does not say which rows are tokens
+        live = min(tokens.live_vocab_size(tokenizer), config.vocab_size)
+        config = dataclasses.replace(config, live_vocab_size=live)
+    ends = (*config.eos_token_ids, tokenizer.eos_token_id, tokenizer.get_vocab().get("<|im_end|>"))
+    stops = tuple(dict.fromkeys(i for i in ends if i is not None and i < config.vocab_size))
+    sizes = {axis: getattr(flags, f"mesh_{axis}") for axis in ("data", "fsdp", "tensor")}
+    sizes = {axis: size for axis, size in sizes.items() if size is not None}
+    return Folder(path, config, tokenizer, stops, q.make_mesh(**sizes) if sizes else None)
+
+
+def load(folder: Folder, dtype: str | None) -> q.Qwen3LLaDA:
+    """Read the weights."""
+    model = checkpoint.load(folder.path, dtype, mesh=folder.mesh)
+    model.config = folder.config
+    return model
+
+
+def say_if_approximate(settings: SamplerConfig, config: ModelConfig) -> None:
+    """A line on standard error when a cache changes what is written."""
+    if not q.is_exact(settings, config):
+        visibility = settings.visibility or config.visibility
+        print(
+            f"cache {settings.cache}: approximate under visibility {visibility}, where keys and values of all tokens "
+            "change with every written one; --cache none is exact",
+            file=sys.stderr,
+        )
