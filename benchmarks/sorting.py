@@ -159,6 +159,10 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=ROOT / "out" / "sorting")
     parser.add_argument("--start", type=Path, help="an earlier --folder, to go on from its weights at half the rate")
     flags = parser.parse_args()
+    if 10**flags.digits < 2 * (20_000 + flags.held_out * flags.lists):
+        parser.error(
+            f"--digits {flags.digits}: too few different lists to learn from and to hold out; take more digits"
+        )
     task = Task(flags.lists, flags.digits, flags.visibility, flags.updates, 64 if flags.lists == 1 else 8)
     folder = flags.folder.absolute()
     shutil.rmtree(folder, ignore_errors=True)

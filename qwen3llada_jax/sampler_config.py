@@ -146,6 +146,10 @@ class SamplerConfig:
             raise InputError(
                 f"parallel_blocks needs visibility block_bias (blocks that do not see each other), not {visibility}"
             )
+        if self.parallel_blocks and self.repetition_penalty != 1:
+            raise InputError(
+                "parallel_blocks: blocks written at once cannot know what others repeat; leave out repetition_penalty"
+            )
         known = dataclasses.replace(
             self, mask_token_id=mask, eos_token_ids=eos, block_length=block, visibility=visibility
         )

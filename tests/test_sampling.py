@@ -450,6 +450,10 @@ def test_buckets_are_few_and_near(length):
         ({"top_p": 1.5, "temperature": 1.0}, "top_p must be above 0 and at most 1"),
         ({"top_k": 99, "temperature": 1.0}, "top_k 99 is more than the vocabulary"),
         ({"parallel_blocks": True}, "parallel_blocks needs visibility block_bias"),
+        (
+            {"parallel_blocks": True, "visibility": "block_bias", "repetition_penalty": 1.2},
+            "cannot know what others repeat",
+        ),
         ({"cache": "all"}, "cache 'all' is unknown; choose one of none, prefix, dual"),
         ({"eos": "never"}, "the model names none, set eos_token_ids"),
         ({"eos": "soon"}, "eos 'soon' is unknown"),
