@@ -1,6 +1,7 @@
 """Does the whole chain learn? SFT of a small model from scratch on sorting digits, judged by sample.generate.
 
     python -m benchmarks.sorting
+    # long answers, first and once more at half the rate:
     LONG="--lists 18 --digits 6 --visibility block_causal --held-out 16"
     python -m benchmarks.sorting $LONG --updates 450 --folder out/first
     python -m benchmarks.sorting $LONG --updates 250 --folder out/long --start out/first
