@@ -41,8 +41,10 @@ TOKENIZER_FILES = (
     "generation_config.json",
 )
 
-# orbax logs its doings and, with a traceback, what it is about to raise; what matters reaches us as an exception.
-logging.getLogger("absl").setLevel(logging.CRITICAL)
+# orbax logs its doings and, with a traceback, what it is about to raise, and asyncio the second write of several that
+# failed together; what matters reaches us as an exception.
+for _name in ("absl", "asyncio"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
 def load(
