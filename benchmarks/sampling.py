@@ -161,12 +161,12 @@ def share_right(row: Row, written: list[list[int]]) -> float:
     """Of all lists, those sorted rightly and in their places."""
     from qwen3llada_jax.checkpoint import read_model_config
     from qwen3llada_jax.tokens import load_tokenizer
+    from sample.prompts import up_to_stop
 
     tokenizer, ends = load_tokenizer(row.folder), read_model_config(row.folder).eos_token_ids
     right = []
     for ids, answer in zip(written, row.answers, strict=False):
-        end = next((i for i, token in enumerate(ids) if token in ends), len(ids))
-        lists = tokenizer.decode(ids[:end], skip_special_tokens=True).split(" ")
+        lists = tokenizer.decode(up_to_stop(ids, ends), skip_special_tokens=True).split(" ")
         right += [number < len(lists) and lists[number] == a for number, a in enumerate(answer.split())]
     return statistics.mean(right)
 

@@ -31,7 +31,7 @@ def blank(model: Qwen3LLaDA, rows: int, length: int) -> Cache:
     """A cache of zeros: 2 · layers · rows · length · K · H numbers of the compute dtype."""
     c = model.config
     shape = (c.num_hidden_layers, rows, length, c.num_key_value_heads, c.head_dim)
-    zeros = constrain(jnp.zeros(shape, _dtype(model)), *_AXES)
+    zeros = constrain(jnp.zeros(shape, model.compute_dtype), *_AXES)
     return Cache(zeros, zeros)
 
 
@@ -54,7 +54,9 @@ def hidden_at(
     inside = jnp.minimum(where, L - 1)
     allowed = masks.seen_from(mask, inside, L)  # B W L
     into = jnp.where(wanted, where, L)  # out of range: dropped
-    x = constrain(lookup(model.embed_tokens[...], tokens[rows, inside], _dtype(model)), "batch", "length", "act_embed")
+    x = constrain(
+        lookup(model.embed_tokens[...], tokens[rows, inside], model.compute_dtype), "batch", "length", "act_embed"
+    )
     rope = rope_tables(model.config, inside)
 
     def layer(carry: tuple[Array, Cache], inputs: tuple[Array, Layers]) -> tuple[Any, None]:
@@ -72,7 +74,3 @@ def hidden_at(
     numbers = jnp.arange(model.config.num_hidden_layers)
     (x, cache), _ = jax.lax.scan(layer, (x, cache), (numbers, model.layers))
     return rms_norm(x, model.norm[...], model.config.rms_norm_eps), cache
-
-
-def _dtype(model: Qwen3LLaDA) -> Any:
-    return model.runtime.dtype or model.embed_tokens.dtype

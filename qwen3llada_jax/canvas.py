@@ -100,6 +100,11 @@ class Progress(NamedTuple):
     done: Bool[Array, " B"]
     cache: Cache | None
 
+    @property
+    def begins(self) -> Bool[Array, " B"]:
+        """[B] the row's next pass is the first in its block."""
+        return (self.step == 0) & ~self.done
+
 
 def finish(canvas: Canvas) -> Generation:
     """The texts of a canvas, without the padding of its bucket."""

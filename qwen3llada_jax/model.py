@@ -195,8 +195,7 @@ class Qwen3LLaDA(nnx.Module):
     ) -> Float[Array, "B L D"]:
         """Final hidden states, normalised: what `logits` takes. Arguments as in `__call__`."""
         L = tokens.shape[1]
-        dtype = self.runtime.dtype or self.embed_tokens.dtype
-        x = constrain(lookup(self.embed_tokens[...], tokens, dtype), "batch", "length", "act_embed")
+        x = constrain(lookup(self.embed_tokens[...], tokens, self.compute_dtype), "batch", "length", "act_embed")
         if positions is None:
             positions = jnp.arange(L, dtype=jnp.int32)[None]
         rope = rope_tables(self.config, positions)
@@ -211,6 +210,11 @@ class Qwen3LLaDA(nnx.Module):
             layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT_POLICIES[self.runtime.remat])
         x, _ = jax.lax.scan(layer, x, self.layers)
         return rms_norm(x, self.norm[...], self.config.rms_norm_eps)
+
+    @property
+    def compute_dtype(self) -> Any:
+        """What matmuls and activations are in: the runtime's dtype, else the weights' own."""
+        return self.runtime.dtype or self.embed_tokens.dtype
 
     @property
     def head(self) -> Float[Array, "V D"]:

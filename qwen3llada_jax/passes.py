@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from qwen3llada_jax import cache as kv
 from qwen3llada_jax.canvas import Canvas, Page, Progress
+from qwen3llada_jax.config import ModelConfig
 from qwen3llada_jax.masks import Mask
 from qwen3llada_jax.model import Qwen3LLaDA
 from qwen3llada_jax.sampler_config import SamplerConfig, keeps_prompt
@@ -37,7 +38,6 @@ def hidden_of_blocks(
     state: Progress,
     page: Page,
     where: Int[Array, "B S"],
-    begins: Bool[Array, " B"],
     config: SamplerConfig,
     wide: bool,
 ) -> tuple[Float[Array, "B S G D"], kv.Cache | None]:
@@ -56,7 +56,7 @@ def hidden_of_blocks(
             return at(where, own)
         place = jnp.maximum(state.block[:, None] - 1, 0) * S + jnp.arange(S)  # the block before is final now
         before = jnp.take_along_axis(canvas.places, place, axis=1, mode="fill", fill_value=L)
-        renewed = jnp.broadcast_to((begins & (state.block > 0))[:, None], before.shape)
+        renewed = jnp.broadcast_to((state.begins & (state.block > 0))[:, None], before.shape)
         hidden, cache = at(jnp.concatenate([before, where], axis=1), jnp.concatenate([renewed, own], axis=1))
         return hidden[:, S:], cache
     if wide:
@@ -64,7 +64,7 @@ def hidden_of_blocks(
         follows = (whole >= where[:, :1]) & ~state.done[:, None]  # what a row within its block computes
         if config.cache == "dual":
             follows = jnp.zeros((B, L), bool).at[jnp.arange(B)[:, None], where].set(own, mode="drop")
-        hidden, cache = at(whole, begins[:, None] | follows)
+        hidden, cache = at(whole, state.begins[:, None] | follows)
         return _pick(hidden, where), cache
     if config.cache == "dual":
         return at(where, own)
@@ -118,15 +118,21 @@ def _inputs(model: Qwen3LLaDA, canvas: Canvas, page: Page, config: SamplerConfig
         without = jnp.where(page.is_given, config.mask_token_id, tokens)
         tokens = jnp.stack([tokens, without], axis=1).reshape(2 * B, L)
         prompt_length, length = jnp.repeat(prompt_length, 2), jnp.repeat(length, 2)
+    return tokens, mask_of(model.config, config, prompt_length, length, L)
+
+
+def mask_of(
+    model: ModelConfig, config: SamplerConfig, prompt_length: Int[Array, " B"], length: Int[Array, " B"], L: int
+) -> Mask:
+    """Who sees whom in rows of `length` tokens, padded to L, for a complete config."""
     in_blocks = config.visibility != "full"
-    mask = Mask(
+    return Mask(
         config.visibility or "full",
         config.block_length if in_blocks else None,
-        prompt_sees_answer=model.config.prompt_sees_answer and config.visibility == "block_bias",
+        prompt_sees_answer=model.prompt_sees_answer and config.visibility == "block_bias",
         prompt_length=prompt_length if in_blocks else None,
         is_real=jnp.arange(L)[None] < length[:, None],
     )
-    return tokens, mask
 
 
 def _apart(hidden: Float[Array, "GB W D"], G: int) -> Float[Array, "B W G D"]:

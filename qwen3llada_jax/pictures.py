@@ -1,5 +1,6 @@
 """matplotlib, which only pictures need."""
 
+from pathlib import Path
 from typing import Any
 
 from qwen3llada_jax.errors import InputError
@@ -19,3 +20,17 @@ def pyplot() -> Any:
     import matplotlib.pyplot as plt
 
     return plt
+
+
+def write_picture(figure: Any, path: Path, dpi: int = 130) -> None:
+    """A matplotlib figure as a PNG, whole or not at all.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        figure.savefig(part, dpi=dpi, format="png")
+        part.replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from error

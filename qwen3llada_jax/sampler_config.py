@@ -14,6 +14,7 @@ from qwen3llada_jax.rules import CONFIDENCE_RULES, ConfidenceRule
 CACHES = ("none", "prefix", "dual")
 EOS_RULES = ("free", "never", "last")
 REVISE_BY = ("confidence", "random")
+ADAPTIVE = ("threshold", "factor", "entropy_bound")
 _NO_CAP = 1 << 30  # steps of a block when nothing limits them
 
 
@@ -98,7 +99,7 @@ class SamplerConfig:
         _one_of("eos", self.eos, EOS_RULES)
         _one_of("visibility", self.visibility, VISIBILITIES)
         _one_of("cache", self.cache, CACHES)
-        adaptive = [n for n in ("threshold", "factor", "entropy_bound") if getattr(self, n) is not None]
+        adaptive = [n for n in ADAPTIVE if getattr(self, n) is not None]
         if len(adaptive) > 1:
             raise InputError(f"{' and '.join(adaptive)} both say how many tokens a pass writes; give one of them")
         for name in ("top_k", "top_p"):
@@ -108,7 +109,7 @@ class SamplerConfig:
     @property
     def adaptive(self) -> str | None:
         """The adaptive rule in force."""
-        return next((n for n in ("threshold", "factor", "entropy_bound") if getattr(self, n) is not None), None)
+        return next((n for n in ADAPTIVE if getattr(self, n) is not None), None)
 
     def for_model(self, config: ModelConfig) -> "SamplerConfig":
         """This config with every None filled in from the model (`steps` and the rules apart), and checked.

@@ -106,7 +106,7 @@ def _watch(model: Qwen3LLaDA, canvas: Canvas, page: Page, config: SamplerConfig)
     yield canvas
     state = _begin(model, canvas, page, outline)
     while not bool(state.done.all()):
-        wide = bool(((state.step == 0) & ~state.done).any())
+        wide = bool(state.begins.any())
         state = _pass_once(model, state, page, dials, outline, wide)
         yield state.canvas
 
@@ -119,7 +119,7 @@ def _run(model: Qwen3LLaDA, canvas: Canvas, page: Page, dials: Dials, config: Sa
         return lambda state: unmask(model, state, page, dials, config, wide)
 
     def within_blocks(state: Progress) -> Array:
-        return ~state.done.all() & ~((state.step == 0) & ~state.done).any()
+        return ~state.done.all() & ~state.begins.any()
 
     def both(state: Progress) -> Progress:
         return jax.lax.while_loop(within_blocks, one(False), one(True)(state))

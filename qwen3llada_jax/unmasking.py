@@ -25,16 +25,16 @@ def unmask(model: Qwen3LLaDA, state: Progress, page: Page, dials: Dials, config:
     B, G = state.to_write.shape
     rows = jnp.arange(B)[:, None]
     alive = ~state.done
-    begins = (state.step == 0) & alive
 
-    place = jnp.where(G > 1, 0, state.block[:, None] * S) + jnp.arange(G * S)  # B GS: places in the answer
+    first = jnp.zeros_like(state.block) if G > 1 else state.block * S
+    place = first[:, None] + jnp.arange(G * S)  # B GS: places in the answer
     where = jnp.take_along_axis(canvas.places, place, axis=1, mode="fill", fill_value=L)  # and in the canvas
 
     def at(array: Array, fill: Any) -> Array:
         return array.at[rows, where].get(mode="fill", fill_value=fill)
 
     is_masked = at(canvas.is_masked, False) & alive[:, None]
-    hidden, cache = hidden_of_blocks(model, state, page, where, begins, config, wide)
+    hidden, cache = hidden_of_blocks(model, state, page, where, config, wide)
     keys = jax.vmap(jax.random.fold_in)(page.keys, state.step)
     present = _present(canvas, model.config.vocab_size) if config.repetition_penalty != 1 else None
     allowed, eos = writable(model.config, config)
@@ -44,12 +44,12 @@ def unmask(model: Qwen3LLaDA, state: Progress, page: Page, dials: Dials, config:
         return x.reshape(B, G, S)
 
     masked = blocks(is_masked)
-    to_write = jnp.where(begins[:, None], masked.sum(axis=2), state.to_write)
+    to_write = jnp.where(state.begins[:, None], masked.sum(axis=2), state.to_write)
     goes_last = blocks(eos[proposal.token]) if config.eos == "last" else jnp.zeros_like(masked)
     order = best_first(blocks(proposal.confidence), masked, goes_last)
     count = how_many(jax.tree.map(blocks, proposal), masked, goes_last, order, to_write, state.step, dials, config)
 
-    again, revised = jnp.zeros_like(masked), jnp.where(begins[:, None], 0, state.revised)
+    again, revised = jnp.zeros_like(masked), jnp.where(state.begins[:, None], 0, state.revised)
     if config.revise:
         written = blocks(at(canvas.written_at, -1)) >= 0
         extra = jnp.minimum(dials.revise_rate, dials.revise - revised)
@@ -77,7 +77,7 @@ def unmask(model: Qwen3LLaDA, state: Progress, page: Page, dials: Dials, config:
     )
     if config.stop_at_eos and config.eos_token_ids:
         canvas = _stop_at_eos(canvas, eos)
-    block_is_full = ~canvas.is_masked.at[rows, where].get(mode="fill", fill_value=False).any(axis=1)
+    block_is_full = ~at(canvas.is_masked, False).any(axis=1)
     return Progress(
         canvas,
         state.block + (block_is_full & alive),

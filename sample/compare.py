@@ -28,14 +28,13 @@ import qwen3llada_jax as q
 from qwen3llada_jax import command_line
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.files import make_folder, write_text
-from qwen3llada_jax.pictures import pyplot
+from qwen3llada_jax.pictures import pyplot, write_picture
 from qwen3llada_jax.rules import CONFIDENCE_RULES
-from qwen3llada_jax.sampler_config import SamplerConfig
+from qwen3llada_jax.sampler_config import ADAPTIVE, SamplerConfig
 from sample import opening, prompts, quality, writing
 from sample.flags import SETTINGS, add_model_flags, add_setting_flags, changed, settings_of
 from sample.opening import Folder
 
-_ADAPTIVE = ("threshold", "factor", "entropy_bound")
 _SPEED = {"nfe": "NFE", "tokens_per_forward": "tokens a forward", "tokens_per_second": "tokens/s"}
 
 
@@ -141,8 +140,8 @@ def variants_of(base: SamplerConfig, rules: str, steps: list[int | None]) -> lis
                 known = [*CONFIDENCE_RULES, *(f"{n}=" for n in SETTINGS)]
                 raise InputError(f"--rules: unknown rule {part!r}" + command_line.nearest(part, known))
             change |= {name: value} if equals else {"remasking": part}
-        if any(name in change for name in _ADAPTIVE):  # instead of the one that the flags set
-            change = dict.fromkeys(_ADAPTIVE, "none") | change
+        if any(name in change for name in ADAPTIVE):  # instead of the one that the flags set
+            change = dict.fromkeys(ADAPTIVE, "none") | change
         settings = changed(base, change)
         for budget in [None] if settings.adaptive else steps:
             variants.append(Variant(rule, budget, dataclasses.replace(settings, steps=budget)))
@@ -225,12 +224,7 @@ def draw(found: Sequence[Mapping[str, Any]], measure: str, path: Path) -> None:
     axes[0].set(xlabel="forward passes a text (NFE)", ylabel=what, xscale="log")
     axes[1].set(xlabel="tokens/s", xscale="log")
     axes[0].legend(fontsize="small")
-    part = path.with_name(f".{path.name}.part")
-    try:
-        figure.savefig(part, dpi=130, format="png")
-        part.replace(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+    write_picture(figure, path)
     plt.close(figure)
 
 

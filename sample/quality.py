@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 import qwen3llada_jax as q
+from qwen3llada_jax.passes import mask_of
 from qwen3llada_jax.sampler_config import SamplerConfig
 
 
@@ -34,16 +35,9 @@ def log_probability(
 @functools.partial(jax.jit, static_argnames=("settings", "strides"))
 def _log_probability(model: q.Qwen3LLaDA, result: q.Generation, settings: SamplerConfig, strides: int) -> Array:
     L = result.tokens.shape[1]
-    position = jnp.arange(L)[None]
-    in_blocks = settings.visibility != "full"
-    mask = q.Mask(
-        settings.visibility or "full",
-        settings.block_length if in_blocks else None,
-        prompt_sees_answer=model.config.prompt_sees_answer and settings.visibility == "block_bias",
-        prompt_length=result.prompt_length if in_blocks else None,
-        is_real=position < result.prompt_length[:, None] + settings.gen_length,
-    )
-    written, place = result.written_at >= 0, position - result.prompt_length[:, None]
+    length = result.prompt_length + settings.gen_length
+    mask = mask_of(model.config, settings, result.prompt_length, length, L)
+    written, place = result.written_at >= 0, jnp.arange(L)[None] - result.prompt_length[:, None]
 
     mask_token = settings.mask_token_id
     assert mask_token is not None

@@ -9,7 +9,7 @@ import unicodedata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qwen3llada_jax.pictures import pyplot
+from qwen3llada_jax.pictures import pyplot, write_picture
 
 _COLUMNS = 72  # characters of a line of the picture
 _ADVANCE = 0.602  # width of a character of matplotlib's own monospaced font, in its size
@@ -32,9 +32,7 @@ def draw(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write the finished texts as a .png."""
     figure, artists = _figure(rows)
     _show(artists, max(artist.since for artist in artists))
-    part = path.with_name(f".{path.name}.part")
-    figure.savefig(part, dpi=130, format="png")
-    part.replace(path)
+    write_picture(figure, path)
     pyplot().close(figure)
 
 

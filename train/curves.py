@@ -3,13 +3,11 @@
 import io
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.pictures import pyplot
 
 Records = Sequence[Mapping[str, Any]]
@@ -166,20 +164,6 @@ def _draw_panel(axis: Any, panel: Panel, curves: Mapping[str, Records]) -> None:
         for band, name in enumerate(BAND_NAMES):
             axis.plot([], [], color=INK, alpha=1.0 - 0.24 * band, linewidth=1.7, label=name)
         axis.legend(fontsize=8, ncols=2, handlelength=1.4, columnspacing=1.2, borderaxespad=0.1, loc="upper right")
-
-
-def write_picture(figure: Any, out: Path) -> None:
-    """The figure as a PNG, whole or not at all.
-
-    Raises:
-        InputError: it cannot be written.
-    """
-    part = out.with_name(f".{out.name}.part")
-    try:
-        figure.savefig(part, dpi=150, format="png")
-        part.replace(out)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror})") from error
 
 
 def svg(figure: Any) -> str:

@@ -10,8 +10,8 @@ import yaml
 from qwen3llada_jax import command_line
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.files import make_folder, write_text
-from qwen3llada_jax.pictures import pyplot
-from train.curves import draw, svg, write_picture
+from qwen3llada_jax.pictures import pyplot, write_picture
+from train.curves import draw, svg
 from train.metrics import read_lines
 from train.page import Run, page
 
@@ -34,7 +34,7 @@ def main() -> None:
     curves = {run.name: run.records for run in runs}
     make_folder(flags.out.parent)
     figure = draw(curves)
-    write_picture(figure, flags.out)
+    write_picture(figure, flags.out, dpi=150)
     write_text(flags.out.with_suffix(".html"), page(runs, svg(figure)))
     pyplot().close(figure)
     for run in runs:
