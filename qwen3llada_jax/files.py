@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -76,8 +78,18 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     except OSError as error:
         raise InputError(f"{target}: cannot be written ({error.strerror or error})") from error
     finally:
-        shutil.rmtree(part, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+        _remove(part)
+    _remove(old)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder of ours, though writers of a failed save may put files into it, or make it anew, for a moment."""
+    for _ in range(25):
+        if not folder.exists():
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.2)
+    print(f"{folder}: cannot be removed; nothing needs it", file=sys.stderr)
 
 
 def home(folder: Path) -> Path:

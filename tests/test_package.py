@@ -4,6 +4,9 @@ import ast
 import os
 import subprocess
 import sys
+import threading
+import time
+from contextlib import suppress
 
 import pytest
 from conftest import ROOT
@@ -80,6 +83,28 @@ def test_new_folder_replaces_only_when_told_and_only_when_done(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(q.InputError, match="is a file"), files.new_folder(tmp_path / "file"):
         pass
+
+
+def test_new_folder_leaves_nothing_though_other_writers_of_a_failed_save_go_on(tmp_path):
+    def keep_writing(folder):
+        for i in range(30):
+            with suppress(FileNotFoundError):  # removed in between
+                folder.mkdir(exist_ok=True)
+                (folder / str(i)).write_text("late")
+            time.sleep(0.01)
+
+    def fail():
+        with files.new_folder(tmp_path / "model") as folder:
+            late = threading.Thread(target=keep_writing, args=(folder,))
+            late.start()
+            writers.append(late)
+            raise OSError("disk full")
+
+    writers = []
+    with pytest.raises(q.InputError, match="cannot be written"):
+        fail()
+    writers[0].join()
+    assert not list(tmp_path.iterdir())
 
 
 def test_metrics_forget_what_came_after_the_step_resumed_at(tmp_path):

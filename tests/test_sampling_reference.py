@@ -174,6 +174,7 @@ def test_every_pair_of_options_equals_the_reference(twin, number):
 # ---- the whole grid of the algorithm itself
 
 
+@pytest.mark.slow
 @pytest.mark.soak
 @pytest.mark.parametrize("rule", ALONE, ids=lambda rule: "-".join(map(str, rule.values())))
 @pytest.mark.parametrize("cfg", [0.0, 1.5])
