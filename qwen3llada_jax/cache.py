@@ -61,15 +61,14 @@ def hidden_at(
 
     def layer(carry: tuple[Array, Cache], inputs: tuple[Array, Layers]) -> tuple[Any, None]:
         (x, cache), (number, weights) = carry, inputs
-        eps = model.config.rms_norm_eps
-        q, k, v = weights.queries_keys_values(rms_norm(x, weights.input_norm[...], eps), rope)
+        normed = weights.normed(x)
+        q, (k, v) = weights.queries(normed, rope), weights.keys_values(normed, rope)
         cache = Cache(
             constrain(cache.keys.at[number, rows, into].set(k, mode="drop"), *_AXES),
             constrain(cache.values.at[number, rows, into].set(v, mode="drop"), *_AXES),
         )
         x = x + weights.output(attention.attention(q, cache.keys[number], cache.values[number], allowed, "xla"))
-        x = x + weights.mlp(rms_norm(x, weights.mlp_norm[...], eps))
-        return (constrain(x, "batch", "length", "act_embed"), cache), None
+        return (weights.with_mlp(x), cache), None
 
     numbers = jnp.arange(model.config.num_hidden_layers)
     (x, cache), _ = jax.lax.scan(layer, (x, cache), (numbers, model.layers))

@@ -21,7 +21,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from qwen3llada_jax.errors import InputError
 
@@ -101,11 +101,15 @@ def block_rule(mask: Mask, length: int) -> Bool[Array, "R L L"]:
     return own_noisy | earlier_clean | clean
 
 
-def seen_from(mask: Mask, where: Int[Array, "B W"], length: int) -> Bool[Array, "B W L"]:
-    """The rows of `dense` that belong to the positions `where`, never the whole of it.
+def seen_from(
+    mask: "Mask | Bool[Array, 'R L L'] | None", where: Int[Array, "B W"], length: int
+) -> Bool[Array, "B W L"] | None:
+    """The rows of `dense`, or of a dense mask, that belong to the positions `where`.
 
     Documents of packed rows and `block_diffusion` are for training: not here.
     """
+    if not isinstance(mask, Mask):
+        return None if mask is None else rows_at(mask, where)
     assert mask.segment_ids is None
     assert mask.kind != "block_diffusion"
     allowed = jnp.ones((*where.shape, length), bool)
@@ -113,6 +117,12 @@ def seen_from(mask: Mask, where: Int[Array, "B W"], length: int) -> Bool[Array, 
         block = jnp.broadcast_to(_block_of(mask, length, jnp), (where.shape[0], length))
         allowed = _between(mask, jnp.take_along_axis(block, where, axis=1)[:, :, None], block[:, None, :])
     return allowed if mask.is_real is None else allowed & mask.is_real[:, None, :]
+
+
+def rows_at(array: Float[Array, "R L ..."], where: Int[Array, "B W"]) -> Float[Array, "B W ..."]:
+    """Of each row the positions `where`; R = B, or 1 for an array that all rows share."""
+    rows = jnp.arange(where.shape[0])[:, None] if array.shape[0] > 1 else 0
+    return array[rows, where]
 
 
 def _between(mask: Mask, of_query: Array, of_key: Array) -> Bool[Array, "R Q L"]:

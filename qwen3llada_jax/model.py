@@ -109,9 +109,30 @@ class Layers(nnx.Module):
         attention_implementation: str,
     ) -> Float[Array, "B L D"]:
         """One layer (`self` sliced to it)."""
-        eps = self.config.rms_norm_eps
-        x = x + self.attend(rms_norm(x, self.input_norm[...], eps), rope, mask, attention_implementation)
-        x = x + self.mlp(rms_norm(x, self.mlp_norm[...], eps))
+        x = x + self.attend(self.normed(x), rope, mask, attention_implementation)
+        return self.with_mlp(x)
+
+    def only_at(
+        self,
+        where: Int[Array, "B W"],
+        x: Float[Array, "B L D"],
+        rope: tuple[Array, Array],
+        mask: Mask | Bool[Array, "R L L"] | None,
+    ) -> Float[Array, "B W D"]:
+        """The same, given only at the positions `where`: of the others, keys and values are computed and no more."""
+        allowed = masks.seen_from(mask, where, x.shape[1])
+        keys, values = self.keys_values(self.normed(x), rope)
+        x, *rope_there = (masks.rows_at(y, where) for y in (x, *rope))
+        queries = self.queries(self.normed(x), (rope_there[0], rope_there[1]))
+        return self.with_mlp(x + self.output(attention.attention(queries, keys, values, allowed, "xla")))
+
+    def normed(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        """What the attention reads."""
+        return rms_norm(x, self.input_norm[...], self.config.rms_norm_eps)
+
+    def with_mlp(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        """The second half of a layer."""
+        x = x + self.mlp(rms_norm(x, self.mlp_norm[...], self.config.rms_norm_eps))
         return constrain(x, "batch", "length", "act_embed")
 
     @jax.named_scope("attention")
@@ -123,20 +144,27 @@ class Layers(nnx.Module):
         implementation: str,
     ) -> Float[Array, "B L D"]:
         """Grouped-query attention with normalised, rotated queries and keys."""
-        q, k, v = self.queries_keys_values(x, rope)
-        return self.output(attention.attention(q, k, v, mask, implementation))
+        queries, (keys, values) = self.queries(x, rope), self.keys_values(x, rope)
+        return self.output(attention.attention(queries, keys, values, mask, implementation))
 
-    def queries_keys_values(
+    def queries(self, x: Float[Array, "B L D"], rope: tuple[Array, Array]) -> Float[Array, "B L N H"]:
+        """Queries, normalised and rotated."""
+        q = self._heads(x, self.q_proj, self.q_bias if self.config.attention_bias else None)
+        return apply_rope(rms_norm(q, self.q_norm[...], self.config.rms_norm_eps), *rope)
+
+    def keys_values(
         self, x: Float[Array, "B L D"], rope: tuple[Array, Array]
-    ) -> tuple[Float[Array, "B L N H"], Float[Array, "B L K H"], Float[Array, "B L K H"]]:
-        """Queries and keys normalised and rotated, and values."""
-        eps, dtype = self.config.rms_norm_eps, x.dtype
-        q, k, v = (project(x, w) for w in (self.q_proj, self.k_proj, self.v_proj))
-        if self.config.attention_bias:
-            q, k, v = q + self.q_bias.astype(dtype), k + self.k_bias.astype(dtype), v + self.v_bias.astype(dtype)
-        q, k, v = (constrain(y, "batch", "length", "act_heads", "head_dim") for y in (q, k, v))
-        q = apply_rope(rms_norm(q, self.q_norm[...], eps), *rope)
-        return q, apply_rope(rms_norm(k, self.k_norm[...], eps), *rope), v
+    ) -> tuple[Float[Array, "B L K H"], Float[Array, "B L K H"]]:
+        """Keys, normalised and rotated, and values."""
+        has_bias = self.config.attention_bias
+        k = self._heads(x, self.k_proj, self.k_bias if has_bias else None)
+        v = self._heads(x, self.v_proj, self.v_bias if has_bias else None)
+        return apply_rope(rms_norm(k, self.k_norm[...], self.config.rms_norm_eps), *rope), v
+
+    def _heads(self, x: Float[Array, "B L D"], weight: nnx.Param, bias: nnx.Param | None) -> Float[Array, "B L N H"]:
+        heads = project(x, weight)
+        heads = heads if bias is None else heads + bias.astype(x.dtype)
+        return constrain(heads, "batch", "length", "act_heads", "head_dim")
 
     def output(self, attended: Float[Array, "B L N H"]) -> Float[Array, "B L D"]:
         """The attention's heads mixed back into the hidden size."""
@@ -192,8 +220,13 @@ class Qwen3LLaDA(nnx.Module):
         tokens: Int[Array, "B L"],
         mask: Mask | Bool[Array, "R L L"] | None = None,
         positions: Int[Array, "B L"] | None = None,
-    ) -> Float[Array, "B L D"]:
-        """Final hidden states, normalised: what `logits` takes. Arguments as in `__call__`."""
+        where: Int[Array, "B W"] | None = None,
+    ) -> Float[Array, "B W D"]:
+        """Final hidden states, normalised: what `logits` takes. Arguments as in `__call__`.
+
+        Args:
+            where: the positions to give, in [0, L); None: all, in order. The last layer computes no other.
+        """
         L = tokens.shape[1]
         x = constrain(lookup(self.embed_tokens[...], tokens, self.compute_dtype), "batch", "length", "act_embed")
         if positions is None:
@@ -208,8 +241,17 @@ class Qwen3LLaDA(nnx.Module):
 
         if self.runtime.remat != "none" or not jax.sharding.get_abstract_mesh().empty:
             layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT_POLICIES[self.runtime.remat])
-        x, _ = jax.lax.scan(layer, x, self.layers)
+        if where is None:
+            x, _ = jax.lax.scan(layer, x, self.layers)
+        else:
+            numbers = jnp.arange(self.config.num_hidden_layers)
+            x, _ = jax.lax.scan(lambda x, number: layer(x, self.layer(number)), x, numbers[:-1])
+            x = self.layer(numbers[-1]).only_at(where, x, rope, mask)
         return rms_norm(x, self.norm[...], self.config.rms_norm_eps)
+
+    def layer(self, number: Int[Array, ""] | int) -> Layers:
+        """One layer of the stack."""
+        return jax.tree.map(lambda weight: weight[number], self.layers)
 
     @property
     def compute_dtype(self) -> Any:

@@ -44,7 +44,7 @@ def hidden_of_blocks(
     """Hidden states at the block's positions, with and (under guidance) without the prompt."""
     canvas, cache, (B, L) = state.canvas, state.cache, state.canvas.tokens.shape
     if cache is None:
-        return _pick(_uncached(model, canvas, page, config), where), None
+        return _uncached(model, canvas, page, where, config), None
     before_this_pass = cache
     S, own = where.shape[1], (where < L) & ~state.done[:, None]
 
@@ -90,8 +90,11 @@ def _pick(hidden: Float[Array, "B L G D"], where: Int[Array, "B S"]) -> Float[Ar
     return jnp.take_along_axis(hidden, where[:, :, None, None], axis=1, mode="clip")
 
 
-def _uncached(model: Qwen3LLaDA, canvas: Canvas, page: Page, config: SamplerConfig) -> Float[Array, "B L G D"]:
-    return _apart(model.hidden(*_inputs(model, canvas, page, config)), streams(config))
+def _uncached(
+    model: Qwen3LLaDA, canvas: Canvas, page: Page, where: Int[Array, "B S"], config: SamplerConfig
+) -> Float[Array, "B S G D"]:
+    inside = jnp.repeat(jnp.minimum(where, canvas.tokens.shape[1] - 1), streams(config), axis=0)
+    return _apart(model.hidden(*_inputs(model, canvas, page, config), where=inside), streams(config))
 
 
 def _cached(

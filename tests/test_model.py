@@ -142,6 +142,25 @@ def test_sub_modules_equal_transformers(twin):
     _close(model.hidden(jnp.asarray(tokens)), reference.model(torch.tensor(tokens)).last_hidden_state)
 
 
+@pytest.mark.parametrize("kind", ["no mask", "dense", "dense for all", "full", "block_bias", "block_causal"])
+def test_hidden_states_of_some_positions_are_those_of_all(twin, kind):
+    _, model = twin
+    draw = np.random.default_rng(2)
+    tokens, where = draw.integers(0, 200, (2, 12)), np.array([[3, 11, 4], [0, 0, 7]])
+    real = jnp.arange(12) < jnp.array([[12], [9]])
+    dense = jnp.asarray(draw.random((2, 12, 12)) < 0.6) | jnp.eye(12, dtype=bool)
+    if kind == "no mask":
+        mask = None
+    elif kind.startswith("dense"):
+        mask = dense[:1] if kind == "dense for all" else dense
+    else:
+        block = {} if kind == "full" else {"block_length": 4, "prompt_length": jnp.array([2, 5])}
+        mask = q.Mask(kind, is_real=real, **block)
+    hidden = model.hidden(jnp.asarray(tokens), mask)
+    some = model.hidden(jnp.asarray(tokens), mask, where=jnp.asarray(where))
+    np.testing.assert_allclose(some, np.take_along_axis(np.asarray(hidden), where[..., None], 1), rtol=1e-5, atol=1e-5)
+
+
 def test_bfloat16_error_is_within_torchs(tmp_path):
     ours, theirs = [], []
     for seed in range(4):
