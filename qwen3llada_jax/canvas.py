@@ -1,8 +1,9 @@
 """The page of the sampler: rows of tokens, which of them are still to be written, and how far the writing has come."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +43,7 @@ class Canvas(NamedTuple):
 
 
 class Generation(NamedTuple):
-    """Finished texts.
+    """Finished texts, on the host.
 
     Attributes:
         tokens: [B, P + gen_length] prompts, each followed at once by its answer (then padding, where a prompt is
@@ -54,18 +55,17 @@ class Generation(NamedTuple):
         passes: of the whole batch.
     """
 
-    tokens: Int[Array, "B L"]
-    prompt_length: Int[Array, " B"]
-    written_at: Int[Array, "B L"]
-    confidence: Float[Array, "B L"]
-    places: Int[Array, "B T"]
-    nfe: Int[Array, " B"]
+    tokens: Int[np.ndarray, "B L"]
+    prompt_length: Int[np.ndarray, " B"]
+    written_at: Int[np.ndarray, "B L"]
+    confidence: Float[np.ndarray, "B L"]
+    places: Int[np.ndarray, "B T"]
+    nfe: Int[np.ndarray, " B"]
     passes: int
 
     def answers(self) -> list[list[int]]:
         """The written ids of each row."""
-        tokens, places = np.asarray(self.tokens), np.asarray(self.places)
-        return [row[at[at < len(row)]].tolist() for row, at in zip(tokens, places, strict=True)]
+        return [row[at[at < len(row)]].tolist() for row, at in zip(self.tokens, self.places, strict=True)]
 
 
 class Page(NamedTuple):
@@ -106,8 +106,9 @@ class Progress(NamedTuple):
         return (self.step == 0) & ~self.done
 
 
-def finish(canvas: Canvas) -> Generation:
-    """The texts of a canvas, without the padding of its bucket."""
+def finish(written: Canvas) -> Generation:
+    """The texts of a canvas, without the padding of its bucket, on the host."""
+    canvas: Any = jax.device_get(written)
     end = int(canvas.length.max())
     tokens, written_at, confidence = (x[:, :end] for x in (canvas.tokens, canvas.written_at, canvas.confidence))
     return Generation(
@@ -190,19 +191,21 @@ def _lay_out(
         tokens[i, : len(row)] = np.where(row == -1, config.mask_token_id, row)
         is_masked[i, holes], is_given[i, : len(row)] = True, row != -1
         places[i, : len(holes)] = holes
-    zeros, starts = jnp.zeros(B, jnp.int32), jnp.asarray(prompt_length, jnp.int32)
-    canvas = Canvas(
-        jnp.asarray(tokens),
-        jnp.asarray(is_masked),
-        jnp.full((B, length), -1, jnp.int32),
-        jnp.asarray(is_given, jnp.float32),
-        jnp.asarray(places),
-        starts,
-        jnp.asarray([len(row) for row in rows], jnp.int32),
+    zeros = np.zeros(B, np.int32)
+    # All of numpy: an operation for each of them, outside a program, would cost more than a pass.
+    arrays: list[Any] = [
+        tokens,
+        is_masked,
+        np.full((B, length), -1, np.int32),
+        is_given.astype(np.float32),
+        places,
+        np.asarray(prompt_length, np.int32),
+        np.asarray([len(row) for row in rows], np.int32),
         zeros,
         zeros,
-    )
-    return canvas, Page(jnp.asarray(is_given), _keys(key, B))
+    ]
+    given: Any = is_given
+    return Canvas(*arrays), Page(given, _keys(key, B))
 
 
 def _keys(key: PRNGKeyArray | None, rows: int) -> PRNGKeyArray:
@@ -211,4 +214,9 @@ def _keys(key: PRNGKeyArray | None, rows: int) -> PRNGKeyArray:
         if key.shape != (rows,):
             raise InputError(f"key must be one, or one for each of the {rows} rows, not {key.shape}")
         return key
+    return _of_rows(key, rows)
+
+
+@functools.partial(jax.jit, static_argnames="rows")
+def _of_rows(key: PRNGKeyArray, rows: int) -> PRNGKeyArray:
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows))

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from qwen3llada_jax.config import VISIBILITIES, ModelConfig
@@ -189,7 +189,8 @@ class SamplerConfig:
         level = getattr(self, self.adaptive) if self.adaptive else 0.0
         floats = (self.temperature, self.top_p or 1.0, self.cfg_scale, self.repetition_penalty, level)
         whole = (steps, self.revise, -(-self.revise // steps), self.min_length)
-        return Dials(*(jnp.float32(x) for x in floats), *(jnp.int32(x) for x in whole))
+        numbers: list[Any] = [*map(np.float32, floats), *map(np.int32, whole)]
+        return Dials(*numbers)
 
 
 class Dials(NamedTuple):

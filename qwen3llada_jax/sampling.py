@@ -103,8 +103,8 @@ def _generate(model: Qwen3LLaDA, canvas: Canvas, page: Page, config: SamplerConf
 
 def _watch(model: Qwen3LLaDA, canvas: Canvas, page: Page, config: SamplerConfig) -> Iterator[Canvas]:
     dials, outline = config.dials(), config.outline()
-    yield canvas
     state = _begin(model, canvas, page, outline)
+    yield state.canvas
     while not bool(state.done.all()):
         wide = bool(state.begins.any())
         state = _pass_once(model, state, page, dials, outline, wide)

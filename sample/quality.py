@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ def log_probability(
 
 
 @functools.partial(jax.jit, static_argnames=("settings", "strides"))
-def _log_probability(model: q.Qwen3LLaDA, result: q.Generation, settings: SamplerConfig, strides: int) -> Array:
+def _log_probability(model: q.Qwen3LLaDA, result: Any, settings: SamplerConfig, strides: int) -> Array:
     L = result.tokens.shape[1]
     length = result.prompt_length + settings.gen_length
     mask = mask_of(model.config, settings, result.prompt_length, length, L)
