@@ -137,16 +137,32 @@ def other_length(folder: Path, settings: dict[str, Any]) -> dict[str, float]:
 
 
 def memory(folder: Path, settings: dict[str, Any]) -> dict[str, float]:
-    """Bytes: what must be there, and the peak of a fresh process that loads the model and writes."""
+    """Bytes: what must be there, and the peak of a fresh process that loads the model and writes.
+
+    `interpreter` is that process's peak before: Python with the library imported and JAX started.
+    """
     import jax
+    import jax.numpy as jnp
     from flax import nnx
 
+    import qwen3llada_jax  # noqa: F401
+
+    jnp.zeros(1).block_until_ready()
+    interpreter = peak_bytes()
     write(folder, [[1] * PROMPT], settings)
+    peak = peak_bytes()
     model = our_model(folder)
     config, length = model.config, PROMPT + settings["gen_length"]
     parameters = sum(x.nbytes for x in jax.tree.leaves(nnx.to_pure_dict(nnx.state(model, nnx.Param))))
     heads = config.num_hidden_layers * config.num_key_value_heads * config.head_dim
     caches = 0 if settings.get("cache") == "none" else 2 * 4 * length * heads
     logits = 4 * settings["block_length"] * config.vocab_size
-    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return {"parameters": parameters, "caches": caches, "logits": logits, "peak": 1024 * int(peak.split()[1])}
+    return {
+        "parameters": parameters, "caches": caches, "logits": logits, "interpreter": interpreter, "peak": peak
+    }  # fmt: skip
+
+
+def peak_bytes() -> int:
+    """The most memory that this process ever held."""
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+    return 1024 * int(line.split()[1])

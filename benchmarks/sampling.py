@@ -257,7 +257,8 @@ def print_rest(report: dict[str, Any]) -> None:
     for kind, m in report.get("memory", {}).items():
         budget = m["parameters"] + m["caches"] + m["logits"] + ALLOWANCE
         parts = " + ".join(f"{name} {m[name] / 1e6:.0f}" for name in ("parameters", "caches", "logits"))
-        print(f"large, {kind}: peak {m['peak'] / 1e6:.0f} MB; {parts} + 300 = {budget / 1e6:.0f} MB")
+        above = f"{(m['peak'] - m['interpreter']) / 1e6:.0f} MB above the interpreter's {m['interpreter'] / 1e6:.0f}"
+        print(f"large, {kind}: peak {above}; {parts} + 300 = {budget / 1e6:.0f} MB")
 
 
 if __name__ == "__main__":

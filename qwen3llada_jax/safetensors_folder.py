@@ -26,6 +26,7 @@ DTYPES: dict[str, np.dtype] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
 INDEX = "model.safetensors.index.json"
+_CAST = 1 << 20  # bytes cast at once: they stay in the processor's cache, and little memory is held for them
 _PIECE = 1 << 24  # bytes read at once: small enough that two threads share a large tensor evenly
 
 
@@ -111,17 +112,18 @@ class Reader:
         Raises:
             InputError: a file that ends early or cannot be read.
         """
-        pieces = (piece for tensor, target in targets for piece in _pieces(tensor, target.reshape(-1)))
+        pieces = (piece for tensor, target in targets for piece in _pieces(tensor, target.reshape(-1), _PIECE))
         list(self._pool.map(lambda piece: self._fill_piece(*piece), pieces))
 
     def _fill_piece(self, tensor: StoredTensor, flat: np.ndarray) -> None:
         if tensor.dtype == flat.dtype:
             self._read(tensor, flat)
             return
-        raw = np.empty(flat.shape, tensor.dtype)
-        self._read(tensor, raw)
-        with np.errstate(over="ignore"):  # a value too large for the asked dtype becomes inf, as in PyTorch
-            np.copyto(flat, raw, casting="unsafe")
+        raw = np.empty(min(flat.size, _CAST // tensor.dtype.itemsize), tensor.dtype)
+        for part, target in _pieces(tensor, flat, _CAST):
+            self._read(part, raw[: target.size])
+            with np.errstate(over="ignore"):  # a value too large for the asked dtype becomes inf, as in PyTorch
+                np.copyto(target, raw[: target.size], casting="unsafe")
 
     def _read(self, tensor: StoredTensor, flat: np.ndarray) -> None:
         view, at = flat.view(np.uint8).data, tensor.offset
@@ -135,8 +137,9 @@ class Reader:
             view, at = view[count:], at + count
 
 
-def _pieces(tensor: StoredTensor, flat: np.ndarray) -> Iterator[tuple[StoredTensor, np.ndarray]]:
-    step = _PIECE // tensor.dtype.itemsize
+def _pieces(tensor: StoredTensor, flat: np.ndarray, size: int) -> Iterator[tuple[StoredTensor, np.ndarray]]:
+    """A tensor and where it goes, `size` bytes at a time."""
+    step = size // tensor.dtype.itemsize
     for start in range(0, flat.size, step):
         part = flat[start : start + step]
         yield StoredTensor(tensor.file, tensor.dtype, part.shape, tensor.offset + start * tensor.dtype.itemsize), part
