@@ -28,7 +28,16 @@ class Parser(argparse.ArgumentParser):
             flag = argument.split("=")[0]
             if flag.startswith("--") and flag not in flags:
                 raise InputError(f"unknown option {flag!r}" + nearest(flag, flags))
+        self.refuse_twice(arguments)
         return self.parse_args(arguments)
+
+    def refuse_twice(self, arguments: Sequence[str]) -> None:
+        """Refuse an option that takes one value and is given several times: argparse would take the last."""
+        given = [a.split("=")[0] for a in arguments]
+        for action in self._actions:
+            names = action.option_strings
+            if isinstance(action, argparse._StoreAction) and sum(g in names for g in given) > 1:
+                raise InputError(f"{names[0]} is given twice; leave one of the two out")
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see --help)")

@@ -43,6 +43,37 @@ def make_folder(path: Path) -> None:
         raise InputError(f"{path}: cannot be made a folder ({error.strerror})") from error
 
 
+def check_folder(path: Path) -> None:
+    """Refuse, before the work begins, a place where no folder can be made or written to.
+
+    Raises:
+        InputError: a file stands in the way, or it may not be written.
+    """
+    try:
+        place = next(p for p in (path, *path.absolute().parents) if p.exists())
+    except OSError as error:  # a name too long, say
+        raise InputError(f"{path}: cannot be made a folder ({error.strerror})") from error
+    if not place.is_dir():
+        raise InputError(f"{path}: cannot be made a folder ({place} is a file); choose another place")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(f"{path}: cannot be written ({place} is read-only); choose another place")
+
+
+def check_file(path: Path) -> None:
+    """Refuse, before the work begins, a place where no file can be written.
+
+    Raises:
+        InputError: it is a folder, or as in `check_folder`.
+    """
+    check_folder(path.parent)
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+    if is_folder:
+        raise InputError(f"{path}: is a folder; name a file")
+
+
 @contextmanager
 def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """An empty folder to fill; it takes `target`'s place when the block ends without an exception.

@@ -26,7 +26,7 @@ from benchmarks import interruptions
 from converters.to_hf import export
 from qwen3llada_jax import sharding, tokens
 from qwen3llada_jax.hf_names import flatten
-from train import checkpoints, progress
+from train import checkpoints, lock, progress
 from train.meter import MEASURED
 from train.metrics import read_lines
 from train.read_config import read_config
@@ -196,14 +196,22 @@ def test_leftovers_are_cleared_away(start, finished, tmp_path):  # noqa: F811
     (out / ".metrics.jsonl.4711.part").write_text("half")
     assert_same(run(start, out), finished[1])
     assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["2", "4", "6"]
-    assert not [p.name for p in out.iterdir() if p.name.startswith(".")]
+    assert [p.name for p in out.iterdir() if p.name.startswith(".")] == [lock.NAME]
 
 
 def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
+def flip(file: Path) -> None:
+    """One bit, in the middle."""
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
 DAMAGES = {
+    "bit flipped": lambda step: flip(max((step / "params").rglob("*"), key=lambda p: p.stat().st_size)),
     "array cut short": lambda step: cut(max((step / "params").rglob("*"), key=lambda p: p.stat().st_size)),
     "item missing": lambda step: shutil.rmtree(step / "opt"),
     "item's metadata no JSON": lambda step: cut(step / "opt" / "_METADATA"),
@@ -222,9 +230,66 @@ def test_a_damaged_checkpoint_costs_only_itself(start, finished, tmp_path, capsy
         lines = [line for line in capsys.readouterr().err.splitlines() if "6: damaged (" in line]
         assert len(lines) == 1
         assert f"now {turn}; going on from 4" in lines[0]
+        assert damage != "bit flipped" or "is not what was saved: its checksum differs" in lines[0]
         assert (out / "checkpoints" / turn).is_dir()
         assert steps_of(out) == [2, 4, 6]
         assert_same_lines(out, finished[0])
+
+
+@pytest.mark.parametrize("item", ["params", "opt"])
+def test_a_flipped_bit_of_any_item_is_noticed_on_any_mesh(configs, tmp_path, capsys, item):
+    """Saved on one mesh, read on another; a checkpoint without checksums is read as it is."""
+    everywhere = lambda mesh: jax.tree.map(lambda _: jax.NamedSharding(mesh, jax.P()), tiny_state(0))  # noqa: E731
+    with checkpoints.open_checkpoints(tmp_path, None, keep_best=True) as manager:
+        for step in (1, 2):
+            state = jax.device_put(tiny_state(step), everywhere(sharding.make_mesh(8, 1, 1)))
+            state["opt"] = jax.tree.map(lambda x: x + 3, state["opt"])
+            checkpoints.save(manager, state, *configs, {"fingerprint": ""})
+    flip(max((tmp_path / "checkpoints" / "2" / item).rglob("*"), key=lambda p: p.stat().st_size))
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tiny_state(0))
+    places = everywhere(sharding.make_mesh(4, 2, 1)) | {"params": {"a": jax.NamedSharding(
+        sharding.make_mesh(4, 2, 1), jax.P("fsdp"))}}  # fmt: skip
+    resume = functools.partial(checkpoints.resume, tmp_path, *configs, "", shapes, places, fork=True)
+    assert int(resume()[0]["step"]) == 1
+    assert f"2: damaged ({item}." in capsys.readouterr().err
+    meta = tmp_path / "checkpoints" / "2" / "meta" / "metadata"
+    kept = json.loads(meta.read_text())
+    del kept["checksums"]
+    meta.write_text(json.dumps(kept))
+    assert int(resume()[0]["step"]) == 2
+
+
+def test_a_folder_holds_one_run_at_a_time(start, finished, tmp_path):  # noqa: F811
+    out, new = tmp_path / "run", tmp_path / "new"
+    shutil.copytree(finished[0], out)
+    with lock.only_run_in(out), pytest.raises(q.InputError, match=rf"in use by another run \(process {os.getpid()} on"):
+        run(start, out)
+    run(start, out)
+    with lock.only_run_in(new) as first, lock.only_run_in(new) as second:
+        assert not new.exists()
+        new.mkdir()
+        first()
+        with pytest.raises(q.InputError, match="in use by another run"):
+            second()
+    with lock.only_run_in(tmp_path / "late") as late:
+        (tmp_path / "late" / "checkpoints").mkdir(parents=True)
+        with pytest.raises(q.InputError, match="begun there meanwhile"):
+            late()
+
+
+def test_a_killed_run_holds_nothing(tmp_path):
+    program = "import sys, time, pathlib; from train import lock\n"
+    program += "with lock.only_run_in(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(q.InputError, match=f"process {process.pid} on"), lock.only_run_in(tmp_path):
+        pass
+    process.kill()
+    process.wait()
+    with lock.only_run_in(tmp_path):
+        assert (tmp_path / lock.NAME).read_text().startswith(f"{os.getpid()} on ")
 
 
 def test_when_every_checkpoint_is_damaged_nothing_is_touched(start, finished, tmp_path):  # noqa: F811

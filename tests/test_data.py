@@ -312,7 +312,7 @@ def test_bad_datasets_are_refused(tmp_path, tokenizer):
         "mixed": r"files of several kinds \(\.csv, \.jsonl\)",
         "hollow": "holds no file of a known kind",
         "broken.jsonl": "cannot be read as a dataset",
-        "empty.jsonl": r"empty\.jsonl: (cannot be read as a dataset|the dataset is empty)",
+        "empty.jsonl": "the file is empty",
     }.items():
         for read in (sources.load, sources.stream):
             with pytest.raises(InputError, match=part):

@@ -312,7 +312,6 @@ def test_the_program(tmp_path, capsys):
         (["--topology", "cpu:0"], "cpu:N"),
         (["--topology", "cpu:9"], "JAX has started with 8"),
         (["--topology", "cpu:8", "--training.attention", "splash"], "needs a TPU"),
-        (["--topology", "cpu:8", "--model.qwen3llada_model_path", "nowhere"], "nowhere: no such folder .* --model"),
         (["--topology", "cpu:8", "--training.lrr", "1"], "lrr"),
         (["--topology", "cpu:8", "--model", "qwen3-9b"], "qwen3-8b"),
         ([], "--topology"),
@@ -321,6 +320,11 @@ def test_the_program(tmp_path, capsys):
 def test_mistakes(arguments, message):
     with pytest.raises(q.InputError, match=message):
         plan.main([*TINY_PLAN, *arguments])
+
+
+def test_a_plan_downloads_nothing():
+    with pytest.raises(q.InputError, match=r"nowhere: no such folder .* --model"):
+        plan.main([*TINY_PLAN[:2], "--topology", "cpu:8", "--model.qwen3llada_model_path", "nowhere"])
 
 
 def test_without_the_tpu_compiler(monkeypatch):

@@ -30,6 +30,8 @@ def settings(start: Path, out: Path, **more) -> list[tuple[str, str]]:
         "training.max_steps": 6, "training.lr": 1e-3, "training.save_steps": 2, "evaluation.steps": 1,
         "evaluation.eval_every_steps": 3, "evaluation.eval_max_batches": 2, "evaluation.eval_name": start / "text.txt",
     }  # fmt: skip
+    if more.get("evaluation.do_eval_loss") is False:
+        del values["evaluation.eval_name"]
     return [(k, str(v)) for k, v in {**values, **more}.items()]
 
 

@@ -26,6 +26,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from qwen3llada_jax.checkpoint import params_handler, reading, short, writing
 from qwen3llada_jax.config import ModelConfig
 from qwen3llada_jax.errors import InputError
+from train.checksums import checksums, first_difference
 from train.config import FREE_ON_RESUME, FREE_SECTIONS_ON_RESUME, Config, flat
 from train.distributed import is_main
 from train.step import State
@@ -86,7 +87,7 @@ def save(
 ) -> None:
     """Begin to save the state under the number of updates it has seen.
 
-    Returns once the state is copied; if an earlier save is still being written, waits for it first.
+    Returns once the state is summed up and copied; if an earlier save is still being written, waits for it first.
 
     Args:
         data: JSON-able: `fingerprint` of the data and, for data that is not addressed by step, `state`.
@@ -96,7 +97,8 @@ def save(
         InputError: the disk is full or the folder cannot be written; earlier checkpoints stay whole.
     """
     step = int(state["step"])
-    meta = {"config": flat(config), "model": model.to_hf(), "step": step, "data": data, "versions": versions()}
+    meta = {"config": flat(config), "model": model.to_hf(), "step": step, "data": data, "versions": versions(),
+            "checksums": checksums(state)}  # fmt: skip
     if jax.default_backend() == "cpu":
         # Here orbax writes the arrays from where they lie, and an update that gives them up waits until it has.
         state = jax.tree.map(jnp.copy, state)
@@ -159,7 +161,12 @@ def resume(
                 state = _restore(step, shapes, shardings)
             except _DamagedError as error:
                 reason = str(error)
-        if not _all_processes(not reason):
+        is_read = _all_processes(not reason)
+        if is_read:
+            changed = first_difference(state, meta["checksums"])
+            if changed is not None:
+                is_read, reason = False, f"{changed} is not what was saved: its checksum differs"
+        if not is_read:
             damaged.append((step, reason or "another process could not read it"))
             continue
         for other, why in damaged:
@@ -187,7 +194,8 @@ def _read_meta(step: Path) -> dict[str, Any]:
             raise ValueError(f"its meta is that of update {meta['step']}")
         if not isinstance(meta["data"]["fingerprint"], str):
             raise ValueError("its meta names no data")
-        return {k: dict(meta[k]) for k in ("config", "model", "data", "versions")}
+        meta.setdefault("checksums", {})  # older checkpoints have none
+        return {k: dict(meta[k]) for k in ("config", "model", "data", "versions", "checksums")}
     except (ValueError, OSError, KeyError, TypeError) as error:
         raise _DamagedError(f"meta: {type(error).__name__} {short(error)}"[:200]) from error
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +64,11 @@ def machine(topology: str) -> Machine:
         if not size.isdigit() or int(size) < 1:
             raise InputError(f"--topology {topology}: simulated devices are cpu:N, as in cpu:8")
         return Machine(topology, _cpus(int(size)), None)
+    if not re.fullmatch(r"(v\d+[a-z]*|tpu\w+):\d+(x\d+)*", topology):
+        raise InputError(
+            f"--topology {topology!r} is none: write a slice as in v5e:4x4, v5p:4x4x4, v6e:16x16, or simulated devices "
+            "as in cpu:8"
+        )
     if importlib.util.find_spec("libtpu") is None:
         raise InputError(
             f"--topology {topology} needs the TPU compiler: pip install 'qwen3llada_jax[plan]' (or plan on simulated "

@@ -1,7 +1,8 @@
-"""Everything a training run can be told, as frozen dataclasses, and what is impossible.
+"""Everything a training run can be told, as frozen dataclasses.
 
 Sections and keys are those of the PyTorch Qwen3-LLaDA system, so that its YAML files run; keys that it had
-not are marked "new". `train.read_config` reads them from YAML and flags.
+not are marked "new". `train.read_config` reads them from YAML and flags, and `train.check_config` refuses what is
+impossible.
 """
 
 import dataclasses
@@ -9,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qwen3llada_jax.diffusion import NoiseConfig
-from qwen3llada_jax.errors import InputError
 
 
 def key(default: Any, text: str) -> Any:
@@ -250,137 +250,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(v) for v in value]
     return dataclasses.asdict(value) if isinstance(value, SourceConfig) else value
-
-
-def check(config: Config) -> None:
-    """Refuse what cannot be done, before anything is loaded or compiled."""
-    t, o, d, e = config.training, config.optim, config.dataset, config.evaluation
-    choices = {
-        "training.mode": ("pretrain", "sft"),
-        "training.loss_impl": ("guidelines", "dllm", "soft_ce"),
-        "training.remat": ("none", "dots", "full"),
-        "training.attention": ("auto", "xla", "cudnn", "splash"),
-        "training.on_nan": ("stop", "skip"),
-        "training.on_spike": ("none", "stop", "skip"),
-        "training.block_attention.visibility": ("block_bias", "block_causal"),
-        "dataset.template": ("chat", "plain"),
-        "optim.name": ("adamw", "adamw8bit", "lion", "lion8bit", "adafactor", "muon"),
-        "optim.scheduler": ("constant", "linear", "cosine", "wsd"),
-        "optim.moment_dtype": ("float32", "bfloat16"),
-        "project.device": ("auto", "cpu", "gpu", "cuda", "tpu"),
-    }
-    values = flat(config)
-    for name, known in choices.items():
-        if values[name] not in known:
-            raise InputError(f"{name} {values[name]!r} is unknown; choose one of {', '.join(known)}")
-    positive = (
-        "batch_size micro_batch_size gradient_accumulation_steps max_steps max_length save_steps save_total_limit"
-    )
-    for name in [f"training.{n}" for n in positive.split()] + ["evaluation.steps", "evaluation.eval_every_steps"]:
-        if values[name] is not None and values[name] < 1:
-            raise InputError(f"{name} must be at least 1, not {values[name]}")
-    many = config.distributed
-    if many.initialize not in ("auto", "always", "never"):
-        raise InputError(f"distributed.initialize {many.initialize!r} is unknown; choose auto, always or never")
-    by_hand = [many.coordinator_address, many.num_processes, many.process_id]
-    if any(x is not None for x in by_hand) and (None in by_hand or many.initialize == "never"):
-        raise InputError(
-            "distributed: coordinator_address, num_processes and process_id go together, with initialize: auto"
-        )
-    if many.num_processes is not None and not 0 <= (many.process_id or 0) < many.num_processes:
-        raise InputError(f"distributed.process_id {many.process_id} is not below num_processes {many.num_processes}")
-    if t.fp16:
-        raise InputError("training.fp16 is not supported: it needs loss scaling that bf16 does not; set bf16: true")
-    _check_dataset(d, t)
-    if not (config.model.base_model_path or config.model.qwen3llada_model_path):
-        raise InputError("no model to start from: set model.base_model_path or model.qwen3llada_model_path")
-    if config.project.seed < 0:
-        raise InputError(f"project.seed must be 0 or more, not {config.project.seed}")
-    if not all(0 <= beta < 1 for beta in o.betas or ()):
-        raise InputError(f"optim.betas must lie in [0, 1), not {list(o.betas or ())}")
-    _check_optim(t, o)
-    if not 0 <= t.warmup_ratio <= 1:
-        raise InputError(f"training.warmup_ratio must lie in [0, 1], not {t.warmup_ratio}")
-    if not 0 <= t.ema_decay < 1:
-        raise InputError(f"training.ema_decay must lie in [0, 1), not {t.ema_decay}")
-    if not 0 <= t.loss_smoothing < 1:
-        raise InputError(f"training.loss_smoothing must lie in [0, 1), not {t.loss_smoothing}")
-    if t.lr <= 0 or (o.eps is not None and o.eps <= 0) or t.epochs <= 0 or t.grad_clip < 0 or t.weight_decay < 0:
-        raise InputError(
-            "training.lr, training.epochs and optim.eps must be above 0, grad_clip and weight_decay 0 or more"
-        )
-    if t.spike_factor <= 1:
-        raise InputError(f"training.spike_factor must be above 1, not {t.spike_factor}")
-    if config.project.profile < 0:
-        raise InputError(f"project.profile must be 0 or more, not {config.project.profile}")
-    if config.project.peak_tflops is not None and config.project.peak_tflops <= 0:
-        raise InputError(f"project.peak_tflops must be above 0, not {config.project.peak_tflops}")
-    micro, pieces = t.micro_batch_size, t.gradient_accumulation_steps
-    if (
-        (micro and t.batch_size % micro)
-        or (pieces and t.batch_size % pieces)
-        or (micro and pieces and micro * pieces != t.batch_size)
-    ):
-        raise InputError(
-            f"training: batch_size {t.batch_size} must be micro_batch_size × gradient_accumulation_steps "
-            f"({micro or '·'} × {pieces or '·'}); leave one of them out"
-        )
-    if t.block_attention.enabled and t.block_attention.block_length < 1:
-        raise InputError(
-            f"training.block_attention.block_length must be at least 1, not {t.block_attention.block_length}"
-        )
-    if e.eval_max_batches < 1:
-        raise InputError(f"evaluation.eval_max_batches must be at least 1, not {e.eval_max_batches}")
-
-
-def _check_dataset(d: DatasetConfig, t: TrainingConfig) -> None:
-    if d.name and d.mixture:
-        raise InputError("dataset.name and dataset.mixture are both set; put the one dataset into the mixture")
-    if not (d.name or d.mixture):
-        raise InputError("dataset.name is not set: name a file, a folder or a dataset on the hub")
-    for i, part in enumerate(d.mixture):
-        if not part.name:
-            raise InputError(f"dataset.mixture[{i}].name is not set: name a file, a folder or a dataset on the hub")
-        if part.weight <= 0:
-            raise InputError(f"dataset.mixture[{i}].weight must be above 0, not {part.weight:g}")
-    if d.num_proc is not None and d.num_proc < 1:
-        raise InputError(f"dataset.num_proc must be at least 1, not {d.num_proc}")
-    if d.streaming and d.num_proc is not None:
-        raise InputError("dataset.num_proc has no effect on a stream, which is tokenised as it is read; leave it out")
-    if d.streaming and t.max_steps is None:
-        raise InputError("dataset.streaming needs training.max_steps: how long an epoch of a stream is, is not known")
-    if d.shuffle_buffer is not None and not d.streaming:
-        raise InputError("dataset.shuffle_buffer has no effect without dataset.streaming: all rows are shuffled")
-    if d.shuffle_buffer is not None and d.shuffle_buffer < 1:
-        raise InputError(f"dataset.shuffle_buffer must be at least 1, not {d.shuffle_buffer}")
-    if d.pack_boundaries and t.mode != "pretrain":
-        raise InputError("dataset.pack_boundaries has no effect on sft, whose rows hold one conversation each")
-    if d.pack_boundaries and not d.pack_to_max_length:
-        raise InputError("dataset.pack_boundaries needs pack_to_max_length: true; else every document has its own row")
-    if d.template == "plain" and t.mode != "sft":
-        raise InputError("dataset.template has no effect on pretraining, whose texts are taken as they are")
-
-
-def _check_optim(t: TrainingConfig, o: OptimConfig) -> None:
-    """Refuse keys of `optim` that would have no effect, and schedules that do not fit."""
-    without_effect = {
-        "betas": o.betas is not None and o.name == "adafactor",
-        "eps": o.eps is not None and o.name in ("adafactor", "lion", "lion8bit"),
-        "moment_dtype": o.moment_dtype != "float32" and o.name in ("adafactor", "adamw8bit", "lion8bit"),
-    }
-    for name, refused in without_effect.items():
-        if refused:
-            raise InputError(f"optim.{name} has no effect with optim.name {o.name}; leave it out")
-    if o.decay_ratio is not None and o.scheduler != "wsd":
-        raise InputError(
-            f"optim.decay_ratio has no effect with optim.scheduler {o.scheduler}; leave it out, or set wsd"
-        )
-    if o.min_lr_ratio and o.scheduler == "constant":
-        raise InputError("optim.min_lr_ratio has no effect with optim.scheduler constant; leave it out")
-    if not 0 <= o.min_lr_ratio <= 1:
-        raise InputError(f"optim.min_lr_ratio must lie in [0, 1], not {o.min_lr_ratio}")
-    if o.decay_ratio is not None and not 0 < o.decay_ratio <= 1:
-        raise InputError(f"optim.decay_ratio must lie in (0, 1], not {o.decay_ratio}")
-    fall = o.decay_ratio or 0.1
-    if o.scheduler == "wsd" and t.warmup_ratio + fall > 1:
-        raise InputError(f"training.warmup_ratio {t.warmup_ratio} and optim.decay_ratio {fall} exceed 1 together")

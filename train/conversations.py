@@ -41,7 +41,13 @@ def reader(columns: list[str], name: str) -> Callable[[Mapping[str, Any]], list[
     for question, answer in _PAIRS:
         if question in columns and answer in columns:
             return lambda example: [
-                _turn({"role": "user", "content": example[question]}, "role", "content", name, example.get("input")),
+                _turn(
+                    {"role": "user", "content": example[question]},
+                    "role",
+                    "content",
+                    name,
+                    _optional(example, "input", name),
+                ),
                 _turn({"role": "assistant", "content": example[answer]}, "role", "content", name),
             ]
     raise InputError(
@@ -63,7 +69,7 @@ def question(turns: list[Turn], tokenizer: Any, template: str = "chat") -> str:
             "the tokenizer has no chat template, which sft needs; add chat_template.jinja to the model folder, or set "
             "dataset.template: plain"
         )
-    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    return _written(turns, tokenizer, add_generation_prompt=True)
 
 
 def answers(turns: list[Turn], tokenizer: Any, template: str = "chat") -> Iterator[tuple[str, str]]:
@@ -79,23 +85,44 @@ def answers(turns: list[Turn], tokenizer: Any, template: str = "chat") -> Iterat
         if template == "plain":
             yield prompt, f" {turn['content']}"
             continue
-        whole = tokenizer.apply_chat_template(turns[: i + 1], tokenize=False)
-        if not whole.startswith(prompt):
+        whole = _written(turns[: i + 1], tokenizer)
+        if not whole.startswith(prompt) or len(whole) == len(prompt):
             raise InputError("the chat template does not put an answer right behind its prompt; sft cannot use it")
         answer = whole[len(prompt) :]
         yield prompt, answer.rstrip("\n") if answer.rstrip("\n").endswith(END_OF_TURN) else answer
 
 
+def _written(turns: list[Turn], tokenizer: Any, **options: Any) -> str:
+    import jinja2
+
+    try:
+        return tokenizer.apply_chat_template(turns, tokenize=False, **options)
+    except jinja2.TemplateError as error:
+        roles = ", ".join(turn["role"] for turn in turns)
+        raise InputError(
+            f"the tokenizer's chat template cannot write a conversation of {roles} ({error}); mend "
+            "chat_template.jinja or the data, or set dataset.template: plain"
+        ) from error
+
+
 def _sharegpt(example: Mapping[str, Any], name: str) -> list[Turn]:
-    system = example.get("system")
+    system = _optional(example, "system", name)
     turns = [{"role": "system", "content": system}] if system else []
     return turns + [_turn(said, "from", "value", name) for said in example["conversations"] or ()]
+
+
+def _optional(example: Mapping[str, Any], column: str, name: str) -> str | None:
+    """The text of a column that a format may have."""
+    text = example.get(column)
+    if text is not None and not isinstance(text, str):
+        raise InputError(f"{name}: column {column} must hold texts, not {str(text)[:80]!r}")
+    return text
 
 
 def _turn(said: Any, who: str, what: str, name: str, more: str | None = None) -> Turn:
     """One turn, its speaker by our names; `more` follows after a blank line."""
     if not isinstance(said, Mapping) or not isinstance(said.get(what), str) or said.get(who) is None:
         raise InputError(f"{name}: a turn needs {who} and a text {what}, not {str(said)[:80]}")
-    if said[who] not in _ROLES:
+    if not isinstance(said[who], str) or said[who] not in _ROLES:
         raise InputError(f"{name}: unknown speaker {said[who]!r}; known are {', '.join(_ROLES)}")
     return {"role": _ROLES[said[who]], "content": f"{said[what]}\n\n{more}" if more else said[what]}

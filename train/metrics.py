@@ -50,17 +50,18 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not text") from error
+        raise InputError(f"{path}: is not text; move it away") from error
     records = []
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             if number < len(lines):
-                raise InputError(f"{path}: line {number} is not JSON") from error
+                raise InputError(f"{path}: line {number} is not JSON; mend the file or move it away") from error
             break
-        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-            raise InputError(f"{path}: line {number} is no record with a step")
+        step = record.get("step") if isinstance(record, dict) else None
+        if type(step) is not int or not 0 <= step < 2**31:
+            raise InputError(f"{path}: line {number} is no record with a step; mend the file or move it away")
         records.append(record)
     return records
 

@@ -32,8 +32,9 @@ def shares(weights: tuple[float, ...]) -> Int[np.ndarray, " S"]:
     Raises:
         InputError: a weight that is not positive, or too small to get a slot.
     """
-    if not all(np.isfinite(w) and w > 0 for w in weights):
-        raise InputError(f"dataset.mixture: weights must be above 0, not {', '.join(f'{w:g}' for w in weights)}")
+    if not all(w > 0 for w in weights) or not np.isfinite(sum(weights)):
+        said = ", ".join(f"{w:g}" for w in weights)
+        raise InputError(f"dataset.mixture: weights must be above 0 and their sum a number, not {said}")
     exact = np.asarray(weights) / sum(weights) * DECK
     cards = np.floor(exact).astype(np.int64)
     most_missing = np.argsort(cards - exact, kind="stable")[: DECK - cards.sum()]

@@ -61,11 +61,13 @@ def summary(run: Run) -> dict[str, str]:
         values = points(run.records, field)[1]
         return float(np.median(values[1:])) if len(values) > 1 else math.nan
 
+    with np.errstate(over="ignore"):  # of a run that has blown up: inf
+        perplexity = float(np.exp(late("ce")))
     out = {
         "updates": f"{run.records[-1]['step']:,}",
         "loss": _number(late("loss")),
         "cross-entropy": _number(late("ce")),
-        "perplexity of noised tokens": _number(math.exp(late("ce"))),
+        "perplexity of noised tokens": _number(perplexity),
     }
     if run.held_out:
         best = min(run.held_out, key=lambda r: r["eval_loss"])

@@ -9,7 +9,6 @@ without data, weights or TPUs; cpu:N compiles for N simulated CPU devices instea
 flag, as for train.run. Exit code: 0 it fits, 1 it does not, 2 a mistake.
 """
 
-import argparse
 import dataclasses
 import json
 import math
@@ -29,7 +28,7 @@ from qwen3llada_jax import attention, command_line, model, sharding
 from qwen3llada_jax.checkpoint import read_model_config
 from qwen3llada_jax.config import PRESETS, ModelConfig
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.files import write_text
+from qwen3llada_jax.files import check_file, write_text
 from qwen3llada_jax.head import positions_at_once
 from qwen3llada_jax.model import Runtime
 from train import hlo, run
@@ -38,6 +37,7 @@ from train.config import Config
 from train.flops import training_flops_per_token
 from train.optim import optimiser
 from train.plan_report import Memory, Plan, as_text
+from train.start import check_length
 from train.step import DeviceBatch, make_train_step, rows_of_a_pass, rows_sharding, state_shardings
 from train.traced_flops import traced
 
@@ -56,11 +56,18 @@ class DoesNotFitError(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Plan, print, and say whether it fits (0) or not (1)."""
-    options, rest = _parser().parse_known_args(arguments)
+    parser = _parser()
+    parser.refuse_twice(sys.argv[1:] if arguments is None else arguments)
+    options, rest = parser.parse_known_args(arguments)
+    if options.json:
+        if not options.json.absolute().parent.is_dir():
+            raise InputError(f"--json {options.json}: its folder does not exist; make it, or choose another place")
+        check_file(options.json)
     if options.model:  # the configuration must name a model to start from: this is it
         rest += ["--model.base_model_path", options.model]
     config = run.parse(rest)
     architecture = architecture_of(config, options.model)
+    check_length(config.training.max_length, architecture)
     place = machine(options.topology)
     if options.largest_batch and place.chip is None:
         raise InputError(f"--largest-batch: simulated devices ({place.topology}) have no memory that could be full")
@@ -267,7 +274,7 @@ def _local_bytes(tree: Any) -> int:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> command_line.Parser:
     parser = command_line.Parser(f"{__doc__}\nEvery key of the configuration: python -m train.run --help")
     parser.add_argument("--topology", required=True, help="v5e:4x4, v5p:4x4x4, v6e:16x16, tpu7x:2x2x1, … or cpu:8")
     parser.add_argument("--model", choices=list(PRESETS), help="architecture (default: that of the model folder)")

@@ -13,7 +13,9 @@ import yaml
 from qwen3llada_jax.command_line import nearest
 from qwen3llada_jax.diffusion import NoiseConfig
 from qwen3llada_jax.errors import InputError
-from train.config import Config, check
+from train import without_effect
+from train.check_config import check
+from train.config import Config
 
 
 def read_config(path: Path | None, overrides: Sequence[tuple[str, str]] = ()) -> Config:
@@ -22,15 +24,17 @@ def read_config(path: Path | None, overrides: Sequence[tuple[str, str]] = ()) ->
     A key is written in full (`training.lr`) or, where only one key ends so, by its last part (`lr`).
 
     Raises:
-        InputError: no such file, not YAML, an unknown key (with the nearest known one) or an impossible value.
+        InputError: no such file, not YAML, an unknown key (with the nearest known one), one that stands there
+            twice, an impossible value or one without effect.
     """
     values: dict[str, Any] = {}
     if path is not None:
         values |= _read_yaml(path)
     for name, text in overrides:
-        values[_full_name(name)] = _parse(text)
+        values[full_name(name)] = _parse(text)
     config = _build(Config, values, "")
     check(config)
+    without_effect.refuse(config)
     return config
 
 
@@ -80,7 +84,12 @@ def _known(cls: Any = Config, prefix: str = "") -> dict[str, dataclasses.Field]:
     return known
 
 
-def _full_name(name: str) -> str:
+def full_name(name: str) -> str:
+    """`training.lr` of `lr`.
+
+    Raises:
+        InputError: no key ends so, or several do.
+    """
     known = list(_known())
     if name in known:
         return name
@@ -92,27 +101,52 @@ def _full_name(name: str) -> str:
     raise InputError(f"unknown key {name!r}" + nearest(name, known + [k.split(".")[-1] for k in known]))
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key stands once: PyYAML itself silently takes the last of several."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key_node, yaml.ScalarNode):
+                if key_node.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key_node.value!r} stands there twice", key_node.start_mark
+                    )
+                seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(Path(path).read_text())
+        tree = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+        pairs = list(_flatten(tree)) if isinstance(tree, dict) else []
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise InputError(f"{path}: not valid YAML ({line}{error.problem})") from error
     except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"{path}: not valid YAML ({error})") from error
+        raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    except RecursionError as error:
+        raise InputError(f"{path}: not valid YAML (nested too deeply)") from error
+    known, sections = _known(), ", ".join(f.name for f in dataclasses.fields(Config))
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise InputError(f"{path}: must hold sections ({', '.join(f.name for f in dataclasses.fields(Config))})")
-    flat_tree = dict(_flatten(tree))
-    for name in flat_tree:
-        if name not in _known():
-            sections = {k.rsplit(".", 1)[0] for k in _known()} | {k.split(".")[0] for k in _known()}
-            if name in sections and flat_tree[name] in (None, {}):
-                continue  # an empty section
-            if name in sections:
-                raise InputError(f"{path}: {name} must be a section with keys, not {flat_tree[name]!r}")
-            raise InputError(f"{path}: unknown key {name!r}" + nearest(name, list(_known())))
-    return {k: v for k, v in flat_tree.items() if k in _known()}
+        raise InputError(f"{path}: must hold sections ({sections}), as in `training: {{lr: 1.0e-4}}`")
+    values: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in values:
+            raise InputError(f"{path}: {name} stands there twice; leave one of the two out")
+        if name in known:
+            values[name] = value
+        elif any(k.startswith(f"{name}.") for k in known):
+            if value not in (None, {}):  # not an empty section
+                raise InputError(f"{path}: {name} must be a section with keys, not {value!r}")
+        else:
+            near = nearest(name, list(known))
+            raise InputError(f"{path}: unknown key {name!r}" + (near or f"; the sections are {sections}"))
+    return values
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -125,8 +159,8 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 def _parse(text: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):  # ValueError: a date that is none
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date that is none
         return text
 
 
@@ -161,13 +195,27 @@ def _coerce(name: str, value: Any, kind: Any) -> Any:
         elif one is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
             try:
                 number = float(value)
-            except ValueError:
+            except (ValueError, OverflowError):
                 continue
             if math.isfinite(number):
                 return number
         elif one is str and isinstance(value, (int, float)) and int not in kinds and not isinstance(value, bool):
             return str(value)
+        elif one is str and isinstance(value, str):
+            if not value.strip() or "\0" in value:
+                raise InputError(f"{name} must not be {value!r}; leave it out, or give it a value")
+            return value
         elif one is not type(None) and type(value) is one:
             return value
-    wanted = " or ".join("nothing" if k is type(None) else getattr(k, "__name__", str(k)) for k in kinds)
-    raise InputError(f"{name} must be {wanted}, not {value!r}")
+    raise InputError(f"{name} must be {' or '.join(map(_in_words, kinds))}, not {value!r}")
+
+
+def _in_words(kind: Any) -> str:
+    """A type, for somebody who writes YAML."""
+    if typing.get_origin(kind) is tuple:
+        inner = typing.get_args(kind)
+        size = "" if inner[-1] is Ellipsis else f"{len(inner)} "
+        return f"a list of {size}{_in_words(inner[0])}"
+    if dataclasses.is_dataclass(kind):
+        return "{" + ", ".join(f"{f.name}: …" for f in dataclasses.fields(kind)) + "}"
+    return "nothing" if kind is type(None) else getattr(kind, "__name__", str(kind))

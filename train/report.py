@@ -9,7 +9,7 @@ import yaml
 
 from qwen3llada_jax import command_line
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.files import make_folder, write_text
+from qwen3llada_jax.files import check_file, make_folder, write_text
 from qwen3llada_jax.pictures import pyplot, write_picture
 from train.curves import draw, svg
 from train.metrics import read_lines
@@ -31,6 +31,8 @@ def main() -> None:
     names = [run.name for run in flags.runs]
     unique = len(set(names)) == len(names)
     runs = [read_run(run, run.name if unique else str(run)) for run in flags.runs]
+    for target in (flags.out, flags.out.with_suffix(".html")):
+        check_file(target)
     curves = {run.name: run.records for run in runs}
     make_folder(flags.out.parent)
     figure = draw(curves)
@@ -51,7 +53,7 @@ def read_run(folder: Path, name: str) -> Run:
         InputError: no run there, or a file that cannot be read.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
+        raise InputError(f"{folder}: no such folder; give the output_dir of a run")
     config: dict[str, object] = {}
     logs = folder
     if (folder / "training.yaml").is_file():

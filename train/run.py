@@ -10,7 +10,7 @@ is a model folder: give it to sample.generate or converters.to_hf. The same comm
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,21 +20,22 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from qwen3llada_jax import attention, checkpoint, command_line, model, sharding
+from qwen3llada_jax import attention, checkpoint, command_line, model, sharding, tokens
 from qwen3llada_jax.config import ModelConfig
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.files import make_folder, remove_parts, write_text
+from qwen3llada_jax.files import check_folder, make_folder, remove_parts, write_text
 from qwen3llada_jax.model import Runtime
-from train import checkpoints, data, distributed, guard, order
+from train import checkpoints, data, distributed, guard, order, samples, trackers
 from train.batches import Batches, held_out_rows, training_batches
+from train.check_config import MOST
 from train.config import Config
 from train.evaluate import evaluate
+from train.lock import only_run_in
 from train.meter import Meter, peak_of_run
 from train.optim import optimiser, schedule
 from train.prefetch import prefetch
 from train.profile import Profile
-from train.read_config import as_yaml, help_text, read_config
-from train.samples import sampler, write_samples
+from train.read_config import as_yaml, full_name, help_text, read_config
 from train.signals import stop_requests
 from train.start import find_start
 from train.state import first_state
@@ -57,19 +58,33 @@ def main() -> None:
     if config.project.device != "auto":
         jax.config.update("jax_platforms", "cuda" if config.project.device == "gpu" else config.project.device)
     distributed.start(config.distributed)
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # an AssertionError where no plugin for GPUs is installed
+        reason = str(error) or "it was installed without them"
+        raise InputError(f"project.device {config.project.device}: JAX finds none here ({reason})") from error
     train(config)
 
 
 def train(config: Config) -> None:
-    """A whole run: config → model → mesh → data → state → loop.
+    """A whole run, the only one in its folder.
 
     Raises:
         InputError: anything wrong with configuration, data, model or disk; nearly all of it before compiling.
     """
     output = Path(config.project.output_dir)
-    if (output / "params").exists():
+    logs = Path(config.project.log_dir or output)
+    for folder in (output / "checkpoints", logs):
+        check_folder(folder)
+    if (output / "params").exists() or any(output.glob("*.safetensors*")):
         raise InputError(f"{output} is a model folder, not a run; choose another project.output_dir")
+    trackers.require(config)
+    with only_run_in(output) as take_folder:
+        _train(config, output, logs, take_folder)
 
+
+def _train(config: Config, output: Path, logs: Path, take_folder: Callable[[], None]) -> None:
+    """config → model → mesh → data → state → loop."""
     # ---- model: architecture, tokenizer, mask token -------------------------------------------------------
     start = find_start(config)
     tokenizer, architecture = start.tokenizer, start.config
@@ -77,8 +92,14 @@ def train(config: Config) -> None:
     attention.choose(runtime.attention, jnp.dtype(config.dtype), config.training.max_length, architecture.head_dim)
     graphdef, _, _ = model.abstract(architecture, runtime=runtime)
     if config.evaluation.prompts:
-        sampler(config).for_model(architecture)  # refuse impossible settings now, not at the first evaluation
-    say(f"starting from {start.folder}, mask token {architecture.mask_token_id}, visibility {architecture.visibility}")
+        samples.check(config, architecture, tokenizer)
+    assert architecture.mask_token_id is not None
+    text = tokens.token_text(tokenizer, architecture.mask_token_id)
+    meaning = "" if text is None else f" ({text!r}, which the model cannot tell from a mask where texts hold it)"
+    say(
+        f"starting from {start.folder}, mask token {architecture.mask_token_id}{meaning}, "
+        f"visibility {architecture.visibility}"
+    )
 
     # ---- mesh ---------------------------------------------------------------------------------------------
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
@@ -96,6 +117,8 @@ def train(config: Config) -> None:
     if steps is None:
         assert batches.rows_per_epoch is not None  # a stream asks for max_steps
         steps = max(1, math.ceil(config.training.epochs * batches.rows_per_epoch / config.training.batch_size))
+        if steps > MOST:
+            raise InputError(f"training.epochs {config.training.epochs:g} are more than {MOST} updates; lower it")
 
     # ---- state: 1. this run's newest checkpoint, 2. another run's, 3. the starting weights ----------------
     tx = guard.watched(optimiser(config, steps), config.training)
@@ -107,16 +130,14 @@ def train(config: Config) -> None:
         say(f"{output}: already at update {first} of {steps}, nothing to do")
         return
     batches.restore(place, first)
-    logs = Path(config.project.log_dir or output)
     profile = Profile(logs / "profile", config.project.profile, first, steps)
 
     # ---- run folder ---------------------------------------------------------------------------------------
     if distributed.is_main():
-        prepare_folder(output, logs, config, architecture, start.folder)
+        prepare_folder(output, logs, config, architecture, start.folder, take_folder)
 
     # ---- loop ---------------------------------------------------------------------------------------------
     live = architecture.live_vocab_size or architecture.vocab_size
-    assert architecture.mask_token_id is not None
     seed_key = jax.random.key(config.project.seed)
     step_fn = make_train_step(graphdef, config, tx, shardings, seed_key, architecture.mask_token_id, live)
     eval_fn = make_eval_step(graphdef, config, architecture.mask_token_id, live)
@@ -167,7 +188,7 @@ def train(config: Config) -> None:
                     eval_loss = losses["eval_loss"]
                     watch.metrics({"step": done, **losses})
                 if samples_now and every.prompts:
-                    write_samples(nnx.merge(graphdef, weights(state)), tokenizer, config, done, watch, mesh)
+                    samples.write_samples(nnx.merge(graphdef, weights(state)), tokenizer, config, done, watch, mesh)
             stops = should_stop(done)
             if saves_now or stops:
                 if unseen is not None:  # nothing bad is saved
@@ -195,10 +216,14 @@ def feed(batches: Batches, first: int, steps: int, mesh: Mesh) -> Iterator[tuple
         yield batch, to_devices(batch, mesh), batches.state(step + 1)
 
 
-def prepare_folder(output: Path, logs: Path, config: Config, architecture: ModelConfig, source: Path) -> None:
+def prepare_folder(
+    output: Path, logs: Path, config: Config, architecture: ModelConfig, source: Path, take_folder: Callable[[], None]
+) -> None:
     """Make the run folder a model folder, and say beside it what made it."""
-    for folder in (output, logs):
+    for folder in (logs, output):
         make_folder(folder)
+    take_folder()
+    for folder in (logs, output):
         remove_parts(folder)
     checkpoint.write_config(output, architecture)
     checkpoint.copy_tokenizer(source, output)
@@ -211,22 +236,31 @@ def parse(arguments: list[str]) -> Config:
     if any(a in ("-h", "--help") for a in arguments):
         print(f"{__doc__}\nkeys of the configuration:\n{help_text()}")
         raise SystemExit(0)
-    path, overrides = None, []
+    path: Path | None = None
+    overrides = []
     words = list(reversed(arguments))
     while words:
         word = words.pop()
-        if not word.startswith("--"):
-            raise InputError(f"unexpected {word!r}: options are --key value (see --help)")
         name, equals, value = word[2:].partition("=")
         name = name.replace("-", "_")
+        if not word.startswith("--") or not name:
+            raise InputError(f"unexpected {word!r}: options are --key value (see --help)")
         if not equals:
-            if not words:
-                raise InputError(f"--{name} needs a value")
+            if not words or words[-1].startswith("--"):
+                raise InputError(f"--{name} needs a value (one that begins with -- is written --{name}=--…)")
             value = words.pop()
-        if name == "config":
-            path = Path(value)
-        else:
+        if name != "config":
             overrides.append((name, value))
+        elif path is not None:
+            raise InputError(f"--config is given twice ({path} and {value}); leave one of the two out")
+        elif not value:
+            raise InputError("--config needs a file")
+        else:
+            path = Path(value)
+    names = [full_name(name) for name, _ in overrides]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"{name} is given twice; leave one of the two out")
     return read_config(path, overrides)
 
 

@@ -6,6 +6,8 @@ import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from qwen3llada_jax.config import ModelConfig
+from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model import Qwen3LLaDA
 from qwen3llada_jax.sampler_config import SamplerConfig
 from qwen3llada_jax.sampling import generate
@@ -14,14 +16,23 @@ from train.config import Config
 from train.watch import Watch
 
 
+def check(config: Config, architecture: ModelConfig, tokenizer: Any) -> None:
+    """Refuse what would fail at the first evaluation.
+
+    Raises:
+        InputError: settings that do not fit the model, or a tokenizer without a usable template.
+    """
+    try:
+        sampler(config).for_model(architecture)
+    except InputError as error:
+        raise InputError(f"evaluation: {error} (gen_length is max_new_tokens here, steps sampling_steps)") from error
+    _prompts(config, tokenizer)
+
+
 def write_samples(model: Qwen3LLaDA, tokenizer: Any, config: Config, step: int, watch: Watch, mesh: Mesh) -> None:
     """Answer `evaluation.prompts`, to samples.jsonl and the terminal; all processes take part."""
     e, settings = config.evaluation, sampler(config)
-    texts = list(e.prompts)
-    if config.training.mode == "sft":  # ask as the model is being taught
-        chats = [[{"role": "user", "content": p}] for p in e.prompts]
-        texts = [conversations.question(chat, tokenizer, config.dataset.template) for chat in chats]
-    prompts = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+    prompts = _prompts(config, tokenizer)
     prompts += prompts[-1:] * (-len(prompts) % (mesh.shape["data"] * mesh.shape["fsdp"]))  # rows fill the mesh
     result = generate(model, prompts, settings, key=jax.random.key(config.project.seed))
     if jax.process_count() > 1:
@@ -32,6 +43,14 @@ def write_samples(model: Qwen3LLaDA, tokenizer: Any, config: Config, step: int, 
     for prompt, answer in zip(e.prompts, result.answers(), strict=False):
         text = tokenizer.decode(answer)
         watch.sample({"step": step, "prompt": prompt, "answer": text})
+
+
+def _prompts(config: Config, tokenizer: Any) -> list[list[int]]:
+    texts = list(config.evaluation.prompts)
+    if config.training.mode == "sft":  # ask as the model is being taught
+        chats = [[{"role": "user", "content": text}] for text in texts]
+        texts = [conversations.question(chat, tokenizer, config.dataset.template) for chat in chats]
+    return [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
 
 
 def sampler(config: Config) -> SamplerConfig:

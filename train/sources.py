@@ -28,7 +28,7 @@ def load(name: str, config: str | None, split: str, *, split_key: str = "dataset
     """
     import datasets
 
-    datasets.disable_progress_bars()
+    _silence()
     with _readable(name):
         if _is_saved(name):
             loaded = datasets.load_from_disk(name)
@@ -50,7 +50,7 @@ def stream(name: str, config: str | None, split: str, *, split_key: str = "datas
     """
     import datasets
 
-    datasets.disable_progress_bars()
+    _silence()
     with _readable(name):
         if _is_saved(name):
             loaded = datasets.load_from_disk(name)
@@ -102,6 +102,14 @@ def text_column(columns: dict[str, bool], wanted: str | None, name: str) -> str:
     raise InputError(f"{name}: which column is the text? set dataset.text_field to one of {', '.join(columns)}")
 
 
+def _silence() -> None:
+    """No progress bars and no log of what is about to be raised: it reaches people as one line."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+
+
 @contextmanager
 def _readable(name: str) -> Iterator[None]:
     try:
@@ -114,6 +122,8 @@ def _readable(name: str) -> Iterator[None]:
 
 def unreadable(name: str, error: Exception) -> InputError:
     """What the datasets library stumbled over, in one line."""
+    if isinstance(error, StopIteration) or "corresponds to no data" in str(error):
+        return InputError(f"{name}: the dataset is empty")
     reason = " ".join(str(error.__cause__ or error).split())[:200]
     return InputError(f"{name}: cannot be read as a dataset ({type(error).__name__}: {reason})")
 
@@ -124,6 +134,8 @@ def _where(name: str, config: str | None) -> tuple[str, dict[str, Any]]:
     if path.is_file():
         if path.suffix not in _BUILDERS:
             raise InputError(f"{name}: unknown kind of file; use {', '.join(_BUILDERS)}")
+        if path.stat().st_size == 0:
+            raise InputError(f"{name}: the file is empty")
         return _BUILDERS[path.suffix], {"data_files": str(path), **_whole_texts(_BUILDERS[path.suffix])}
     if path.is_dir() and not (path / "README.md").is_file():  # a dataset card may say itself which files it means
         inside = [p.relative_to(path) for p in path.rglob("*") if p.is_file()]

@@ -47,12 +47,22 @@ def find_start(config: Config) -> Start:
         block_length=blocks.block_length if blocks.enabled else architecture.block_length,
         prompt_sees_answer=blocks.enabled and blocks.visibility == "block_bias" and blocks.prompt_sees_answer,
     )
-    if t.max_length > architecture.max_position_embeddings and architecture.rope_scaling is None:
+    if architecture.mask_token_id in (tokenizer.eos_token_id, *architecture.eos_token_ids):
         raise InputError(
-            f"training.max_length {t.max_length} is beyond the {architecture.max_position_embeddings} positions the "
+            f"model.mask_token_id {architecture.mask_token_id} is an EOS, which ends texts and pads answers; choose "
+            "another id, or auto for the first embedding row that no token uses"
+        )
+    check_length(t.max_length, architecture)
+    return Start(folder, tokenizer, architecture)
+
+
+def check_length(length: int, architecture: ModelConfig) -> None:
+    """Refuse rows that are longer than the model's positions."""
+    if length > architecture.max_position_embeddings and architecture.rope_scaling is None:
+        raise InputError(
+            f"training.max_length {length} is beyond the {architecture.max_position_embeddings} positions the "
             "model was made for; lower it, or give config.json a rope_scaling"
         )
-    return Start(folder, tokenizer, architecture)
 
 
 def _source(config: Config) -> str:

@@ -108,10 +108,12 @@ def rows_of(
     kept, length, total = cut >= 0, recipe.length, len(values)
     dropped = int((~kept).sum())
     if recipe.mode == "sft":
+        if not len(cut):
+            raise InputError(f"{name}: no answer to train on: no assistant's text that follows another turn")
         if not kept.any():
             raise InputError(
                 f"{name}: no answer to train on: {len(cut)} found, {dropped} dropped because their prompt "
-                f"fills max_length {length}"
+                f"fills max_length {length}; raise it"
             )
         report = (
             f"{int(kept.sum()):,} answers, {total:,} tokens; {dropped:,} dropped (prompt fills the row), "
@@ -119,12 +121,11 @@ def rows_of(
         )
         return Rows(values, starts[:-1][kept], np.diff(starts)[kept], prompts[kept], report)
     begins = starts[:-1][kept]
+    if not total:
+        raise InputError(f"{name}: holds no text")
     said = f"{len(begins):,} documents" + (f" ({dropped:,} empty ones dropped)" if dropped else "")
     if not recipe.pack:
-        pieces = [np.arange(a, b, length) for a, b in itertools.pairwise([*begins, total])]
-        cuts = np.concatenate(pieces) if pieces else np.zeros(0, np.int64)
-        if not len(cuts):
-            raise InputError(f"{name}: holds no text")
+        cuts = np.concatenate([np.arange(a, b, length) for a, b in itertools.pairwise([*begins, total])])
         report = f"{said}, {total:,} tokens in {len(cuts):,} padded rows"
         return Rows(values, cuts, np.diff(np.append(cuts, total)), np.zeros(len(cuts), np.int64), report)
     count = total // length

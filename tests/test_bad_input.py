@@ -1,0 +1,299 @@
+"""Bad input to train.run, train.plan and train.report: one line that names the thing and the mend, nothing written."""
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from conftest import assert_one_line_error, run_program
+from test_train import settings
+
+import qwen3llada_jax as q
+from train import plan, report, run, samples, sources, without_effect
+from train.batches import held_out_rows, training_batches
+from train.chips import machine
+from train.config import Config, flat
+from train.order import shares
+from train.read_config import read_config
+from train.start import find_start
+
+
+@contextmanager
+def refused(*parts: str) -> Iterator[None]:
+    """An InputError, whose line has these parts."""
+    with pytest.raises(q.InputError) as caught:
+        yield
+    line = " ".join(str(caught.value).split())
+    assert all(part in line for part in parts), line
+
+
+def configured(start: Path, out: Path = Path("unused"), **changes) -> Config:
+    return read_config(None, settings(start, out, **{k.replace("__", "."): v for k, v in changes.items()}))
+
+
+# ---- the configuration ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", flat(Config()))
+def test_every_key_refuses_what_is_not_its_type(start, key):
+    for text in ("{a: 1}", "[[1]]"):
+        with refused(key):
+            configured(start, **{key: text})
+
+
+OUT_OF_RANGE = {
+    "project.seed": {"4294967296": "at most 4294967295", "-1": "0 or more"},
+    "project.output_dir": {"' '": "must not be ' '"},
+    "training.max_steps": {"99999999999": "at most 2147483647", "1e3": "int or nothing, not '1e3'"},
+    "training.epochs": {"0": "training.epochs must be above 0, not 0"},
+    "training.lr": {"0": "training.lr must be above 0"},
+    "optim.betas": {"[0.9]": "a list of 2 float", "0.9": "a list of 2 float"},
+    "dataset.mixture": {"[1]": "dataset.mixture[0] must be {name: …, weight:", "{name: a}": "a list of {name"},
+    "evaluation.max_new_tokens": {"0": "at least 1"},
+    "evaluation.remasking": {"best": "choose one of low_confidence"},
+    "evaluation.wandb": {"''": "must not be ''"},
+    "distributed.timeout": {"0": "at least 1"},
+}
+
+
+@pytest.mark.parametrize("key", OUT_OF_RANGE)
+def test_values_out_of_range(start, key):
+    for text, part in OUT_OF_RANGE[key].items():
+        with refused(key, part):
+            configured(start, **{key: text})
+
+
+BLOCKS = {"training.block_attention.prompt_sees_answer": True, "training.block_attention.enabled": True}
+# What makes a key of the table have no effect, and beside what it has one; in the table's order.
+IN_VAIN = [
+    ({"training.loss_smoothing": 0.2}, {"training.loss_impl": "soft_ce"}),
+    ({"training.spike_factor": 5}, {"training.on_spike": "skip"}),
+    ({"training.eos_padding": False}, {"training.mode": "sft"}),
+    ({"training.block_attention.visibility": "block_causal"}, {"training.block_attention.enabled": True}),
+    ({"training.block_attention.prompt_sees_answer": True}, {"training.block_attention.enabled": True}),
+    ({**BLOCKS, "training.block_attention.visibility": "block_causal"},
+     {"training.block_attention.visibility": "block_bias"}),
+    ({"optim.betas": "[0, 0]", "optim.name": "adafactor"}, {"optim.name": "lion"}),
+    ({"optim.eps": 1e-6, "optim.name": "lion"}, {"optim.name": "muon"}),
+    ({"optim.moment_dtype": "bfloat16", "optim.name": "lion8bit"}, {"optim.name": "lion"}),
+    ({"optim.decay_ratio": 0.5}, {"optim.scheduler": "wsd"}),
+    ({"optim.min_lr_ratio": 0.5, "optim.scheduler": "constant"}, {"optim.scheduler": "wsd"}),
+    ({"dataset.num_proc": 2, "dataset.streaming": True}, {"dataset.streaming": False}),
+    ({"dataset.shuffle_buffer": 9}, {"dataset.streaming": True}),
+    ({"dataset.pack_boundaries": True, "training.mode": "sft"}, {"training.mode": "pretrain"}),
+    ({"dataset.template": "plain"}, {"training.mode": "sft"}),
+    ({"evaluation.eval_name": "x", "evaluation.do_eval_loss": "false"}, {"evaluation.do_eval_loss": True}),
+    ({"distributed.timeout": 9, "distributed.initialize": "never"}, {"distributed.initialize": "auto"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "changes"), list(zip(without_effect.TABLE, IN_VAIN, strict=True)))
+def test_a_key_set_in_vain_is_refused(start, row, changes):
+    vain, acting = changes
+    assert row.key in vain
+    with refused(f"{row.key} has no effect ", "leave it out"):
+        configured(start, **vain)
+    configured(start, **{**vain, **acting})
+
+
+def test_keys_of_the_pytorch_system_are_let_be(start):
+    configured(start, **{
+        "evaluation.sampling_steps": 4, "evaluation.max_new_tokens": 8, "training.block_attention.block_length": 8,
+        "training.epochs": 3, "training.mode": "sft", "training.noise.random_length_prob": 0.5,
+        "dataset.text_field": "text", "training.loss_smoothing": 0, "dataset.pack_to_max_length": False,
+    })  # fmt: skip
+
+
+# ---- files of settings and flags -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("training: {lr: 1.0e-3, lr: 1.0e-4}", ("line 1: the key 'lr' stands there twice",)),
+        ("training.lr: 1.0e-3\ntraining: {lr: 1.0e-4}", ("training.lr stands there twice",)),
+        ("- a", ("must hold sections (project, model",)),
+        (b"project: {seed: \xff}", ("not valid YAML", "utf-8")),
+        ("[" * 3000, ("nested too deeply",)),
+        ("training: &a {noise: *a}", ("nested too deeply",)),
+        ("zzz:", ("unknown key 'zzz'; the sections are project",)),
+        (None, ("cannot be read (No such file",)),
+    ],
+)
+def test_yaml_that_is_none(tmp_path, text, parts):
+    file = tmp_path / "a.yaml"
+    if text is not None:
+        file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with refused(*parts):
+        run.parse(["--config", str(file)])
+
+
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [
+        ("--lr 1 --training.lr 2", "training.lr is given twice"),
+        ("--config a.yaml --config b.yaml", "--config is given twice (a.yaml and b.yaml)"),
+        ("--log_dir --mode sft", "--log_dir needs a value"),
+    ],
+)
+def test_flags_that_are_none(line, part):
+    with refused(part):
+        run.parse(line.split())
+
+
+# ---- data ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "part"),
+    [
+        ("a.txt", "", "the file is empty"),
+        ("a.jsonl", "\n", "the dataset is empty"),
+        ("a.jsonl", '{"text": "a"}\n{nope\n', "JSON parse error"),
+        ("a.jsonl", '{"text": null}\n', "holds no text"),
+        ("a.jsonl", '{"text": ["a"]}\n', "column text must hold texts"),
+        ("a.jsonl", '{"a": "x", "b": "y"}\n', "set dataset.text_field to one of a, b"),
+        ("a.pdf", "x", "unknown kind of file; use .txt"),
+        ("a.txt", "hi", "less than one row of max_length 32; lower it"),
+    ],
+)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_files_without_text_to_train_on(start, tokenizer, tmp_path, name, text, part, streaming):
+    file = tmp_path / name
+    file.write_text(text)
+    if streaming and part.startswith("less"):
+        return  # a stream fills its rows in as many passes as it takes
+    with refused(str(file), "found nothing to train on" if streaming and "null" in str(text) else part):
+        training_batches(configured(start, dataset__name=file, dataset__streaming=streaming), tokenizer, 1088)
+
+
+TURNS = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
+CHAT = {"from": "human", "value": "hi"}, {"from": "gpt", "value": "yo"}
+
+
+@pytest.mark.parametrize(
+    ("row", "part"),
+    [
+        ({"messages": []}, "no assistant's text that follows another turn"),
+        ({"messages": [{"role": "tool", "content": "x"}, TURNS[1]]}, "unknown speaker 'tool'"),
+        ({"system": 3, "conversations": CHAT}, "column system must hold texts"),
+        ({"instruction": "a", "input": 3, "output": "b"}, "column input must hold texts"),
+        ({"prompt": "word " * 99, "completion": "b"}, "1 dropped because their prompt fills max_length 32; raise it"),
+    ],
+)
+def test_conversations_that_are_none(start, tokenizer, tmp_path, row, part):
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    config = configured(start, training__mode="sft", dataset__name=tmp_path / "a.jsonl")
+    with refused(str(tmp_path / "a.jsonl"), part):
+        training_batches(config, tokenizer, 1088)
+
+
+def test_splits_and_weights_that_are_none(start, tokenizer, tmp_path):
+    (tmp_path / "train.txt").write_text("a")
+    with refused("has no split 'validation'; set evaluation.eval_split to one of train"):
+        held_out_rows(configured(start, evaluation__eval_name=tmp_path), tokenizer, 1088)
+    with refused("holds no file of a known kind"):
+        (tmp_path / "sub").mkdir()
+        sources.load(str(tmp_path / "sub"), None, "train")
+    with refused("weights must be above 0 and their sum a number"):
+        shares((1e308, 1e308))
+
+
+# ---- the model, its places, and what is installed ------------------------------------------------------------
+
+
+def test_mask_tokens_and_templates_that_do_not_do(start, tokenizer, tmp_path):
+    with refused(f"model.mask_token_id {tokenizer.eos_token_id} is an EOS", "auto"):
+        find_start(configured(start, **{"model.mask_token_id": tokenizer.eos_token_id}))
+    architecture = find_start(configured(start)).config
+    few = {"evaluation.prompts": "[a]", "evaluation.max_new_tokens": 64, "evaluation.block_length": 7}
+    with refused("evaluation: gen_length 64 is not a multiple of block_length 7", "gen_length is max_new_tokens"):
+        samples.check(configured(start, **few), architecture, tokenizer)
+    other = find_start(configured(start)).tokenizer
+    asks = configured(start, **{"evaluation.prompts": "[a]", "training.mode": "sft"})
+    for template in ("{% if %}", "{{ raise_exception('no') }}"):
+        other.chat_template = template
+        with refused("chat template cannot write a conversation of user", "mend chat_template.jinja"):
+            samples.check(asks, architecture, other)
+
+
+def test_places_that_cannot_hold_a_run(start, tmp_path, monkeypatch):
+    def attempt(**changes):
+        run.train(configured(start, **{"project.output_dir": tmp_path / "run", **changes}))
+
+    file, model = start / "text.txt", tmp_path / "model"
+    shutil.copytree(start, model)
+    before = (model / "config.json").read_text()
+    for key in ("project.output_dir", "project.log_dir"):
+        for place in (file, file / "run"):
+            with refused(str(place), f"({file} is a file); choose another place"):
+                attempt(**{key: place})
+        with refused("File name too long"):
+            attempt(**{key: tmp_path / ("a" * 300)})
+    with refused(f"{model} is a model folder, not a run"):
+        attempt(**{"project.output_dir": model})
+    assert (model / "config.json").read_text() == before
+    for key, package in (("evaluation.tensorboard", "tensorboardX"), ("evaluation.wandb", "wandb")):
+        monkeypatch.setitem(sys.modules, package, None)
+        with refused(f"{key} needs {package}: pip install"):
+            attempt(**{key: "true" if package != "wandb" else "p"})
+    assert not (tmp_path / "run").exists()
+
+
+# ---- the other programs --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("topology", ["", "v5e", "gpu:8", "v5e:4y4", "cpu:0", "cpu:x"])
+def test_machines_that_are_none(topology):
+    with refused("--topology", "as in cpu:8"):
+        machine(topology)
+
+
+@pytest.mark.parametrize(
+    ("more", "parts"),
+    [
+        (["--json", "nowhere/plan.json"], ("--json nowhere/plan.json: its folder does not exist",)),
+        (["--json", "/tmp"], ("/tmp: is a folder; name a file",)),
+        (["--training.max_length", "99999"], ("training.max_length 99999 is beyond the 40960 positions",)),
+    ],
+)
+def test_plans_that_cannot_be(more, parts):
+    with refused(*parts):
+        plan.main(["--config", "configs/plan.yaml", "--topology", "cpu:8", "--model", "qwen3-0.6b", *more])
+
+
+@pytest.mark.parametrize(
+    ("lines", "flags", "parts"),
+    [
+        ("", [], ("holds no metrics yet",)),
+        ('{"step": 1}\n{"st\n{"step": 2}\n', [], ("line 2 is not JSON; mend the file",)),
+        ('{"step": true}\n', [], ("line 1 is no record with a step",)),
+        ('{"step": 1}\n', ["--out", "a.pdf"], ("--out a.pdf: unknown kind of picture; use .png",)),
+        ('{"step": 1}\n', ["--out", "a.png", "--out", "b.png"], ("--out is given twice",)),
+        ('{"step": 1}\n', ["--out", "RUN/metrics.jsonl/a.png"], ("metrics.jsonl is a file",)),
+        ('{"step": 1}\n', ["--out", "RUN/page.png"], ("page.html: is a folder; name a file",)),
+        ('{"step": 1}\n', ["nowhere"], ("nowhere: no such folder; give the output_dir of a run",)),
+    ],
+)
+def test_reports_of_nothing(tmp_path, monkeypatch, lines, flags, parts):
+    out = tmp_path / "run"
+    (out / "page.html").mkdir(parents=True)
+    (out / "metrics.jsonl").write_text(lines)
+    monkeypatch.setattr("sys.argv", ["train.report", str(out), *(f.replace("RUN", str(out)) for f in flags)])
+    with refused(*parts):
+        report.main()
+    assert not list(tmp_path.rglob("*.png"))
+
+
+@pytest.mark.slow
+def test_as_typed(start, tmp_path):
+    flags = [f"--{k}={v}" for k, v in settings(start, tmp_path / "run")]
+    for more, part in (
+        (["--device", "tpu"], "project.device tpu: JAX finds none here"),
+        (["--lr", "1"], "lr is given"),
+    ):
+        assert_one_line_error(run_program("train.run", *flags, *more, check=None, env={"JAX_PLATFORMS": ""}), part)
+    assert not (tmp_path / "run").exists()
