@@ -164,7 +164,7 @@ def compare(folder: Path, *, kills: int, stops: int, updates: int, seed: int) ->
         "logs_that_differ": [
             n for n in ("metrics.jsonl", "samples.jsonl") if lines_of(whole / n) != lines_of(disturbed / n)
         ],
-        "leftovers": [p.name for p in half_saves(disturbed)] + [p.name for p in disturbed.glob(".*")],
+        "leftovers": [p.name for p in half_saves(disturbed)] + [p.name for p in disturbed.glob(".*.part")],
     }
 
 

@@ -47,7 +47,11 @@ def main() -> None:
     print(f"training loss {falls[0]:.3f} → {falls[1]:.3f}, held-out loss {held[0]:.3f} → {held[-1]:.3f}")
     tokenizer = load_tokenizer(START)
     true = statistics.mean(len(tokenizer(text)["input_ids"]) for text in wanted)
-    result = {"before": summary(before, flags.gen_length), "after": summary(after, flags.gen_length), "true": true}
+    result: dict[str, Any] = {
+        "before": summary(before, flags.gen_length),
+        "after": summary(after, flags.gen_length),
+        "true": true,
+    }
     for name in ("before", "after"):
         print(f"{name:7}{result[name]['ends']:7.1%} end, {result[name]['tokens']:.1f} tokens (true answers {true:.1f})")
     for prompt, answer in list(zip(lines_of(folder / "prompts.jsonl"), after, strict=True))[:4]:
