@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from qwen3llada_jax.cache import Cache
@@ -107,8 +108,9 @@ class Progress(NamedTuple):
 
 
 def finish(written: Canvas) -> Generation:
-    """The texts of a canvas, without the padding of its bucket, on the host."""
-    canvas: Any = jax.device_get(written)
+    """The texts of a canvas, without the padding of its bucket, on the host (over several hosts: on each of them)."""
+    is_here = all(x.is_fully_addressable for x in written)
+    canvas: Any = jax.device_get(written) if is_here else multihost_utils.process_allgather(written, tiled=True)
     end = int(canvas.length.max())
     tokens, written_at, confidence = (x[:, :end] for x in (canvas.tokens, canvas.written_at, canvas.confidence))
     return Generation(

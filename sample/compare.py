@@ -195,7 +195,9 @@ def report(found: list[dict[str, Any]], flags: Any) -> None:
     """The table, and with --out the figures and their picture."""
     has_answers = "exact" in found[0]
     measured = "exact" if has_answers else "log p a token"
-    table = Table(Column("rule", overflow="fold"), "steps", measured, "distinct 4-grams", *_SPEED.values())
+    table = Table(
+        Column("rule", overflow="fold", min_width=14), "steps", measured, "distinct 4-grams", *_SPEED.values()
+    )
     for row in found:
         if has_answers:
             good = f"{row['exact']:.1%} ± {row['standard_error']:.1%}"

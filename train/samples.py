@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from qwen3llada_jax.config import ModelConfig
@@ -35,11 +34,6 @@ def write_samples(model: Qwen3LLaDA, tokenizer: Any, config: Config, step: int, 
     prompts = _prompts(config, tokenizer)
     prompts += prompts[-1:] * (-len(prompts) % (mesh.shape["data"] * mesh.shape["fsdp"]))  # rows fill the mesh
     result = generate(model, prompts, settings, key=jax.random.key(config.project.seed))
-    if jax.process_count() > 1:
-        result = result._replace(
-            tokens=multihost_utils.process_allgather(result.tokens, tiled=True),
-            places=multihost_utils.process_allgather(result.places, tiled=True),
-        )
     for prompt, answer in zip(e.prompts, result.answers(), strict=False):
         text = tokenizer.decode(answer)
         watch.sample({"step": step, "prompt": prompt, "answer": text})
