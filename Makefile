@@ -43,7 +43,8 @@ bench: .venv/ready
 	$(BIN)/python -m benchmarks.interruptions
 	$(BIN)/python -m benchmarks.optimisers
 	$(BIN)/python -m benchmarks.sorting
-	$(BIN)/python -m benchmarks.sampling
+	$(BIN)/python -m benchmarks.sft_stops
+	$(BIN)/python -m benchmarks.sampling --trained out/sorting
 
 clean:
 	rm -rf .venv out
