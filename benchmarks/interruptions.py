@@ -1,6 +1,6 @@
 """Does a run that is killed and stopped again and again end where the undisturbed run ends?
 
-    python -m benchmarks.interruptions [--kills 10] [--stops 3] [--seed 0]
+    python -m benchmarks.interruptions [--kills 10] [--stops 3] [--seed 0] [--streaming]
 
 Trains the bundled tiny Qwen3 twice by the same command: once undisturbed, once with `kill -9` at random moments
 (every second one inside a save) and SIGTERM at others, each time started again by the same command. Then compares
@@ -26,7 +26,7 @@ from train.meter import MEASURED
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def flags_of(out: Path, updates: int) -> list[str]:
+def flags_of(out: Path, updates: int, *, streaming: bool) -> list[str]:
     """The run: three rows of 64 tokens an update, saved every fifth, with evaluations and samples."""
     settings = {
         "project.output_dir": out, "model.base_model_path": ROOT / "examples" / "tiny-qwen3",
@@ -35,6 +35,7 @@ def flags_of(out: Path, updates: int) -> list[str]:
         "training.save_total_limit": 2, "mesh.data": 1, "evaluation.steps": 1, "evaluation.eval_every_steps": 20,
         "evaluation.eval_name": ROOT / "examples/data/shakespeare/valid.txt", "evaluation.eval_max_batches": 1,
         "evaluation.prompts": '["ROMEO:"]', "evaluation.max_new_tokens": 8, "evaluation.sampling_steps": 4,
+        "dataset.streaming": streaming,
     }  # fmt: skip
     return [f"--{key}={value}" for key, value in settings.items()]
 
@@ -69,7 +70,7 @@ def work(batches: Path, flags: list[str]) -> None:
     command_line.run(run.main)
 
 
-def start(out: Path, updates: int, cache: Path) -> subprocess.Popen:
+def start(out: Path, updates: int, cache: Path, *, streaming: bool) -> subprocess.Popen:
     environment = {
         **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
@@ -77,7 +78,11 @@ def start(out: Path, updates: int, cache: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "benchmarks.interruptions", "--worker", str(out.with_suffix(".batches"))]
     log = out.with_suffix(".log").open("a")
     return subprocess.Popen(
-        [*command, *flags_of(out, updates)], cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
+        [*command, *flags_of(out, updates, streaming=streaming)],
+        cwd=ROOT,
+        env=environment,
+        stdout=log,
+        stderr=subprocess.STDOUT,
     )
 
 
@@ -141,16 +146,22 @@ def lines_of(file: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in json.loads(x).items() if k not in MEASURED} for x in file.read_text().splitlines()]
 
 
-def compare(folder: Path, *, kills: int, stops: int, updates: int, seed: int) -> dict[str, Any]:
+def compare(
+    folder: Path, *, kills: int, stops: int, updates: int, seed: int, streaming: bool = False
+) -> dict[str, Any]:
     """Both runs, and what differs between them."""
     draw = random.Random(seed)
-    whole, disturbed, cache = folder / "whole", folder / "disturbed", folder / "cache"
-    if start(whole, updates, cache).wait() != 0:
+    whole, disturbed = folder / "whole", folder / "disturbed"
+
+    def begin(out: Path) -> subprocess.Popen:
+        return start(out, updates, folder / "cache", streaming=streaming)
+
+    if begin(whole).wait() != 0:
         raise SystemExit(f"the undisturbed run failed: {tail(whole)}")
     ways = ["kill in a save" if i % 2 else "kill" for i in range(kills)] + ["stop"] * stops
     draw.shuffle(ways)
-    interruptions = [interrupt(start(disturbed, updates, cache), disturbed, how, updates, draw) for how in ways]
-    if start(disturbed, updates, cache).wait() != 0:
+    interruptions = [interrupt(begin(disturbed), disturbed, how, updates, draw) for how in ways]
+    if begin(disturbed).wait() != 0:
         raise SystemExit(f"the last start failed: {tail(disturbed)}")
     ours, theirs = state_of(whole), state_of(disturbed)
     planned, seen = noted(whole), noted(disturbed)
@@ -177,6 +188,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--stops", type=int, default=3)
     parser.add_argument("--updates", type=int, default=400)
+    parser.add_argument("--streaming", action="store_true", help="read the rows as a stream")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out/interruptions.json"))
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
@@ -184,7 +196,10 @@ def main() -> None:
     if flags.worker:
         work(flags.worker, rest)
     with tempfile.TemporaryDirectory() as folder:
-        result = compare(Path(folder), kills=flags.kills, stops=flags.stops, updates=flags.updates, seed=flags.seed)
+        result = compare(
+            Path(folder), kills=flags.kills, stops=flags.stops, updates=flags.updates, seed=flags.seed,
+            streaming=flags.streaming,
+        )  # fmt: skip
     print(f"{'':4}{'interruption':16}{'update':>8}{'exit':>6}{'half saves left':>17}")
     for number, one in enumerate(result["interruptions"], 1):
         print(f"{number:3} {one['how']:16}{one['update']:8}{one['exit']:6}{one['half_saves']:17}")

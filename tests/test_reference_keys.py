@@ -133,7 +133,7 @@ def test_a_key_of_training_changes_what_is_learnt(start, room, unchanged, name):
         ("evaluation.eval_split", "other", "eval_loss", None),
         ("evaluation.eval_max_batches", 2, "eval_loss", None),
         ("evaluation.max_new_tokens", 16, "samples", None),
-        ("evaluation.sampling_steps", 8, "samples", None),
+        ("evaluation.sampling_steps", 1, "samples", None),
         ("evaluation.block_length", 4, "samples", None),
         ("evaluation.temperature", 3.0, "samples", None),
         ("evaluation.remasking", "random", "samples", None),
