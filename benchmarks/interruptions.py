@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from train import lock
 from train.meter import MEASURED
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -175,7 +176,8 @@ def compare(
         "logs_that_differ": [
             n for n in ("metrics.jsonl", "samples.jsonl") if lines_of(whole / n) != lines_of(disturbed / n)
         ],
-        "leftovers": [p.name for p in half_saves(disturbed)] + [p.name for p in disturbed.glob(".*.part")],
+        "leftovers": [p.name for p in half_saves(disturbed)]
+        + [p.name for p in disturbed.glob(".*") if p.name != lock.NAME],
     }
 
 
