@@ -246,7 +246,9 @@ class Qwen3LLaDA(nnx.Module):
         else:
             numbers = jnp.arange(self.config.num_hidden_layers)
             x, _ = jax.lax.scan(lambda x, number: layer(x, self.layer(number)), x, numbers[:-1])
-            x = self.layer(numbers[-1]).only_at(where, x, rope, mask)
+            # Were this number a constant, XLA would copy that layer once and hold it through all passes of a sampler.
+            last = jnp.minimum(numbers[-1] + jnp.isnan(x[0, 0, 0]), numbers[-1])
+            x = self.layer(last).only_at(where, x, rope, mask)
         return rms_norm(x, self.norm[...], self.config.rms_norm_eps)
 
     def layer(self, number: Int[Array, ""] | int) -> Layers:

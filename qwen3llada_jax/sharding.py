@@ -4,6 +4,7 @@ The model names the axes of its weights and activations; this file alone knows t
 compiler's (GSPMD): nothing here moves data.
 """
 
+import collections
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -11,10 +12,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from qwen3llada_jax.errors import InputError
 
@@ -54,9 +57,10 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
     """A mesh over `devices` (default: all); one size may be -1, "whatever is left".
 
     Raises:
-        InputError: sizes whose product is not the number of devices.
+        InputError: sizes whose product is not the number of devices, or that do not fit several slices.
     """
-    sizes, count = [data, fsdp, tensor], jax.device_count() if devices is None else len(devices)
+    devices = jax.devices() if devices is None else devices
+    sizes, count = [data, fsdp, tensor], len(devices)
     if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
         raise InputError(
             f"mesh {dict(zip(MESH_AXES, sizes, strict=True))}: sizes are above 0, and one at most may be -1"
@@ -67,7 +71,29 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
     if math.prod(sizes) != count:
         shape = " × ".join(f"{a}={s}" for a, s in zip(MESH_AXES, sizes, strict=True))
         raise InputError(f"mesh {shape} does not fit {count} device(s); choose sizes whose product is {count}")
-    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    return Mesh(_arranged(sizes, devices), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _arranged(sizes: list[int], devices: Sequence[Any]) -> np.ndarray:
+    """The devices such that neighbours on the mesh are near; several slices (pods, GPU hosts) split `data` first.
+
+    `jax.make_mesh` refuses several slices, and sizes that split an axis of the torus.
+    """
+    slices = collections.Counter(getattr(device, "slice_index", 0) for device in devices)
+    between, left = [], len(slices)
+    for size in sizes:
+        between.append(math.gcd(size, left))
+        left //= between[-1]
+    if left > 1 or len(set(slices.values())) > 1:
+        shape = " × ".join(f"{a}={s}" for a, s in zip(MESH_AXES, sizes, strict=True))
+        raise InputError(
+            f"mesh {shape} does not fit slices of {', '.join(map(str, slices.values()))} devices; "
+            f"choose slices of one size and data as a multiple of their number, {len(slices)}"
+        )
+    within = [size // parts for size, parts in zip(sizes, between, strict=True)]
+    if len(slices) == 1:
+        return mesh_utils.create_device_mesh(within, devices, allow_split_physical_axes=True)
+    return mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True)
 
 
 def compiler_options(mesh: Mesh) -> dict[str, str]:
@@ -119,20 +145,35 @@ def _specs(axes: Any) -> Any:
     return jax.tree.map(spec, axes, is_leaf=lambda x: isinstance(x, tuple) and all(isinstance(a, str) for a in x))
 
 
-def reduce_gradient(gradient: Array, split: tuple[str, ...], rows: tuple[str, ...]) -> Array:
-    """Inside `per_device`: sum a weight's gradient over the devices' rows, keeping its share along the last axis.
+def reduce_gradient(gradient: Float[Array, "R C"], split: tuple[str, ...], rows: tuple[str, ...]) -> Array:
+    """Inside `per_device`: sum a table's gradient over the devices' rows, keeping its share of the columns.
 
     Args:
-        split: mesh axes that the last axis is split over.
-        rows: mesh axes that the rows are split over.
+        split: mesh axes that the columns are split over.
+        rows: mesh axes that the rows of the batch are split over.
     """
     if split:
-        last = gradient.ndim - 1
-        # In memory the scattered axis comes first: TPUs cannot scatter shares of less than 128 lanes of the last one.
-        gradient = with_layout_constraint(gradient, Layout((last, *range(last))))
-        gradient = jax.lax.psum_scatter(gradient, split, scatter_dimension=last, tiled=True)
+        # TPUs add up the whole table on every device instead, unless its rows are a power of two (Qwen3's 151,936
+        # are 128 times a prime), and unless the columns come first in memory (shares of less than 128 lanes).
+        sizes = _powers_of_two(gradient.shape[0])
+        *pieces, last = jnp.split(gradient, np.cumsum(sizes)[:-1])
+        pieces.append(jnp.pad(last, ((0, sizes[-1] - last.shape[0]), (0, 0))))
+        scattered = [
+            jax.lax.psum_scatter(with_layout_constraint(piece, Layout((1, 0))), split, scatter_dimension=1, tiled=True)
+            for piece in pieces
+        ]
+        gradient = jnp.concatenate(scattered)[: gradient.shape[0]]
     others = tuple(axis for axis in rows if axis not in split)
     return jax.lax.psum(gradient, others) if others else gradient
+
+
+def _powers_of_two(rows: int, smallest: int = 512) -> list[int]:
+    """Falling powers of two that `rows` fit into, all but the last of them filled."""
+    sizes = []
+    while rows > 0:
+        sizes.append(max(smallest, 1 << (rows.bit_length() - 1)))
+        rows -= sizes[-1]
+    return sizes
 
 
 def gather(weight: Array, axes: tuple[str, ...], dtype: Any) -> Array:

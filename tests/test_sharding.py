@@ -69,3 +69,47 @@ def test_only_tpus_get_compiler_options():
     mesh = types.SimpleNamespace(devices=np.array([device]))
     assert all(name.startswith("xla_tpu_") for name in sharding.compiler_options(mesh))
     assert sharding.compiler_options(mesh)
+
+
+@pytest.mark.parametrize("rows", [1, 512, 513, 1088, 32_000, 151_936])
+def test_tables_are_cut_at_powers_of_two(rows):
+    sizes = sharding._powers_of_two(rows)
+    assert sizes == sorted(sizes, reverse=True)
+    assert all(size >= 512 and size & (size - 1) == 0 for size in sizes)
+    assert 0 <= sum(sizes) - rows < 512
+    assert sum(sizes[:-1]) < rows
+
+
+def fake_gpus(*slices: int) -> list[types.SimpleNamespace]:
+    numbers = [number for number, size in enumerate(slices) for _ in range(size)]
+    return [
+        types.SimpleNamespace(id=i, platform="gpu", device_kind="any", process_index=number, slice_index=number)
+        for i, number in enumerate(numbers)
+    ]
+
+
+@pytest.mark.parametrize("sizes", [(2, 4, 1), (4, 1, 2), (1, 8, 1), (1, 2, 4), (1, 1, 8)])
+def test_several_slices_split_the_outermost_axis_that_they_can(sizes):
+    """Within `fsdp` and `tensor` as much as possible is near."""
+    places = np.vectorize(lambda device: device.slice_index)(sharding._arranged(list(sizes), fake_gpus(4, 4)))
+    outermost = next(axis for axis, size in enumerate(sizes) if size % 2 == 0)
+    assert places.shape == sizes
+    for number, half in enumerate(np.split(places, 2, axis=outermost)):
+        assert (half == number).all()
+
+
+def test_slices_that_no_axis_can_be_split_over_are_refused():
+    for slices, sizes in (((4, 4, 4), (2, 2, 3)), ((3, 3), (1, 3, 2))):
+        assert sharding._arranged(list(sizes), fake_gpus(*slices)).shape == sizes
+    with pytest.raises(q.InputError, match="slices"):
+        sharding._arranged([1, 6, 1], fake_gpus(4, 2))
+
+
+def test_a_mesh_axis_may_be_half_of_an_axis_of_the_torus():
+    chips = [
+        types.SimpleNamespace(id=16 * x + y, platform="tpu", device_kind="TPU v6 lite", coords=(x, y, 0),
+                              core_on_chip=0, slice_index=0)
+        for x in range(16) for y in range(16)
+    ]  # fmt: skip
+    mesh = sharding._arranged([2, 128, 1], chips)
+    assert sorted(chip.id for chip in mesh.flat) == list(range(256))

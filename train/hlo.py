@@ -279,15 +279,18 @@ def _array_bytes(op: Operation) -> int:
 
 
 def _group(text: str) -> int:
-    """Devices of one group: `{{0,1},{2,3}}`, `[groups,size]<=[…]` or axes of a mesh, `mesh['a'=2,'b'=8] {'b'}`."""
+    """Devices of one group: `{{0,1},{2,3}}`, `[groups,size]<=[…]` or axes of a mesh, `mesh['a'=2,'b'=8] {'b'}`.
+
+    Between a mesh and its axes may stand the order of its devices, `, device_ids=([2,8]T(1,0))`.
+    """
     if first := attribute(text, r"replica_groups=\{\{([\d,]+)\}"):
         return first.count(",") + 1
     if iota := attribute(text, r"replica_groups=\[([\d,]+)\]<="):
         return math.prod(_shape(iota)[1:])
-    if axes := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", text):
+    if axes := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\S+)?\s*\{([^}]*)\}", text):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", axes[1]))
         part = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", axes[2])
         return math.prod(int(piece or sizes[name]) for name, piece in part)
     if pairs := attribute(text, r"source_target_pairs=\{(.*?)\}\}"):
         return pairs.count("{")
-    return 1
+    raise ValueError(f"who takes part in this collective? {text[:200]}")
