@@ -69,9 +69,14 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
     if -1 in sizes and count % known == 0:
         sizes[sizes.index(-1)] = count // known
     if math.prod(sizes) != count:
-        shape = " × ".join(f"{a}={s}" for a, s in zip(MESH_AXES, sizes, strict=True))
-        raise InputError(f"mesh {shape} does not fit {count} device(s); choose sizes whose product is {count}")
+        raise InputError(
+            f"mesh {_product(sizes)} does not fit {count} device(s); choose sizes whose product is {count}"
+        )
     return Mesh(_arranged(sizes, devices), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _product(sizes: list[int]) -> str:
+    return " × ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
 
 
 def _arranged(sizes: list[int], devices: Sequence[Any]) -> np.ndarray:
@@ -85,9 +90,8 @@ def _arranged(sizes: list[int], devices: Sequence[Any]) -> np.ndarray:
         between.append(math.gcd(size, left))
         left //= between[-1]
     if left > 1 or len(set(slices.values())) > 1:
-        shape = " × ".join(f"{a}={s}" for a, s in zip(MESH_AXES, sizes, strict=True))
         raise InputError(
-            f"mesh {shape} does not fit slices of {', '.join(map(str, slices.values()))} devices; "
+            f"mesh {_product(sizes)} does not fit slices of {', '.join(map(str, slices.values()))} devices; "
             f"choose slices of one size and data as a multiple of their number, {len(slices)}"
         )
     within = [size // parts for size, parts in zip(sizes, between, strict=True)]

@@ -77,7 +77,7 @@ TPU_TEXT = """HloModule step, entry_computation_layout={()->f32[]}
 %body.2 (state.3: (pred[], f32[4])) -> (pred[], f32[4]) {
   %state.3 = (pred[], f32[4]{0}) parameter(0)
   %vector = f32[4]{0} get-tuple-element(%state.3), index=1
-  %all-reduce.3 = f32[4]{0} all-reduce(%vector), channel_id=9, replica_groups=mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}, to_apply=%add
+  %all-reduce.3 = f32[4]{0} all-reduce(%vector), channel_id=9, replica_groups=mesh['a'=2,'b'=4] {'b'}, to_apply=%add
   %first = pred[] compare(%vector, %vector), direction=LT
   ROOT %tuple.2 = (pred[], f32[4]{0}) tuple(%first, %all-reduce.3)
 }
@@ -107,6 +107,9 @@ def test_collectives_of_a_tpu_program():
     }
     groups = {one.kind: one.group for one in hlo.find_collectives(TPU_TEXT, {"search": 3})}
     assert groups == dict.fromkeys(found, 4)
+    reordered = TPU_TEXT.replace("'b'=4] {'b'}", "'b'=4], device_ids=([4,2]T(1,0)) {'b'}")
+    assert reordered != TPU_TEXT
+    assert {one.group for one in hlo.find_collectives(reordered, {"search": 3})} == {4}
     names = {one.name for one in hlo.by_purpose(TPU_TEXT, {"search": 3})}
     assert "collective-permute (piecewise all-gather)" in names
     with pytest.raises(ValueError, match=r"all-reduce\.3 in body\.2"):
