@@ -4,16 +4,16 @@ A pass computes the positions `where` [B, W], puts those of their keys and value
 and lets them attend to the whole of it, as far as their mask allows.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from qwen3llada_jax import attention, masks
 from qwen3llada_jax.embedding import lookup
+from qwen3llada_jax.layers import Layers, rms_norm
 from qwen3llada_jax.masks import Mask
-from qwen3llada_jax.model import Layers, Qwen3LLaDA, rms_norm
+from qwen3llada_jax.model import Qwen3LLaDA
 from qwen3llada_jax.rope import rope_tables
 from qwen3llada_jax.sharding import constrain
 
@@ -59,8 +59,8 @@ def hidden_at(
     )
     rope = rope_tables(model.config, inside)
 
-    def layer(carry: tuple[Array, Cache], inputs: tuple[Array, Layers]) -> tuple[Any, None]:
-        (x, cache), (number, weights) = carry, inputs
+    def layer(carry: tuple[Array, Cache], number: Array | int, weights: Layers) -> tuple[Array, Cache]:
+        x, cache = carry
         normed = weights.normed(x)
         q, (k, v) = weights.queries(normed, rope), weights.keys_values(normed, rope)
         cache = Cache(
@@ -68,8 +68,7 @@ def hidden_at(
             constrain(cache.values.at[number, rows, into].set(v, mode="drop"), *_AXES),
         )
         x = x + weights.output(attention.attention(q, cache.keys[number], cache.values[number], allowed, "xla"))
-        return (weights.with_mlp(x), cache), None
+        return weights.with_mlp(x), cache
 
-    numbers = jnp.arange(model.config.num_hidden_layers)
-    (x, cache), _ = jax.lax.scan(layer, (x, cache), (numbers, model.layers))
+    x, cache = model.fold(layer, (x, cache), model.config.num_hidden_layers)
     return rms_norm(x, model.norm[...], model.config.rms_norm_eps), cache

@@ -1,17 +1,10 @@
 """Qwen3 (arXiv 2505.09388) as a bidirectional encoder: the backbone of a masked diffusion language model.
 
-The layers and weights are Qwen3's; only the causal mask is gone. Each layer is
+The layers (layers.py) and weights are Qwen3's; only the causal mask is gone.
 
-    x ← x + Attention(RMSNorm(x)),   x ← x + MLP(RMSNorm(x))
-
-with grouped-query attention, an RMSNorm on every query and key head, rotary positions and a SwiGLU MLP.
-
-Dims: B batch · L length · D hidden · N query heads · K key/value heads · H head · F MLP · V vocabulary.
-Weights keep PyTorch's [out, in] order, and the weights of all layers are stacked, so that importing a
-checkpoint moves bytes and one `scan` runs (and compiles) a single layer.
+Dims: B batch · L length · W some of its positions · D hidden · V vocabulary.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,12 +16,13 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_policies
 from jaxtyping import Array, Bool, Float, Int
 
-from qwen3llada_jax import attention, masks, sharding
+from qwen3llada_jax import attention, masks
 from qwen3llada_jax.config import ModelConfig
 from qwen3llada_jax.embedding import lookup
 from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.layers import Layers, new_weight, rms_norm
 from qwen3llada_jax.masks import Mask
-from qwen3llada_jax.rope import apply_rope, rope_tables
+from qwen3llada_jax.rope import rope_tables
 from qwen3llada_jax.sharding import constrain
 
 # What lies between a stored weight and its gathered form (`sharding.gather` is the custom_vjp_call).
@@ -62,123 +56,6 @@ class Runtime:
     remat: str = "none"
 
 
-def _weight(rngs: nnx.Rngs, dtype: str, shape: tuple[int, ...], axes: tuple[str, ...], std: float | None) -> nnx.Param:
-    """One weight: shape, dtype, logical axes and initialiser, here and nowhere else (std None: ones)."""
-    if std is None:
-        value = jnp.ones(shape, dtype)
-    elif std == 0:
-        value = jnp.zeros(shape, dtype)
-    else:
-        value = std * jax.random.normal(rngs.params(), shape, dtype)
-    return nnx.Param(value, axes=axes)
-
-
-class Layers(nnx.Module):
-    """All decoder layers, each weight stacked along a leading `layers` axis; called on one slice of it."""
-
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: str = "float32"):
-        c, std = config, config.initializer_range
-        D, F, N, K, H = c.hidden_size, c.intermediate_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim
-        self.config = config
-
-        def weight(shape: tuple[int, ...], axes: str, std: float | None) -> nnx.Param:
-            return _weight(rngs, dtype, (c.num_hidden_layers, *shape), ("layers", *axes.split()), std)
-
-        self.input_norm = weight((D,), "norm", None)
-        self.q_proj = weight((N, H, D), "heads head_dim embed", std)
-        self.k_proj = weight((K, H, D), "kv_heads head_dim embed", std)
-        self.v_proj = weight((K, H, D), "kv_heads head_dim embed", std)
-        self.o_proj = weight((D, N, H), "embed heads head_dim", std)
-        self.q_norm = weight((H,), "norm", None)
-        self.k_norm = weight((H,), "norm", None)
-        if c.attention_bias:
-            self.q_bias = weight((N, H), "heads head_dim", 0)
-            self.k_bias = weight((K, H), "kv_heads head_dim", 0)
-            self.v_bias = weight((K, H), "kv_heads head_dim", 0)
-            self.o_bias = weight((D,), "norm", 0)
-        self.mlp_norm = weight((D,), "norm", None)
-        self.gate_proj = weight((F, D), "mlp embed", std)
-        self.up_proj = weight((F, D), "mlp embed", std)
-        self.down_proj = weight((D, F), "embed mlp", std)
-
-    def __call__(
-        self,
-        x: Float[Array, "B L D"],
-        rope: tuple[Array, Array],
-        mask: Mask | Bool[Array, "R L L"] | None,
-        attention_implementation: str,
-    ) -> Float[Array, "B L D"]:
-        """One layer (`self` sliced to it)."""
-        x = x + self.attend(self.normed(x), rope, mask, attention_implementation)
-        return self.with_mlp(x)
-
-    def only_at(
-        self,
-        where: Int[Array, "B W"],
-        x: Float[Array, "B L D"],
-        rope: tuple[Array, Array],
-        mask: Mask | Bool[Array, "R L L"] | None,
-    ) -> Float[Array, "B W D"]:
-        """The same, given only at the positions `where`: of the others, keys and values are computed and no more."""
-        allowed = masks.seen_from(mask, where, x.shape[1])
-        keys, values = self.keys_values(self.normed(x), rope)
-        x, *rope_there = (masks.rows_at(y, where) for y in (x, *rope))
-        queries = self.queries(self.normed(x), (rope_there[0], rope_there[1]))
-        return self.with_mlp(x + self.output(attention.attention(queries, keys, values, allowed, "xla")))
-
-    def normed(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        """What the attention reads."""
-        return rms_norm(x, self.input_norm[...], self.config.rms_norm_eps)
-
-    def with_mlp(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        """The second half of a layer."""
-        x = x + self.mlp(rms_norm(x, self.mlp_norm[...], self.config.rms_norm_eps))
-        return constrain(x, "batch", "length", "act_embed")
-
-    @jax.named_scope("attention")
-    def attend(
-        self,
-        x: Float[Array, "B L D"],
-        rope: tuple[Array, Array],
-        mask: Mask | Bool[Array, "R L L"] | None,
-        implementation: str,
-    ) -> Float[Array, "B L D"]:
-        """Grouped-query attention with normalised, rotated queries and keys."""
-        queries, (keys, values) = self.queries(x, rope), self.keys_values(x, rope)
-        return self.output(attention.attention(queries, keys, values, mask, implementation))
-
-    def queries(self, x: Float[Array, "B L D"], rope: tuple[Array, Array]) -> Float[Array, "B L N H"]:
-        """Queries, normalised and rotated."""
-        q = self._heads(x, self.q_proj, self.q_bias if self.config.attention_bias else None)
-        return apply_rope(rms_norm(q, self.q_norm[...], self.config.rms_norm_eps), *rope)
-
-    def keys_values(
-        self, x: Float[Array, "B L D"], rope: tuple[Array, Array]
-    ) -> tuple[Float[Array, "B L K H"], Float[Array, "B L K H"]]:
-        """Keys, normalised and rotated, and values."""
-        has_bias = self.config.attention_bias
-        k = self._heads(x, self.k_proj, self.k_bias if has_bias else None)
-        v = self._heads(x, self.v_proj, self.v_bias if has_bias else None)
-        return apply_rope(rms_norm(k, self.k_norm[...], self.config.rms_norm_eps), *rope), v
-
-    def _heads(self, x: Float[Array, "B L D"], weight: nnx.Param, bias: nnx.Param | None) -> Float[Array, "B L N H"]:
-        heads = project(x, weight)
-        heads = heads if bias is None else heads + bias.astype(x.dtype)
-        return constrain(heads, "batch", "length", "act_heads", "head_dim")
-
-    def output(self, attended: Float[Array, "B L N H"]) -> Float[Array, "B L D"]:
-        """The attention's heads mixed back into the hidden size."""
-        out = project(attended, self.o_proj, inputs=2)
-        return out + self.o_bias.astype(out.dtype) if self.config.attention_bias else out
-
-    @jax.named_scope("mlp")
-    def mlp(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        """SwiGLU: down(silu(gate(x)) · up(x))."""
-        gate, up = project(x, self.gate_proj), project(x, self.up_proj)
-        hidden = constrain(jax.nn.silu(gate) * up, "batch", "length", "act_mlp")
-        return project(hidden, self.down_proj)
-
-
 class Qwen3LLaDA(nnx.Module):
     """Tokens [B, L] in, a distribution over every position's token out, each seeing all others.
 
@@ -189,11 +66,11 @@ class Qwen3LLaDA(nnx.Module):
         """A model with freshly drawn weights of `dtype`."""
         table, axes = (config.vocab_size, config.hidden_size), ("vocab", "embed")
         self.config, self.runtime = config, runtime
-        self.embed_tokens = _weight(rngs, dtype, table, axes, config.initializer_range)
-        self.layers = Layers(config, rngs=rngs, dtype=dtype)
-        self.norm = _weight(rngs, dtype, (config.hidden_size,), ("norm",), None)
+        self.embed_tokens = new_weight(rngs, dtype, table, axes, config.initializer_range)
+        self.layers: Layers | nnx.List = Layers(config, rngs=rngs, dtype=dtype)
+        self.norm = new_weight(rngs, dtype, (config.hidden_size,), ("norm",), None)
         if not config.tie_word_embeddings:
-            self.lm_head = _weight(rngs, dtype, table, axes, config.initializer_range)
+            self.lm_head = new_weight(rngs, dtype, table, axes, config.initializer_range)
 
     def __call__(
         self,
@@ -236,24 +113,35 @@ class Qwen3LLaDA(nnx.Module):
         if isinstance(mask, Mask) and not mask.sees_everything and kind in ("xla", "cudnn"):
             mask = jnp.asarray(masks.dense(mask, L))  # once, not in every layer
 
-        def layer(x: Array, weights: Layers) -> tuple[Array, None]:
-            return weights(x, rope, mask, kind), None
+        def layer(x: Array, weights: Layers) -> Array:
+            return weights(x, rope, mask, kind)
 
         if self.runtime.remat != "none" or not jax.sharding.get_abstract_mesh().empty:
             layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT_POLICIES[self.runtime.remat])
-        if where is None:
-            x, _ = jax.lax.scan(layer, x, self.layers)
-        else:
-            numbers = jnp.arange(self.config.num_hidden_layers)
-            x, _ = jax.lax.scan(lambda x, number: layer(x, self.layer(number)), x, numbers[:-1])
-            # Were this number a constant, XLA would copy that layer once and hold it through all passes of a sampler.
-            last = jnp.minimum(numbers[-1] + jnp.isnan(x[0, 0, 0]), numbers[-1])
-            x = self.layer(last).only_at(where, x, rope, mask)
+        count = self.config.num_hidden_layers
+        x = self.fold(lambda x, _, weights: layer(x, weights), x, count if where is None else count - 1)
+        if where is not None:
+            x = self._last_layer(x).only_at(where, x, rope, mask)
         return rms_norm(x, self.norm[...], self.config.rms_norm_eps)
 
-    def layer(self, number: Int[Array, ""] | int) -> Layers:
-        """One layer of the stack."""
-        return jax.tree.map(lambda weight: weight[number], self.layers)
+    def fold(self, step: Callable[[Any, Array | int, Layers], Any], carry: Any, count: int) -> Any:
+        """`step(carry, number, layer)` over the first `count` layers: compiled once for all layers of a stack."""
+        layers = self.layers
+        if isinstance(layers, nnx.List):
+            for number in range(count):
+                carry = step(carry, number, layers[number])
+            return carry
+        numbers = jnp.arange(count)
+        if count < self.config.num_hidden_layers:  # a part of the stack would be a copy of it
+            return jax.lax.scan(lambda carry, n: (step(carry, n, layers.one(n)), None), carry, numbers)[0]
+        return jax.lax.scan(lambda carry, x: (step(carry, *x), None), carry, (numbers, layers))[0]
+
+    def _last_layer(self, x: Float[Array, "B L D"]) -> Layers:
+        if isinstance(self.layers, nnx.List):
+            return self.layers[-1]
+        last = self.config.num_hidden_layers - 1
+        # Were the number a constant, XLA would copy that layer once and hold it through all passes of a sampler.
+        return self.layers.one(jnp.minimum(last + jnp.isnan(x[0, 0, 0]), last))
 
     @property
     def compute_dtype(self) -> Any:
@@ -269,26 +157,6 @@ class Qwen3LLaDA(nnx.Module):
     def logits(self, hidden: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
         """Unnormalised log-probabilities of the given hidden states (any positions), float32."""
         return jnp.einsum("bld,vd->blv", hidden, self.head.astype(hidden.dtype), preferred_element_type=jnp.float32)
-
-
-def project(x: Float[Array, "B L ..."], weight: nnx.Param, inputs: int = 1) -> Float[Array, "B L ..."]:
-    """Contract the last `inputs` axes of x with the last of one layer's weight, in x's dtype.
-
-    One plain matmul over B · L rows: with B and L apart, the weight's gradient runs a third slower on CPUs.
-    """
-    axes = weight.get_metadata("axes")[1:]  # without `layers`
-    whole = sharding.gather(weight[...], axes, x.dtype)
-    outer, inner = whole.shape[: whole.ndim - inputs], math.prod(whole.shape[whole.ndim - inputs :])
-    rows = jnp.einsum("ri,oi->ro", x.reshape(-1, inner), whole.reshape(-1, inner))
-    return rows.reshape(*x.shape[: x.ndim - inputs], *outer)
-
-
-@jax.named_scope("rms_norm")
-def rms_norm(x: Float[Array, "... D"], weight: Float[Array, " D"], eps: float) -> Float[Array, "... D"]:
-    """x / √(mean(x²) + eps) · weight (RMSNorm, arXiv 1910.07467), in float32, rounded once."""
-    x32 = x.astype(jnp.float32)
-    normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
-    return (normed * weight.astype(jnp.float32)).astype(x.dtype)
 
 
 def check_tokens(tokens: Int[Array, "..."] | np.ndarray, vocab_size: int) -> None:

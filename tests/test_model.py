@@ -12,7 +12,8 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import qwen3llada_jax as q
 from qwen3llada_jax.config import PRESETS
-from qwen3llada_jax.model import parameter_count, rms_norm
+from qwen3llada_jax.layers import rms_norm
+from qwen3llada_jax.model import parameter_count
 from qwen3llada_jax.rope import rope_tables
 
 ROPES = {

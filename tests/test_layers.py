@@ -1,0 +1,73 @@
+"""Layers taken apart: the same numbers, the same memory, and only where it is worth it."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import qwen3llada_jax as q
+from qwen3llada_jax import layers
+from qwen3llada_jax.layers import Layers, apart
+
+
+@pytest.fixture(scope="module")
+def wide():
+    """Layers of 2.4 MB each, above what is worth it."""
+    config = q.ModelConfig(97, 256, 512, 3, 4, 2, 64, mask_token_id=96, live_vocab_size=96)
+    return q.Qwen3LLaDA(config, rngs=nnx.Rngs(0))
+
+
+def _taken_apart(model: q.Qwen3LLaDA) -> q.Qwen3LLaDA:
+    model = jax.tree.map(lambda x: x, model)
+    model.layers = apart(model.layers)
+    assert isinstance(model.layers, nnx.List)
+    return model
+
+
+def _pointers(tree) -> list[int]:
+    return [x.unsafe_buffer_pointer() for x in jax.tree.leaves(tree)]
+
+
+def test_layers_apart_lie_in_the_memory_of_the_stack(wide):
+    stack, single = jax.tree.leaves(wide.layers), list(apart(wide.layers))
+    assert len(single) == 3
+    for number, layer in enumerate(single):
+        assert _pointers(layer) == [x.unsafe_buffer_pointer() + number * x.nbytes // 3 for x in stack]
+
+
+def test_layers_apart_compute_what_the_stack_computes(wide):
+    tokens = np.random.default_rng(0).integers(0, 97, (2, 16))
+    where = np.array([[3, 4], [0, 15]])
+    other = _taken_apart(wide)
+    np.testing.assert_allclose(other(tokens), wide(tokens), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        other.hidden(tokens, where=where), wide.hidden(tokens, where=where), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("cache", ["none", "prefix"])
+def test_only_uncached_sampling_takes_layers_apart(wide, cache, monkeypatch):
+    config = q.SamplerConfig(gen_length=8, block_length=4, steps=8, visibility="block_causal", cache=cache)
+    seen = []
+    monkeypatch.setattr(q.sampling, "apart", lambda x: seen.append(apart(x)) or seen[-1])
+    answer = q.generate(wide, [[1, 2, 3]], config)
+    *_, watched = q.watch(wide, [[1, 2, 3]], config)
+    assert [type(x) for x in seen] == ([nnx.List] * 2 if cache == "none" else [])
+    monkeypatch.setattr(layers, "_WORTH_IT", np.inf)
+    stacked = q.generate(wide, [[1, 2, 3]], config)
+    assert answer.answers() == q.finish(watched).answers() == stacked.answers()
+
+
+def test_layers_stay_stacked_where_it_gains_nothing(wide):
+    small = Layers(q.ModelConfig(97, 32, 64, 3, 4, 2, 8), rngs=nnx.Rngs(0))
+    assert apart(small) is small
+    replicated = jax.sharding.NamedSharding(q.make_mesh(data=8), jax.sharding.PartitionSpec())
+    spread = jax.device_put(wide.layers, replicated)
+    assert apart(spread) is spread
+    single = apart(wide.layers)
+    assert apart(single) is single
+
+
+def test_layers_apart_stay_on_their_device(wide):
+    there = jax.device_put(wide.layers, jax.devices()[3])
+    assert {d for x in jax.tree.leaves(apart(there)) for d in x.devices()} == {jax.devices()[3]}
