@@ -71,3 +71,14 @@ def test_layers_stay_stacked_where_it_gains_nothing(wide):
 def test_layers_apart_stay_on_their_device(wide):
     there = jax.device_put(wide.layers, jax.devices()[3])
     assert {d for x in jax.tree.leaves(apart(there)) for d in x.devices()} == {jax.devices()[3]}
+
+
+def test_weights_can_be_donated_after_sampling(wide):
+    """A hold on the stack's memory would keep a second copy of the model in the training step that follows."""
+    graphdef, state = nnx.split(jax.tree.map(lambda x: x + 0, wide), nnx.Param)
+    params = nnx.to_pure_dict(state)
+    del state
+    q.generate(nnx.merge(graphdef, params), [[1, 2, 3]], q.SamplerConfig(gen_length=4, block_length=4, steps=4))
+    before = jax.tree.map(lambda x: x.unsafe_buffer_pointer(), params)
+    after = jax.jit(lambda p: jax.tree.map(lambda x: x + 1, p), donate_argnums=0)(params)
+    assert sorted(_pointers(after)) == sorted(jax.tree.leaves(before))
