@@ -60,7 +60,7 @@ def choose(implementation: str, dtype: jnp.dtype, length: int, head_dim: int) ->
     """The implementation that will run; `auto` resolved for the mesh in use, else for the default backend.
 
     Raises:
-        InputError: an unknown name.
+        InputError: an unknown name, or an implementation that this platform or shape has not.
     """
     if implementation not in IMPLEMENTATIONS:
         raise InputError(f"attention {implementation!r} is unknown; choose one of {', '.join(IMPLEMENTATIONS)}")
@@ -70,6 +70,10 @@ def choose(implementation: str, dtype: jnp.dtype, length: int, head_dim: int) ->
         raise InputError(f"attention 'cudnn' needs a GPU and bfloat16, not {platform} and {dtype}; use 'auto' or 'xla'")
     if implementation == "splash" and platform != "tpu":
         raise InputError(f"attention 'splash' needs a TPU, not {platform}; use 'auto' or 'xla'")
+    if implementation.startswith("splash") and length % 128:
+        raise InputError(
+            f"attention 'splash' needs a length that is a multiple of 128, not {length}; use 'auto' or 'xla'"
+        )
     if implementation != "auto":
         return implementation
     if platform == "gpu" and dtype in (jnp.bfloat16, jnp.float16) and head_dim % 8 == 0 and head_dim <= 128:
@@ -106,8 +110,8 @@ def _cudnn(q: Array, k: Array, v: Array, allowed: Array | None) -> Array:
 def _splash(q: Array, k: Array, v: Array, mask: Mask | Array | None, *, interpret: bool) -> Array:
     B, L, N, H = q.shape
     K = k.shape[2]
-    if L % 128 or k.shape[1] != L:
-        raise InputError(f"splash attention needs a length that is a multiple of 128, not {L}; use attention 'xla'")
+    if k.shape[1] != L:
+        raise InputError(f"attention 'splash' needs as many keys as queries, not {k.shape[1]} and {L}; use 'xla'")
     rule, segment_ids = _rule_and_segments(mask, B, L)
     static_rule = rule[0] if isinstance(rule, np.ndarray) else None
     row_rules = None if rule is None or static_rule is not None else jnp.broadcast_to(rule, (B, L, L))

@@ -1,6 +1,7 @@
 """Writing files and folders so that a reader, or a crash, never meets half of one."""
 
 import os
+import re
 import shutil
 import sys
 import time
@@ -47,8 +48,9 @@ def check_folder(path: Path) -> None:
     """Refuse, before the work begins, a place where no folder can be made or written to.
 
     Raises:
-        InputError: a file stands in the way, or it may not be written.
+        InputError: an address (gs://…) rather than a path, a file in the way, or a place that may not be written.
     """
+    _refuse_address(path)
     try:
         place = next(p for p in (path, *path.absolute().parents) if p.exists())
     except OSError as error:  # a name too long, say
@@ -84,8 +86,9 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
         overwrite: replace a `target` that holds something.
 
     Raises:
-        InputError: `target` is a file, holds something, or cannot be written (a full disk, say).
+        InputError: `target` is an address (gs://…), a file, holds something, or cannot be written (a full disk, say).
     """
+    _refuse_address(target)
     target = Path(os.path.abspath(target))
     if target.exists() and not target.is_dir():
         raise InputError(f"{target}: is a file, not a folder; choose another place")
@@ -111,6 +114,12 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     finally:
         _remove(part)
     _remove(old)
+
+
+def _refuse_address(path: Path) -> None:
+    """Else gs://bucket/run would become a folder `gs:` here, another one on every host."""
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(path)):
+        raise InputError(f"{path}: is an address, not a path; mount the bucket and name the folder it is mounted at")
 
 
 def _remove(folder: Path) -> None:

@@ -124,6 +124,12 @@ def write(path: Path, rows: list[dict]) -> str:
     return str(path)
 
 
+def length_of_exchange(tokenizer, question: str, answer: str) -> int:
+    """Tokens of a question and its answer under the tiny model's chat template."""
+    texts = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n", f"{answer}<|im_end|>"
+    return sum(len(tokenizer(text).input_ids) for text in texts)
+
+
 @contextmanager
 def on_devices(count: int) -> Iterator[None]:
     """Only the first `count` of the simulated devices: one compiles sooner than eight."""

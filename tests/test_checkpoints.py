@@ -189,6 +189,23 @@ with stop_requests() as should_stop:
     assert "stopping after this update" in process.stderr.read()
 
 
+def test_sigterm_before_the_first_update_is_no_error(tmp_path):
+    program = """
+import time
+from train.signals import leave_on_sigterm
+with leave_on_sigterm():
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 0
+    assert process.stderr.read() == "stopped: there is nothing to save\n"
+
+
 def test_leftovers_are_cleared_away(start, finished, tmp_path):  # noqa: F811
     out = tmp_path / "run"
     shutil.copytree(finished[0], out)
@@ -324,6 +341,27 @@ def test_what_it_was_computed_with_stands_beside_it(start, finished, tmp_path, c
     meta.write_text(meta.read_text().replace(f'"jax": "{jax.__version__}"', '"jax": "0.0.1"'))
     run(start, out)
     assert f"versions have changed since that checkpoint: jax 0.0.1 → {jax.__version__}\n" in capsys.readouterr().err
+
+
+def test_what_may_change_is_told(start, finished, tmp_path, capsys):  # noqa: F811
+    out, moved = tmp_path / "run", tmp_path / "moved.txt"
+    shutil.copytree(finished[0], out)
+    shutil.copy(start / "text.txt", moved)
+    for step in (out / "checkpoints").iterdir():  # a key that was not there then is as if left out
+        meta = json.loads((step / "meta" / "metadata").read_text())
+        del meta["config"]["training.spike_factor"]
+        (step / "meta" / "metadata").write_text(json.dumps(meta))
+    run(start, out)
+    assert "changed" not in capsys.readouterr().err
+    changes = {"training.remat": "full", "evaluation.steps": 2, "dataset.name": moved}
+    run(start, out, **changes)
+    err = capsys.readouterr().err
+    assert "changed since that checkpoint: dataset.name '" in err
+    assert "evaluation.steps 1 → 2; training.remat 'none' → 'full'\n" in err
+    assert "do not compare" not in err
+    run(start, out, **{"evaluation.eval_max_batches": 1})
+    err = capsys.readouterr().err
+    assert "evaluation.eval_max_batches 2 → 1\nheld-out losses before and after that do not compare" in err
 
 
 def test_going_on_in_another_folder(start, finished, tmp_path, capsys):  # noqa: F811

@@ -6,7 +6,7 @@ import shutil
 import datasets
 import numpy as np
 import pytest
-from conftest import DATA, TINY, write
+from conftest import DATA, TINY, length_of_exchange, write
 from datasets.arrow_writer import ArrowWriter
 
 from qwen3llada_jax.errors import InputError
@@ -228,8 +228,24 @@ def test_long_answers_are_cut_at_the_end_and_long_prompts_dropped(tmp_path, toke
     got = sft(tmp_path / "a.jsonl", rows, tokenizer, length=40)
     assert len(got) == 2
     assert got.sizes[0] == 40
-    assert "1 dropped" in got.report
-    assert "1 cut" in got.report
+    lost, long = (length_of_exchange(tokenizer, r["prompt"], r["completion"]) for r in (rows[1], rows[0]))
+    assert f"1 dropped (prompt fills the row; {lost} tokens), 1 cut by {long - 40} tokens" in got.report
+    assert "without an answer" not in got.report
+
+
+def test_conversations_without_an_answer_are_counted(tmp_path, tokenizer):
+    turns = [[{"role": "user", "content": "x"}], [{"role": "assistant", "content": "Welcome."}], []]
+    rows = [*({"messages": m} for m in turns), {"messages": SAME["messages"]["messages"]}]
+    assert "1 answers, " in (report := sft(tmp_path / "a.jsonl", rows, tokenizer).report)
+    assert "3 conversations without an answer, 0 dropped" in report
+
+
+def test_only_instructions_have_an_input(tmp_path, tokenizer):
+    """A column of that name beside another format is not part of its prompts."""
+    for number, kind in enumerate(("prompt", "question")):
+        plain = sft(tmp_path / f"{number}a.jsonl", [SAME[kind]], tokenizer)
+        more = sft(tmp_path / f"{number}b.jsonl", [{**SAME[kind], "input": [1, 2]}], tokenizer)
+        np.testing.assert_array_equal(plain.values[:], more.values[:])
 
 
 def test_system_text_and_unknown_speakers(tmp_path, tokenizer):

@@ -180,41 +180,43 @@ def test_a_skipped_update_leaves_optimiser_and_weights_bitwise(rule):
 
 @pytest.mark.slow
 def test_the_training_step_skips_and_compiles_once():
-    config = config_of(**{"training.on_nan": "skip", "training.on_spike": "skip"})
+    config = config_of(**{"training.on_nan": "skip", "training.on_spike": "skip", "training.ema_decay": 0.5})
     automatic = (jax.sharding.AxisType.Auto,) * 3
     mesh = jax.make_mesh((1, 1, 1), sharding.MESH_AXES, automatic, devices=jax.devices()[:1])
     tx = guard.watched(optimiser(config, 10), config.training)
-    _, shardings = training.state_shardings(SMALL, tx, mesh)
+    _, shardings = training.state_shardings(SMALL, tx, mesh, ema=True)
     graphdef, _, _ = model.abstract(SMALL)
     with jax.set_mesh(mesh):
         fresh = lambda: nnx.to_pure_dict(nnx.state(q.Qwen3LLaDA(SMALL, rngs=nnx.Rngs(0)), nnx.Param))  # noqa: E731
         params = jax.jit(fresh, out_shardings=shardings["params"])()
         opt = jax.jit(tx.init, out_shardings=shardings["opt"])(params)
         state = {"params": params, "opt": opt, "step": jax.device_put(jnp.int32(0), shardings["step"])}
+        state["ema"] = jax.tree.map(lambda x: x + 1, params)
         step_fn = training.make_train_step(graphdef, config, tx, shardings, jax.random.key(0), 63, 63)
         rows = jnp.zeros(4, jnp.int32)
         batch = training.DeviceBatch(jnp.ones((4, 16), jnp.int32), rows, rows + 16, jnp.arange(4))
         batch = jax.tree.map(lambda x: jax.device_put(x, jax.NamedSharding(mesh, jax.P(("data", "fsdp")))), batch)
 
-        before = bits(state["params"])
+        before, average = bits(state["params"]), bits(state["ema"])
         state, metrics = step_fn(state, batch)
         assert bits(state["params"]) != before
+        assert bits(state["ema"]) != average
         assert (int(metrics["verdict"]), int(metrics["skipped"])) == (guard.GOOD, 0)
 
         usual = jax.device_put(jnp.full((2, guard.WINDOW), 1e-6, jnp.float32), shardings["opt"].history)
         state["opt"] = state["opt"]._replace(history=usual)
-        before = bits((state["params"], state["opt"].inner))
+        before = bits((state["params"], state["opt"].inner, state["ema"]))
         state, metrics = step_fn(state, batch)
         assert (int(metrics["verdict"]), int(metrics["skipped"])) == (guard.SPIKE, 1)
-        assert bits((state["params"], state["opt"].inner)) == before
+        assert bits((state["params"], state["opt"].inner, state["ema"])) == before
         assert float(metrics["update_norm"]) == 0
 
         norm = jax.device_put(state["params"]["norm"].at[3].set(jnp.nan), shardings["params"]["norm"])
         state["params"]["norm"] = norm
-        before = bits((state["params"], state["opt"].inner))
+        before = bits((state["params"], state["opt"].inner, state["ema"]))
         state, metrics = step_fn(state, batch)
         assert (int(metrics["verdict"]), int(metrics["skipped"]), int(state["step"])) == (guard.NOT_FINITE, 2, 3)
-        assert bits((state["params"], state["opt"].inner)) == before
+        assert bits((state["params"], state["opt"].inner, state["ema"])) == before
     assert step_fn._cache_size() == 1
 
 

@@ -19,7 +19,7 @@ import qwen3llada_jax as q
 from qwen3llada_jax import model, sharding
 from qwen3llada_jax.config import PRESETS
 from qwen3llada_jax.cross_entropy import cross_entropy
-from train import chips, hlo, plan, step
+from train import chips, guard, hlo, plan, step
 from train.config import Config, DatasetConfig, MeshConfig, TrainingConfig
 from train.flops import training_flops_per_token
 from train.traced_flops import traced
@@ -142,6 +142,20 @@ def test_collectives_that_sparse_cores_run():
 
 
 @pytest.mark.slow
+def test_the_step_that_is_planned_is_the_runs():
+    """What on_nan and on_spike hold is counted: with skip, the old moments beside the new."""
+    architecture = q.ModelConfig(64, 32, 64, 1, 2, 2, 16, mask_token_id=63, live_vocab_size=63)
+    size = {}
+    for rule in ("stop", "skip"):
+        config = Config(training=TrainingConfig(batch_size=4, max_length=16, on_nan=rule), dataset=DatasetConfig("x"))
+        mesh = sharding.make_mesh(1, 4, 1, jax.devices()[:4])
+        program, state = plan.traced_step(config, architecture, mesh)
+        assert isinstance(state["opt"], guard.Watched)
+        with jax.set_mesh(mesh):
+            size[rule] = program.lower().compile().memory_analysis().temp_size_in_bytes
+    assert size["skip"] > size["stop"]
+
+
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler (the plan extra)")
 @pytest.mark.parametrize("topology", ["v5e:4x4", "v6e:4x4"])
 def test_tpus_gather_weights_and_scatter_gradients(monkeypatch, topology):
@@ -298,10 +312,10 @@ def test_the_program(tmp_path, capsys):
     assert found["mesh"] == {"data": 2, "fsdp": 4, "tensor": 1}
     assert found["rows"] == 16
     memory = found["memory"]
-    # norms are whole on every device, the rest in quarters; two moments of the same size, and two counters
+    # norms are whole on every device, the rest in quarters; two moments of the same size, counters, the guard's history
     share = found["parameters"] * 4 / 4
     assert share < memory["parameters"] < 1.1 * share
-    assert 0 < memory["moments"] - 2 * memory["parameters"] < 64
+    assert 0 < memory["moments"] - 2 * memory["parameters"] < 64 + 2 * 4 * guard.WINDOW
     assert memory["total"] > memory["arguments"] + memory["temporaries"]
     kinds = {one[0] for one in found["collectives"]}
     assert "all-gather" in kinds

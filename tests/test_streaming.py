@@ -2,11 +2,12 @@
 
 import itertools
 import json
+import re
 
 import datasets
 import numpy as np
 import pytest
-from conftest import DATA, TINY, write
+from conftest import DATA, TINY, length_of_exchange, write
 
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.tokens import load_tokenizer
@@ -61,7 +62,9 @@ def test_a_stream_gives_the_rows_of_the_whole_dataset(tokenizer, shards):
     assert sorted(shuffled) == sorted(expected)
     assert shuffled != expected
     assert rows_in(batches_of(tokenizer, shards, shuffle_buffer=count * 8, seed=1), range(count)) != shuffled
-    assert "1 whole passes, 274 examples, 4 dropped" in streamed.counts()  # the block in use reaches beyond one pass
+    assert (
+        "1 whole passes, 274 examples, 4 without text" in streamed.counts()
+    )  # the block in use reaches beyond one pass
 
 
 def test_shuffling_stays_within_blocks(tokenizer, shards):
@@ -140,6 +143,23 @@ def test_steps_can_be_taken_again_but_not_from_long_ago(tokenizer, shards):
     assert sorted(rows_in(begun, range(1000, 1005))) == sorted(rows_in(batches_of(tokenizer, shards), range(5)))
 
 
+@pytest.mark.parametrize("batch", [4, 24])
+def test_another_run_goes_on_with_batches_of_another_size(tokenizer, shards, batch):
+    one, other = batches_of(tokenizer, shards), batches_of(tokenizer, shards, batch=batch)
+    rows = rows_in(one, range(30))
+    state = json.loads(json.dumps(batches_of(tokenizer, shards).state(0)))
+    for step in (3, 7, 13):
+        going = batches_of(tokenizer, shards)
+        for before in range(step):
+            going.take(before)
+        state = json.loads(json.dumps(going.state(step)))
+        other.restore(state, step)
+        assert rows_in(other, [step]) == rows[step * 8 : step * 8 + batch]
+        again = batches_of(tokenizer, shards, batch=batch)
+        again.restore(json.loads(json.dumps(other.state(step + 1))), step + 1)
+        assert rows_in(again, [step + 1]) == rows_in(other, [step + 1]) == rows[step * 8 + batch : step * 8 + 2 * batch]
+
+
 def test_epochs_follow_one_another_for_ever_and_shuffle_the_shards(tokenizer, shards):
     batches = batches_of(tokenizer, shards, pack_to_max_length=False, shuffle_buffer=1)
     rows = [tokenizer.decode(row) for row in rows_in(batches, range(250))]
@@ -185,12 +205,16 @@ def test_odd_examples_of_a_stream_are_left_out_and_counted(tokenizer, tmp_path):
     """Defect of the PyTorch system: streaming SFT crashed on an odd row."""
     good = [{"prompt": f"Who {i}?", "completion": "I."} for i in range(9)]
     odd = [{"prompt": "x", "completion": None}, {"prompt": "y" * 500, "completion": "I."}]
-    rows = [*good[:4], odd[0], *good[4:], odd[1]]
+    none = {"prompt": "x", "completion": ""}
+    rows = [*good[:4], odd[0], none, *good[4:], odd[1]]
     batches = batches_of(tokenizer, write(tmp_path / "a.jsonl", rows), mode="sft", shuffle_buffer=1, length=64, batch=9)
     clean = batches_of(tokenizer, write(tmp_path / "b.jsonl", good), mode="sft", shuffle_buffer=1, length=64, batch=9)
     np.testing.assert_array_equal(batches.take(0).tokens, clean.take(0).tokens)
-    for part in ("odd examples", "dropped", "% padding"):
-        assert part in batches.counts()
+    lost = length_of_exchange(tokenizer, "y" * 500, "I.")
+    said = batches.counts()
+    passes = int(re.search(r"([\d,]+) odd examples", said)[1])
+    for part in (f"{passes} without text", f"{passes} dropped", f"{passes * lost:,} dropped tokens", "% padding"):
+        assert part in said
     assert "odd examples" not in clean.counts()
 
 

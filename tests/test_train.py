@@ -14,8 +14,11 @@ from conftest import DATA, assert_one_line_error, on_devices, run_program, torch
 import qwen3llada_jax as q
 from qwen3llada_jax import checkpoint, model, sharding
 from qwen3llada_jax.hf_names import flatten
+from train import data
 from train import step as training
 from train.config import Config, flat
+from train.data import Row
+from train.evaluate import evaluate
 from train.meter import MEASURED
 from train.metrics import read_lines
 from train.optim import is_matrix, optimiser, schedule
@@ -234,6 +237,23 @@ def test_held_out_loss_does_not_depend_on_the_micro_batch(start, finished, tmp_p
         for folder in (out, tmp_path / "run")
     )
     np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+
+
+@pytest.mark.parametrize("more", [{}, {"training.eos_padding": "false"}])
+def test_held_out_loss_of_answers_does_not_depend_on_the_micro_batch(start, more):
+    """The EOS that pad a batch are part of its answers."""
+    rows = data.collect([Row(np.arange(size, dtype=np.int32), 3) for size in (5, 6, 7, 9, 12, 18, 24, 30)], "")
+    architecture = checkpoint.read_model_config(start)
+    mesh, found = sharding.make_mesh(devices=jax.devices()[:1]), []
+    for size in (8, 4, 2):
+        more = {**more, "training.mode": "sft", "training.micro_batch_size": size, "evaluation.eval_max_batches": 1}
+        config = read_config(None, settings(start, Path("unused"), **more))
+        graphdef, _, _ = model.abstract(architecture, runtime=q.Runtime("float32"))
+        eval_fn = training.make_eval_step(graphdef, config, 1050, 1050)
+        params = checkpoint.load_params(start, architecture, "float32", mesh)
+        with jax.set_mesh(mesh):
+            found.append(evaluate(eval_fn, params, rows, 1024, config, mesh)["eval_loss"])
+    np.testing.assert_allclose(found, found[0], rtol=1e-5)
 
 
 def test_another_model_is_refused_on_resume(start, finished, tmp_path):

@@ -9,7 +9,6 @@ whole: the next update may give the old state up at once, and a killed run leave
 import functools
 import json
 import math
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,13 +26,12 @@ from qwen3llada_jax.checkpoint import params_handler, reading, short, writing
 from qwen3llada_jax.config import ModelConfig
 from qwen3llada_jax.errors import InputError
 from train.checksums import checksums, first_difference
-from train.config import FREE_ON_RESUME, FREE_SECTIONS_ON_RESUME, Config, flat
+from train.config import Config, flat
 from train.distributed import is_main
+from train.same_run import check_fork, check_same_run, compare_versions
 from train.step import State
 from train.versions import versions
-
-# A continuation in another folder may be taught another visibility or mask token; its weights stay what they are.
-_FREE_IN_A_FORK = ("mask_token_id", "live_vocab_size", "visibility", "block_length", "prompt_sees_answer")
+from train.watch import notice
 
 
 class _DamagedError(Exception):
@@ -156,7 +154,7 @@ def resume(
         except _DamagedError as error:
             reason = str(error)
         if not reason:
-            (_check_fork if fork else _check_same_run)(run, meta, config, model, fingerprint)
+            (check_fork if fork else check_same_run)(run, meta, config, model, fingerprint)
             try:
                 state = _restore(step, shapes, shardings)
             except _DamagedError as error:
@@ -171,7 +169,7 @@ def resume(
             continue
         for other, why in damaged:
             _set_aside(other, why, instead=step, leave=fork)
-        _compare_versions(meta["versions"])
+        compare_versions(meta["versions"])
         same_data = meta["data"]["fingerprint"] == fingerprint
         return state, meta["data"].get("state") if same_data else None
     raise InputError(
@@ -179,12 +177,6 @@ def resume(
         + "; ".join(f"{step.name} ({reason})" for step, reason in damaged)
         + "; restore one from a backup, or choose another project.output_dir"
     )
-
-
-def notice(text: str) -> None:
-    """A line for the person watching."""
-    if is_main():
-        print(text, file=sys.stderr, flush=True)
 
 
 def _read_meta(step: Path) -> dict[str, Any]:
@@ -231,64 +223,6 @@ def _check_fits(item: Path, stored: Any, wanted: Any) -> None:
     if differ:
         more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
         raise InputError(f"{item}: the state of another model or optimiser: {'; '.join(differ[:3])}{more}")
-
-
-def _check_same_run(folder: Path, meta: dict[str, Any], config: Config, model: ModelConfig, fingerprint: str) -> None:
-    """Refuse to continue a run under settings, or on data, that would make it another one."""
-    free = set(FREE_ON_RESUME)
-    if config.optim.scheduler == "constant" and config.training.warmup_ratio == 0:
-        free |= {"training.max_steps", "training.epochs"}  # nothing else depends on where the run ends
-    changed = _differences(meta["config"], flat(config), free)
-    changed += [f"model's {text}" for text in _differences(meta["model"], model.to_hf(), ())]
-    if changed:
-        raise InputError(
-            f"{folder} holds a run with other settings ({'; '.join(changed)}); "
-            "set them back, or choose another project.output_dir"
-        )
-    if meta["data"]["fingerprint"] != fingerprint:
-        raise InputError(
-            f"{folder} holds a run on other data: what {config.dataset.name} gives has changed since; "
-            "bring the old data back, or choose another project.output_dir"
-        )
-
-
-def _check_fork(folder: Path, meta: dict[str, Any], config: Config, model: ModelConfig, fingerprint: str) -> None:
-    """Refuse another architecture or optimiser; say what else differs from the run that is gone on from."""
-    wrong = [f"model's {text}" for text in _differences(meta["model"], model.to_hf(), _FREE_IN_A_FORK)]
-    if (meta["config"].get("training.ema_decay") or 0) == 0 < config.training.ema_decay:
-        wrong.append("training.ema_decay, an average that it did not keep")
-    if meta["config"].get("optim.name") != config.optim.name:
-        wrong.append(f"optim.name {meta['config'].get('optim.name')!r} → {config.optim.name!r}")
-    if wrong:
-        raise InputError(
-            f"training.resume_from {folder}: the state of another model or optimiser ({'; '.join(wrong)}); to "
-            "start from its weights alone, name it as model.qwen3llada_model_path"
-        )
-    changed = _differences(meta["config"], flat(config), FREE_ON_RESUME)
-    ours = model.to_hf()
-    changed += [f"model's {name} {meta['model'].get(name)!r} → {ours[name]!r}" for name in _FREE_IN_A_FORK
-                if meta["model"].get(name) != ours[name]]  # fmt: skip
-    if meta["data"]["fingerprint"] != fingerprint:
-        changed.append("the data")
-    if changed:
-        notice(f"unlike {folder}: {'; '.join(changed)}")
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any], free: Any) -> list[str]:
-    return [
-        f"{name} {old.get(name)!r} → {new[name]!r}"
-        for name in sorted(new)
-        if name not in free and name.split(".")[0] not in FREE_SECTIONS_ON_RESUME and old.get(name) != new[name]
-    ]
-
-
-def _compare_versions(old: dict[str, str]) -> None:
-    """A continuation is bitwise only under the same versions."""
-    new = versions()
-    changed = [f"{name} {old.get(name)} → {new.get(name)}" for name in sorted({**old, **new})
-               if old.get(name) != new.get(name)]  # fmt: skip
-    if changed:
-        notice(f"versions have changed since that checkpoint: {', '.join(changed)}")
 
 
 def _set_aside(step: Path, reason: str, *, instead: Path, leave: bool) -> None:

@@ -228,6 +228,7 @@ FREE_ON_RESUME = [
     "training.remat",
     "training.attention",
     "dataset.num_proc",
+    "dataset.name",  # what it gives is compared, wherever it lies
     "model.base_model_path",
     "model.qwen3llada_model_path",
 ]

@@ -46,7 +46,7 @@ def reader(columns: list[str], name: str) -> Callable[[Mapping[str, Any]], list[
                     "role",
                     "content",
                     name,
-                    _optional(example, "input", name),
+                    _optional(example, "input", name) if question == "instruction" else None,
                 ),
                 _turn({"role": "assistant", "content": example[answer]}, "role", "content", name),
             ]

@@ -155,18 +155,32 @@ def padded_length(sizes: Int[np.ndarray, "... B"], length: int) -> Int[np.ndarra
     return np.minimum(length, -(-sizes.max(axis=-1) // quarter) * quarter)
 
 
+def lengths(length: int) -> list[int]:
+    """All that batches of rows of at most `length` tokens are padded to."""
+    return sorted({int(padded_length(np.array([-(-length * part // 4)]), length)) for part in (1, 2, 3, 4)})
+
+
 def make_batch(
-    rows: Rows, numbers: Int[np.ndarray, " B"], pad_id: int, *, length: int, slots: Int[np.ndarray, " b"] | None = None
+    rows: Rows,
+    numbers: Int[np.ndarray, " B"],
+    pad_id: int,
+    *,
+    length: int,
+    slots: Int[np.ndarray, " b"] | None = None,
+    at_least: int = 0,
 ) -> Batch:
     """Those rows, padded to the batch's longest.
 
     Args:
+        at_least: pad as if one of the rows had so many tokens.
         slots: rows of the batch to fill in (those of this host's devices); None: all. Lengths are told of all rows,
             and the batch has the same shape on every host.
     """
     wanted = range(len(numbers)) if slots is None else slots.tolist()
     found = {slot: rows.row(int(numbers[slot])) for slot in wanted}
-    return assemble(found, rows.sizes[numbers], rows.prompt_lengths[numbers], numbers, pad_id, length=length)
+    return assemble(
+        found, rows.sizes[numbers], rows.prompt_lengths[numbers], numbers, pad_id, length=length, at_least=at_least
+    )
 
 
 def assemble(
@@ -177,10 +191,11 @@ def assemble(
     pad_id: int,
     *,
     length: int,
+    at_least: int = 0,
 ) -> Batch:
     """The batch of these rows by slot; what is known of all its rows, and the ids of some or all."""
     sizes = np.minimum(sizes, length)
-    shape = (len(sizes), int(padded_length(sizes, length)))
+    shape = (len(sizes), int(padded_length(np.append(sizes, at_least), length)))
     tokens = np.zeros(shape, np.int32)
     is_divided = any(row.documents is not None for row in rows.values())
     segment_ids = np.zeros(shape, np.int32) if is_divided else None

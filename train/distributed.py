@@ -40,6 +40,19 @@ def start(config: DistributedConfig) -> None:
         ) from error
 
 
+def check() -> None:
+    """Refuse several processes that share devices but not `jax.distributed`: they would not stop or save together.
+
+    Raises:
+        InputError: that is so, as on a TPU slice whose environment does not name its hosts.
+    """
+    if jax.process_count() > 1 and not jax.distributed.is_initialized():
+        raise InputError(
+            f"JAX sees {jax.process_count()} processes here, but this one has not joined them; "
+            "set distributed.initialize: always"
+        )
+
+
 def _wait_for(address: str, seconds: int) -> None:
     """Wait until process 0 answers: where nobody does, `jax.distributed` would abort the process."""
     host, colon, port = address.rpartition(":")

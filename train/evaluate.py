@@ -16,10 +16,12 @@ def evaluate(eval_fn: Any, params: Any, rows: data.Rows, pad_id: int, config: Co
     """Metrics over the held-out rows: the same rows under the same noise every time, however they are batched."""
     size, _ = rows_of_a_pass(config, mesh)
     whole = max(1, min(len(rows) // config.training.batch_size, config.evaluation.eval_max_batches))
+    used = np.arange(whole * config.training.batch_size) % len(rows)
+    longest = int(rows.sizes[used].max())  # EOS that pads an answer counts as part of it, so all are padded alike
     total: dict[str, Any] = {}
-    for start in range(0, whole * config.training.batch_size, size):
+    for start in range(0, len(used), size):
         slots = np.arange(start, start + size)
-        batch = data.make_batch(rows, slots % len(rows), pad_id, length=config.training.max_length)
+        batch = data.make_batch(rows, used[slots], pad_id, length=config.training.max_length, at_least=longest)
         sums = jax.device_get(eval_fn(params, to_devices(batch, mesh, slots)))
         total = {k: total.get(k, 0.0) + v.astype(np.float64) for k, v in sums.items()}
     metrics = summarise(jnp.float32(total["loss"] / total["weight"]), total)

@@ -82,6 +82,11 @@ def metrics_of(opt: Any) -> dict[str, Array]:
     return {"verdict": opt.verdict, "skipped": opt.skipped} if isinstance(opt, Watched) else {}
 
 
+def is_skipped(new: Any, old: Any) -> Bool[Array, ""]:
+    """Whether the update between these states of a watched optimiser was skipped; False of another's."""
+    return new.skipped > old.skipped if isinstance(new, Watched) else jnp.bool_(False)
+
+
 def report(step: int, metrics: Mapping[str, Any], settings: TrainingConfig, say: Callable[[str], None]) -> None:
     """Say that update `step` was skipped, or stop the run; nothing after a good one. Waits for that update.
 

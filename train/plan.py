@@ -31,7 +31,7 @@ from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.files import check_file, write_text
 from qwen3llada_jax.head import positions_at_once
 from qwen3llada_jax.model import Runtime
-from train import hlo, run
+from train import guard, hlo, run
 from train.chips import Machine, machine
 from train.config import Config
 from train.flops import training_flops_per_token
@@ -152,7 +152,7 @@ def traced_step(config: Config, architecture: ModelConfig, mesh: Mesh) -> tuple[
     """
     t = config.training
     runtime = Runtime(config.dtype, t.attention, t.remat)
-    tx = optimiser(config, t.max_steps or 1000)
+    tx = guard.watched(optimiser(config, t.max_steps or 1000), t)
     shapes, shardings = state_shardings(architecture, tx, mesh, ema=config.training.ema_decay > 0)
     state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
     live, mask_token = architecture.live_vocab_size, architecture.mask_token_id

@@ -36,7 +36,7 @@ from train.optim import optimiser, schedule
 from train.prefetch import prefetch
 from train.profile import Profile
 from train.read_config import as_yaml, full_name, help_text, read_config
-from train.signals import stop_requests
+from train.signals import leave_on_sigterm, stop_requests
 from train.start import find_start
 from train.state import first_state
 from train.step import (
@@ -60,6 +60,7 @@ def main() -> None:
     distributed.start(config.distributed)
     try:
         jax.devices()
+        distributed.check()
     except (RuntimeError, AssertionError) as error:  # an AssertionError where no plugin for GPUs is installed
         reason = str(error) or "it was installed without them"
         raise InputError(f"project.device {config.project.device}: JAX finds none here ({reason})") from error
@@ -79,7 +80,7 @@ def train(config: Config) -> None:
     if (output / "params").exists() or any(output.glob("*.safetensors*")):
         raise InputError(f"{output} is a model folder, not a run; choose another project.output_dir")
     trackers.require(config)
-    with only_run_in(output) as take_folder:
+    with leave_on_sigterm(), only_run_in(output) as take_folder:
         _train(config, output, logs, take_folder)
 
 
@@ -89,7 +90,9 @@ def _train(config: Config, output: Path, logs: Path, take_folder: Callable[[], N
     start = find_start(config)
     tokenizer, architecture = start.tokenizer, start.config
     runtime = Runtime(config.dtype, config.training.attention, config.training.remat)
-    attention.choose(runtime.attention, jnp.dtype(config.dtype), config.training.max_length, architecture.head_dim)
+    is_full = config.training.mode == "pretrain" and config.dataset.pack_to_max_length
+    for length in [config.training.max_length] if is_full else data.lengths(config.training.max_length):
+        attention.choose(runtime.attention, jnp.dtype(config.dtype), length, architecture.head_dim)
     graphdef, _, _ = model.abstract(architecture, runtime=runtime)
     if config.evaluation.prompts:
         samples.check(config, architecture, tokenizer)

@@ -12,6 +12,24 @@ from jax.experimental import multihost_utils
 
 
 @contextmanager
+def leave_on_sigterm() -> Iterator[None]:
+    """While a run is being made ready, SIGTERM ends it at once: there is nothing to save, and that is no error."""
+
+    def leave(*_: Any) -> None:
+        os.write(2, b"stopped: there is nothing to save\n")
+        raise SystemExit(0)
+
+    if jax.distributed.is_initialized():  # SIGTERM is jax's
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def stop_requests() -> Iterator[Callable[[int], bool]]:
     """`should_stop(updates done)`, to be asked once after every update: save and leave when it says so.
 

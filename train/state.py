@@ -18,6 +18,7 @@ from train import checkpoints
 from train.config import Config
 from train.start import Start
 from train.step import State
+from train.watch import notice
 
 
 def first_state(
@@ -43,14 +44,14 @@ def first_state(
                                shapes=shapes, shardings=shardings)  # fmt: skip
     if goes_on not in ("never", None) and checkpoints.step_folders(output):
         state, place = resume(output, fork=False)
-        checkpoints.notice(f"going on from update {int(state['step'])} of {output}")
+        notice(f"going on from update {int(state['step'])} of {output}")
         return state, place
     if goes_on not in ("auto", "never", None):
         other = Path(goes_on)
         if not checkpoints.step_folders(other) or not (home(other) / "checkpoints").is_dir():
             raise InputError(f"training.resume_from {other}: no training run with checkpoints there")
         state, place = resume(other, fork=True)
-        checkpoints.notice(f"going on from update {int(state['step'])} of {other}, in {output}")
+        notice(f"going on from update {int(state['step'])} of {other}, in {output}")
         return state, place
     if checkpoints.step_folders(output):
         raise InputError(

@@ -234,7 +234,8 @@ def make_train_step(
         new = {"params": params, "opt": opt, "step": state["step"] + 1}
         if "ema" in state:
             keep = config.training.ema_decay
-            new["ema"] = jax.tree.map(lambda mean, x: keep * mean + (1 - keep) * x, state["ema"], params)
+            average = jax.tree.map(lambda mean, x: keep * mean + (1 - keep) * x, state["ema"], params)
+            new["ema"] = guard.guarded(average, state["ema"], ~guard.is_skipped(opt, state["opt"]))
         return new, metrics
 
     return train_step
@@ -258,7 +259,7 @@ def make_eval_step(graphdef: Any, config: Config, mask_token_id: int, live: int)
 def summarise(loss: Array, sums: dict[str, Array]) -> dict[str, Array]:
     """Metrics of one batch; NaN for a noise band that had no noised token."""
     ce = sums["ce"] / sums["noised"]
-    bands = sums["band_ce"] / sums["band_noised"]
+    bands = jnp.asarray(sums["band_ce"]) / sums["band_noised"]  # numpy would warn of an empty band
     return {
         "loss": loss,
         "ce": ce,

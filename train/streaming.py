@@ -130,7 +130,9 @@ class Source:
     def _count(self, entry: Examples, examples: int) -> None:
         cut = np.array(entry["cut"], np.int64)
         self.counts["examples"] += examples
-        self.counts["dropped"] += int((cut < 0).sum())
+        self.counts["without text"] += int((cut == -1).sum())
+        self.counts["dropped"] += int((cut < -1).sum())
+        self.counts["dropped tokens"] -= int(cut[cut < -1].sum())
         self.counts["cut"] += int((cut > 0).sum())
         self.counts["cut tokens"] += int(cut[cut > 0].sum())
         self.counts["tokens"] += sum(map(len, entry["ids"]))
@@ -194,7 +196,7 @@ class StreamedBatches:
             InputError: the stream cannot be read on, or its ids are not the model's.
             ValueError: a step before the block in use.
         """
-        numbers = np.arange(step * self._batch_size, (step + 1) * self._batch_size)
+        numbers = self._number(step) + np.arange(self._batch_size)
         rows = [self._row(int(number)) for number in numbers]
         sizes = np.array([len(row.ids) for row in rows])
         prompts = np.array([row.prompt_length for row in rows])
@@ -210,19 +212,25 @@ class StreamedBatches:
         Raises:
             ValueError: another step.
         """
-        start = self._start_of(step * self._batch_size)
+        start = self._start_of(self._number(step))
         if start not in self._states:
             raise ValueError(f"no position is known for step {step}")
-        return {"row": start, "sources": self._states[start]}
+        return {"row": start, "next": self._number(step), "sources": self._states[start]}
 
     def restore(self, state: dict[str, Any] | None, step: int) -> None:
         """Go on with `take(step)` from its `state`; None: the stream begins anew with that step."""
         if state is None:
             state = {"row": step * self._batch_size, "sources": [None] * len(self._parts)}
+        # Where another run goes on from this state with batches of another size, its rows are numbered from here.
+        self._shift = state.get("next", step * self._batch_size) - step * self._batch_size
         self._first = self._at = state["row"]
         self._restore_parts(state["sources"])
         self._states: dict[int, list] = {self._at: [part.state() for part in self._parts]}
         self._blocks: dict[int, list[Row]] = {}
+
+    def _number(self, step: int) -> int:
+        """Of the first row of a step."""
+        return step * self._batch_size + self._shift
 
     def _start_of(self, number: int) -> int:
         return self._first + (number - self._first) // self._size * self._size

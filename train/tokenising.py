@@ -17,7 +17,7 @@ from qwen3llada_jax.errors import InputError
 from train import conversations, sources
 from train.data import Row, Rows, Tokens
 
-_FORMAT = 2  # raise it when tokenised texts change, so that cached ones are made anew
+_FORMAT = 3  # raise it when tokenised texts change, so that cached ones are made anew
 
 Examples = dict[str, list[Any]]  # column → values
 Tokenise = Callable[[Examples], Examples]  # → {"ids", "prompt", "cut"}, one entry per document or answer
@@ -44,7 +44,8 @@ class Recipe:
 
 def tokeniser(recipe: Recipe, tokenizer: Any, columns: dict[str, bool], text_field: str | None, name: str) -> Tokenise:
     """How to tokenise examples with these columns. `prompt` counts an entry's prompt tokens, `cut` those cut off at
-    its end; entries with `cut` -1 (no text, or no room for an answer) have no ids and are dropped.
+    its end; entries with a negative `cut` have no ids and are dropped: -1, there is no text, or no answer; -n, a
+    prompt left no room for its answer, n tokens together.
 
     Raises:
         InputError: columns that are no known format, here; examples that do not keep to it, when called.
@@ -72,6 +73,7 @@ def _conversations(recipe: Recipe, tokenizer: Any, columns: list[str], name: str
         out: Examples = {"ids": [], "prompt": [], "cut": []}
         for i in range(len(next(iter(batch.values())))):
             turns = read({column: values[i] for column, values in batch.items()})
+            found = len(out["cut"])
             for prompt_text, answer_text in conversations.answers(turns, tokenizer, recipe.template):
                 prompt, answer = _encode(tokenizer, [prompt_text, answer_text])
                 ends = recipe.template == "chat" and answer_text.endswith(conversations.END_OF_TURN)
@@ -81,7 +83,11 @@ def _conversations(recipe: Recipe, tokenizer: Any, columns: list[str], name: str
                 is_dropped = len(prompt) >= recipe.length
                 out["ids"].append([] if is_dropped else row)
                 out["prompt"].append(len(prompt))
-                out["cut"].append(-1 if is_dropped else len(prompt) + len(answer) - len(row))
+                tokens = len(prompt) + len(answer)
+                out["cut"].append(-tokens if is_dropped else tokens - len(row))
+            if len(out["cut"]) == found:
+                for key, nothing in (("ids", []), ("prompt", 0), ("cut", -1)):
+                    out[key].append(nothing)
         return out
 
     return tokenise
@@ -106,24 +112,26 @@ def rows_of(
         purpose = f"pretrain {sources.text_column(columns, text_field, name)}"
     values, starts, prompts, cut = _tokenised(dataset, tokenise, tokenizer, purpose, num_proc)
     kept, length, total = cut >= 0, recipe.length, len(values)
-    dropped = int((~kept).sum())
+    none, dropped = int((cut == -1).sum()), cut[cut < -1]
     if recipe.mode == "sft":
-        if not len(cut):
+        if none == len(cut):
             raise InputError(f"{name}: no answer to train on: no assistant's text that follows another turn")
         if not kept.any():
             raise InputError(
-                f"{name}: no answer to train on: {len(cut)} found, {dropped} dropped because their prompt "
+                f"{name}: no answer to train on: {len(cut) - none} found, {len(dropped)} dropped because their prompt "
                 f"fills max_length {length}; raise it"
             )
         report = (
-            f"{int(kept.sum()):,} answers, {total:,} tokens; {dropped:,} dropped (prompt fills the row), "
+            f"{int(kept.sum()):,} answers, {total:,} tokens; "
+            + (f"{none:,} conversations without an answer, " if none else "")
+            + f"{len(dropped):,} dropped (prompt fills the row; {-int(dropped.sum()):,} tokens), "
             f"{int((cut > 0).sum()):,} cut by {int(cut[cut > 0].sum()):,} tokens"
         )
         return Rows(values, starts[:-1][kept], np.diff(starts)[kept], prompts[kept], report)
     begins = starts[:-1][kept]
     if not total:
         raise InputError(f"{name}: holds no text")
-    said = f"{len(begins):,} documents" + (f" ({dropped:,} empty ones dropped)" if dropped else "")
+    said = f"{len(begins):,} documents" + (f" ({none:,} empty ones dropped)" if none else "")
     if not recipe.pack:
         cuts = np.concatenate([np.arange(a, b, length) for a, b in itertools.pairwise([*begins, total])])
         report = f"{said}, {total:,} tokens in {len(cuts):,} padded rows"

@@ -1,5 +1,6 @@
 """What a run tells people while it goes on: files, trackers and the terminal, from one process of all."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,3 +58,9 @@ def say(text: str) -> None:
     """Print a line, from one process of all."""
     if is_main():
         print(text, flush=True)
+
+
+def notice(text: str) -> None:
+    """A line for the person watching, beside what the program gives out."""
+    if is_main():
+        print(text, file=sys.stderr, flush=True)
