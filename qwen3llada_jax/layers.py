@@ -183,8 +183,8 @@ def apart(layers: Layers | nnx.List) -> Layers | nnx.List:
     if isinstance(layers, nnx.List):
         return layers
     arrays, count = jax.tree.leaves(layers), layers.config.num_hidden_layers
-    devices = {device for array in arrays for device in array.devices()}
-    if len(devices) > 1 or sum(x.nbytes for x in arrays) < count * _WORTH_IT:
+    devices = {device for x in arrays for device in (x.devices() if isinstance(x, jax.Array) else ())}
+    if len(devices) != 1 or sum(x.nbytes for x in arrays) < count * _WORTH_IT:
         return layers
     device = devices.pop()
     if device.platform != "cpu":

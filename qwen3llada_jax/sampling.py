@@ -7,8 +7,7 @@ are masked is carried along, never read back from the ids. Rows go on by themsel
 and end; the whole trajectory of all rows is one compiled program.
 """
 
-import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -95,20 +94,22 @@ def watch_infill(
 
 def compilations() -> int:
     """How many sampling programs this process has compiled so far."""
-    return sum(program._cache_size() for program in (_run, _begin, _pass_once))  # type: ignore[attr-defined]
+    return sum(program._cache_size() for programs in (_run, _begin, _pass_once) for program in programs.values())
 
 
 def _generate(model: Qwen3LLaDA, canvas: Canvas, page: Page, config: SamplerConfig) -> Generation:
-    return finish(_run(_laid_out(model, config), canvas, page, config.dials(), config.outline()))
+    run = _run[_is_converted_on_cpu(model)]
+    return finish(run(_laid_out(model, config), canvas, page, config.dials(), config.outline()))
 
 
 def _watch(model: Qwen3LLaDA, canvas: Canvas, page: Page, config: SamplerConfig) -> Iterator[Canvas]:
+    begin, pass_once = (programs[_is_converted_on_cpu(model)] for programs in (_begin, _pass_once))
     model, dials, outline = _laid_out(model, config), config.dials(), config.outline()
-    state = _begin(model, canvas, page, outline)
+    state = begin(model, canvas, page, outline)
     yield state.canvas
     while not bool(state.done.all()):
         wide = bool(state.begins.any())
-        state = _pass_once(model, state, page, dials, outline, wide)
+        state = pass_once(model, state, page, dials, outline, wide)
         yield state.canvas
 
 
@@ -116,16 +117,23 @@ def _laid_out(model: Qwen3LLaDA, config: SamplerConfig) -> Qwen3LLaDA:
     """The same model in the same memory, its layers as they are fastest to run.
 
     With a cache they stay stacked: such a program holds them three times over, and would compile ten times as long.
+    Of layers that lie apart XLA would hold converted copies, all at once.
     """
-    if config.cache != "none":
+    if config.cache != "none" or _is_converted_on_cpu(model):
         return model
     model = jax.tree.map(lambda x: x, model)  # a shallow copy
     model.layers = apart(model.layers)
     return model
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def _run(model: Qwen3LLaDA, canvas: Canvas, page: Page, dials: Dials, config: SamplerConfig) -> Canvas:
+def _is_converted_on_cpu(model: Qwen3LLaDA) -> bool:
+    """Whether XLA converts the weights before it multiplies: CPUs do so in float32."""
+    weights = jax.tree.leaves(model)
+    platforms = {device.platform for x in weights if isinstance(x, jax.Array) for device in x.devices()}
+    return "cpu" in platforms and {str(x.dtype) for x in weights} | {str(jnp.dtype(model.compute_dtype))} != {"float32"}
+
+
+def _whole(model: Qwen3LLaDA, canvas: Canvas, page: Page, dials: Dials, config: SamplerConfig) -> Canvas:
     """Wide passes where a row begins a block, narrow ones until the next row does."""
 
     def one(wide: bool) -> Any:
@@ -150,12 +158,21 @@ def _start(model: Qwen3LLaDA, canvas: Canvas, page: Page, config: SamplerConfig)
     return Progress(canvas, zero, zero, zeros, zeros, done, first_cache(model, canvas, page, config))
 
 
-_begin = jax.jit(_start, static_argnames="config")
-
-
-_pass_once = jax.jit(unmask, static_argnames=("config", "wide"))
-
-
 def _blocks_at_once(canvas: Canvas, config: SamplerConfig) -> int:
     assert config.block_length is not None
     return canvas.places.shape[1] // config.block_length if config.parallel_blocks else 1
+
+
+def _programs(function: Callable[..., Any], *static: str) -> dict[bool, Any]:
+    """A function compiled as XLA likes it; and (True) so that each layer's weights are converted where they are used.
+
+    XLA likes to convert all weights before the first pass and to hold both.
+    """
+    late = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
+    return {is_late: jax.jit(function, static_argnames=static, compiler_options=late if is_late else None)
+            for is_late in (False, True)}  # fmt: skip
+
+
+_run = _programs(_whole, "config")
+_begin = _programs(_start, "config")
+_pass_once = _programs(unmask, "config", "wide")

@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 import qwen3llada_jax as q
-from qwen3llada_jax import layers
+from qwen3llada_jax import layers, sampling
 from qwen3llada_jax.layers import Layers, apart
 
 
@@ -49,13 +49,39 @@ def test_layers_apart_compute_what_the_stack_computes(wide):
 def test_only_uncached_sampling_takes_layers_apart(wide, cache, monkeypatch):
     config = q.SamplerConfig(gen_length=8, block_length=4, steps=8, visibility="block_causal", cache=cache)
     seen = []
-    monkeypatch.setattr(q.sampling, "apart", lambda x: seen.append(apart(x)) or seen[-1])
+    monkeypatch.setattr(sampling, "apart", lambda x: seen.append(apart(x)) or seen[-1])
     answer = q.generate(wide, [[1, 2, 3]], config)
     *_, watched = q.watch(wide, [[1, 2, 3]], config)
     assert [type(x) for x in seen] == ([nnx.List] * 2 if cache == "none" else [])
     monkeypatch.setattr(layers, "_WORTH_IT", np.inf)
     stacked = q.generate(wide, [[1, 2, 3]], config)
     assert answer.answers() == q.finish(watched).answers() == stacked.answers()
+
+
+@pytest.mark.parametrize(("dtype", "compute"), [("bfloat16", None), ("float32", "bfloat16")])
+@pytest.mark.parametrize("cache", ["none", "prefix"])
+def test_no_converted_copy_of_the_weights_is_held(dtype, compute, cache, monkeypatch):
+    """XLA for CPUs multiplies in float32 and would convert all weights before the first pass."""
+    shape = q.ModelConfig(97, 256, 512, 8, 4, 2, 64, mask_token_id=96, live_vocab_size=96)
+    model = q.Qwen3LLaDA(shape, rngs=nnx.Rngs(0), dtype=dtype, runtime=q.Runtime(dtype=compute))
+    config = q.SamplerConfig(gen_length=8, block_length=4, steps=8, visibility="block_causal", cache=cache)
+    config = config.for_model(shape)
+    temporaries = {}
+
+    def measured(is_late, program):
+        def run(*arguments):
+            compiled = program.lower(*arguments).compile()
+            temporaries[is_late] = compiled.memory_analysis().temp_size_in_bytes
+            return program(*arguments)
+
+        return run
+
+    programs = {is_late: measured(is_late, program) for is_late, program in sampling._run.items()}
+    monkeypatch.setattr(sampling, "_run", programs)
+    q.generate(model, [[1, 2, 3]], config)
+    in_float32 = sum(x.size for x in jax.tree.leaves(model.layers)) * 4
+    assert list(temporaries) == [True]
+    assert temporaries[True] < in_float32 / 4
 
 
 def test_layers_stay_stacked_where_it_gains_nothing(wide):
@@ -66,6 +92,8 @@ def test_layers_stay_stacked_where_it_gains_nothing(wide):
     assert apart(spread) is spread
     single = apart(wide.layers)
     assert apart(single) is single
+    on_host = jax.tree.map(np.asarray, wide.layers)
+    assert apart(on_host) is on_host
 
 
 def test_layers_apart_stay_on_their_device(wide):
