@@ -1,9 +1,9 @@
 """A confidence rule of one's own, beside LLaDA's: python examples/custom_rule.py MODEL "A prompt" """
 
-import sys
+from pathlib import Path
 
 import qwen3llada_jax as q
-from qwen3llada_jax import rules
+from qwen3llada_jax import command_line, rules
 from qwen3llada_jax.tokens import load_tokenizer
 
 
@@ -12,10 +12,17 @@ def least_surprise(log_p, token, place, key):
     return log_p[token] + rules.entropy_of(log_p)
 
 
-if __name__ == "__main__":
-    folder, prompt = sys.argv[1:]
-    model, tokenizer = q.load(folder), load_tokenizer(folder)
+def main() -> None:
+    parser = command_line.Parser(__doc__)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("prompt")
+    flags = parser.parse()
+    model, tokenizer = q.load(flags.model), load_tokenizer(flags.model)
     for rule in ("low_confidence", least_surprise):
         settings = q.SamplerConfig(gen_length=32, block_length=8, remasking=rule)
-        result = q.generate(model, [tokenizer(prompt).input_ids], settings)
+        result = q.generate(model, [tokenizer(flags.prompt).input_ids], settings)
         print(rule if isinstance(rule, str) else rule.__name__, "→", tokenizer.decode(result.answers()[0]))
+
+
+if __name__ == "__main__":
+    command_line.run(main)

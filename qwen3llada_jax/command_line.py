@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -22,12 +23,18 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:
         """Parse `arguments` (default: the command line)."""
-        arguments = [_hyphens(a) for a in (sys.argv[1:] if arguments is None else arguments)]
+        typed = list(sys.argv[1:] if arguments is None else arguments)
+        arguments = [_hyphens(a) for a in typed]
         flags = [s for action in self._actions for s in action.option_strings]
-        for argument in arguments:  # before argparse complains of what is missing because of the typo
+        with_value = [s for action in self._actions if action.nargs != 0 for s in action.option_strings]
+        # Before argparse complains of what is missing because of the typo.
+        for before, argument, as_typed in zip(["", *arguments], arguments, typed, strict=False):
             flag = argument.split("=")[0]
             if flag.startswith("--") and flag not in flags:
-                raise InputError(f"unknown option {flag!r}" + nearest(flag, flags))
+                guess = nearest(flag, flags)
+                if before in with_value:
+                    guess += f" (as the value of {before}: {before}={shlex.quote(as_typed)})"
+                raise InputError(f"unknown option {flag!r}{guess}")
         self.refuse_twice(arguments)
         return self.parse_args(arguments)
 

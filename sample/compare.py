@@ -9,7 +9,8 @@ model's own opinion of the finished text: the mean log-probability of its tokens
 together with the share of distinct 4-grams, because a text that repeats itself is likely too.
 
 A rule is a confidence rule, or SETTING=VALUE (threshold=0.9, factor=1, cache=dual, temperature=0.7), or several joined
-by `+`. Rules with a fixed budget run once for each of --steps, adaptive ones once, without a limit on their steps.
+by `+`; steps= is no part of one. Rules with a fixed budget run once for each of --steps, adaptive ones once, without a
+limit on their steps.
 """
 
 import dataclasses
@@ -129,13 +130,16 @@ def variants_of(base: SamplerConfig, rules: str, steps: list[int | None]) -> lis
     """Everything that is compared.
 
     Raises:
-        InputError: a rule that does not exist, or an impossible value.
+        InputError: a rule that does not exist, or has steps of its own, or an impossible value.
     """
     variants: list[Variant] = []
     for rule in [r.strip() for r in rules.split(",")]:
         change: dict[str, str] = {}
         for part in rule.split("+"):
             name, equals, value = part.partition("=")
+            name = name.strip().replace("-", "_")
+            if name == "steps":
+                raise InputError(f"--rules: {part!r} is no rule; --steps says the steps of all, as --steps 16,8")
             if not equals and part not in CONFIDENCE_RULES:
                 known = [*CONFIDENCE_RULES, *(f"{n}=" for n in SETTINGS)]
                 raise InputError(f"--rules: unknown rule {part!r}" + command_line.nearest(part, known))

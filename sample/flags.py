@@ -2,7 +2,7 @@
 
 import argparse
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from qwen3llada_jax import command_line
@@ -14,7 +14,21 @@ from qwen3llada_jax.sampler_config import CACHES, EOS_RULES, REVISE_BY, SamplerC
 
 def ids(text: str) -> tuple[int, ...]:
     """Ids from `7,12`."""
-    return tuple(int(part) for part in text.split(",") if part.strip())
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be ids, as 7,12, not {text!r}") from error
+
+
+def seed(text: str) -> int:
+    """A seed; of a larger one JAX's random numbers would take 32 bits, or fail."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = -1
+    if not 0 <= number < 1 << 32:
+        raise argparse.ArgumentTypeError(f"must be a whole number of 0 … {(1 << 32) - 1}, not {text}")
+    return number
 
 
 # setting → (type or choices, help); the defaults are SamplerConfig's own.
@@ -52,7 +66,7 @@ def add_model_flags(parser: command_line.Parser, data: str = "--data") -> None:
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="of weights and computation (default: as stored)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
+    parser.add_argument("--seed", type=seed, default=0, help="of everything random (default: %(default)s)")
     mesh = parser.add_argument_group("mesh", "several devices; without any of these flags, the first one")
     for axis, size in {"data": "what is left", "fsdp": "1", "tensor": "1"}.items():
         flag, text = data if axis == "data" else f"--{axis}", f"size of the mesh axis {axis} (default: {size})"
@@ -85,7 +99,9 @@ def settings_of(flags: Any) -> SamplerConfig:
     given = {name: getattr(flags, name) for name in SETTINGS if getattr(flags, name) is not None}
     if flags.block_attention:
         given["visibility"] = "block_bias"
-    return SamplerConfig(**given)
+    settings = SamplerConfig(**given)
+    _check_revise_by(given, settings)
+    return settings
 
 
 def changed(settings: SamplerConfig, changes: Mapping[str, str]) -> SamplerConfig:
@@ -100,7 +116,14 @@ def changed(settings: SamplerConfig, changes: Mapping[str, str]) -> SamplerConfi
         if field not in SETTINGS:
             raise InputError(f"unknown setting {name.strip()!r}" + command_line.nearest(field, [*SETTINGS]))
         new[field] = getattr(SamplerConfig(), field) if text.strip() == "none" else _value(field, text.strip())
-    return dataclasses.replace(settings, **new)
+    settings = dataclasses.replace(settings, **new)
+    _check_revise_by({name for name, value in new.items() if value != getattr(SamplerConfig(), name)}, settings)
+    return settings
+
+
+def _check_revise_by(given: Container[str], settings: SamplerConfig) -> None:
+    if "revise_by" in given and not settings.revise:
+        raise InputError("revise_by chooses what is masked again; it needs revise above 0")
 
 
 def _value(name: str, text: str) -> Any:
@@ -110,5 +133,5 @@ def _value(name: str, text: str) -> Any:
     what = {int: "a whole number", float: "a number", bool: "on or off", ids: "ids, as 7,12"}[kind]
     try:
         return {"on": True, "true": True, "off": False, "false": False}[text.lower()] if kind is bool else kind(text)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, argparse.ArgumentTypeError) as error:
         raise InputError(f"{name} must be {what}, not {text!r}") from error

@@ -83,7 +83,9 @@ def parse(arguments: Sequence[str] | None) -> Any:
     for name in ("num_samples", "batch_size"):
         if getattr(flags, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(flags, name)}")
-    if flags.num_samples > 1 and not flags.temperature and flags.remasking not in ("random", "random_topk"):
+    is_random = flags.temperature or flags.remasking in ("random", "random_topk")
+    is_random = is_random or (flags.revise and flags.revise_by == "random")
+    if flags.num_samples > 1 and not is_random:
         raise InputError("--num-samples: without randomness all samples are the same; set --temperature")
     if flags.trace:
         check_trace_path(flags.trace)

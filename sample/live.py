@@ -39,20 +39,24 @@ def show_live(canvases: Iterable[Canvas], tokenizer: Any, *, transient: bool = F
 
 def _rows(canvas: Canvas, tokenizer: Any) -> Iterator[tuple[str, Text]]:
     """(title, text) of every row."""
-    tokens, is_masked, written_at, length, passes = (
-        np.asarray(x) for x in (canvas.tokens, canvas.is_masked, canvas.written_at, canvas.length, canvas.passes)
+    tokens, is_masked, written_at, places, length, passes = (
+        np.asarray(x)
+        for x in (canvas.tokens, canvas.is_masked, canvas.written_at, canvas.places, canvas.length, canvas.passes)
     )
     for row, end in enumerate(length):
+        # What became EOS when the row ended was written by no pass.
+        is_fill = np.isin(np.arange(end), places[row]) & ~is_masked[row, :end] & (written_at[row, :end] < 0)
         left = int(is_masked[row].sum())
         title = f"pass {passes[row]}, {left} to write" if left else f"written in {passes[row]} passes"
-        yield title, _text(tokens[row, :end], is_masked[row], written_at[row], int(passes[row]) - 1, tokenizer)
+        shown, masked, at = (x[row, :end][~is_fill] for x in (tokens, is_masked, written_at))
+        yield title, _text(shown, masked, at, int(passes[row]) - 1, tokenizer)
 
 
 def _text(tokens: np.ndarray, is_masked: np.ndarray, written_at: np.ndarray, step: int, tokenizer: Any) -> Text:
     """Runs of tokens of one style are decoded together: a character may span several tokens."""
     styles = [
         _MASK if masked else _PROMPT if at < 0 else _NEW if at == step else _WRITTEN
-        for masked, at in zip(is_masked[: len(tokens)], written_at[: len(tokens)], strict=True)
+        for masked, at in zip(is_masked, written_at, strict=True)
     ]
     text, begin = Text(), 0
     for end in range(1, len(tokens) + 1):

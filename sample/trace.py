@@ -15,6 +15,7 @@ trace is of the first batch; a picture, a page or a film shows at most sixteen o
 """
 
 import json
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -72,13 +73,13 @@ def check_trace_path(path: Path) -> None:
 def write_trace(
     path: Path, trace: Trace, result: Generation, tokenizer: Any, settings: SamplerConfig, rows: int
 ) -> str:
-    """Write the trace of the first `rows` texts; returns what is to be said if not all of them are shown.
+    """Write the trace of the first `rows` texts; returns what is to be said if not all is shown.
 
     Raises:
         InputError: the file cannot be written.
     """
     shown = rows if path.suffix == ".json" else min(rows, _ROWS)
-    texts = [_row(trace, result, i, tokenizer) for i in range(shown)]
+    texts, note = [_row(trace, result, i, tokenizer) for i in range(shown)], ""
     if path.suffix == ".json":
         names = {k: getattr(v, "__name__", v) for k, v in vars(settings).items()}
         record = {"settings": names, "passes": int(result.passes), "rows": texts}
@@ -88,13 +89,17 @@ def write_trace(
 
         write_text(path, page(texts, settings))
     else:
-        from sample.trace_picture import draw, draw_moving
+        from sample.trace_picture import draw, draw_moving, lacks_letters
 
+        if lacks_letters(texts):
+            note = f"; some characters are not in the picture's font, --trace {path.with_suffix('.html')} has them all"
         try:
-            (draw if path.suffix == ".png" else draw_moving)(path, texts)
+            with warnings.catch_warnings():  # of matplotlib, one for each such character and each frame
+                warnings.filterwarnings("ignore", "Glyph .* missing")
+                (draw if path.suffix == ".png" else draw_moving)(path, texts)
         except OSError as error:
             raise InputError(f"{path}: cannot be written ({error.strerror})") from error
-    return "" if shown == rows else f", of the first {shown} texts"
+    return ("" if shown == rows else f", of the first {shown} texts") + note
 
 
 def _row(trace: Trace, result: Generation, i: int, tokenizer: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from qwen3llada_jax.pictures import pyplot, write_picture
 
 _COLUMNS = 72  # characters of a line of the picture
 _ADVANCE = 0.602  # width of a character of matplotlib's own monospaced font, in its size
+_FONT = "DejaVu Sans Mono"
 _FRAMES = 80  # of a moving picture, at most
 
 
@@ -52,6 +53,14 @@ def draw_moving(path: Path, rows: list[dict[str, Any]]) -> None:
             writer.grab_frame()
     part.replace(path)
     pyplot().close(figure)
+
+
+def lacks_letters(rows: list[dict[str, Any]]) -> bool:
+    """Is there a character that the picture's font cannot draw?"""
+    from matplotlib import font_manager
+
+    known = font_manager.get_font(font_manager.findfont(_FONT)).get_charmap()
+    return any(ord(c) not in known for row in rows for cell in _lay_out(row["tokens"]) for c in cell.text)
 
 
 class Shown(NamedTuple):
@@ -111,7 +120,7 @@ def _draw_cell(axis: Any, cell: Cell, colours: Any, scale: Any, points: float) -
     is_dark = cell.number is not None and sum(ground[:3]) < 1.6
     ink = "white" if is_dark else "grey" if cell.number is None else "black"
     width = wide(cell.text)
-    letters = {"family": "DejaVu Sans Mono", "fontsize": points, "parse_math": False}
+    letters = {"family": _FONT, "fontsize": points, "parse_math": False}
     artists = []
     if cell.number is not None:
         # A mask lies below every written token, and shows where none stands yet.

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import re
+import runpy
 import sys
 
 import jax
@@ -11,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, assert_one_line_error, on_devices, run_program, torch_model, write
+from conftest import ROOT, TINY, assert_one_line_error, on_devices, run_program, torch_model, write
 
 import qwen3llada_jax as q
 from qwen3llada_jax import checkpoint, command_line
 from qwen3llada_jax.files import write_text
-from sample import chat, clock, compare, flags, generate, opening, prompts, quality, trace, writing
+from sample import chat, clock, compare, flags, generate, live, opening, prompts, quality, trace, writing
 
 MASK = 1050
 SHORT = ["--mask-token-id", str(MASK), "--gen-length", "8", "--block-length", "4"]
@@ -98,6 +99,22 @@ def test_history_goes_before_the_prompt(tmp_path):
     assert generate.asked(generate.parse([*common, "A", "--prompt", "B"])) == [
         {"messages": [*said, {"role": "user", "content": text}]} for text in "AB"
     ]
+
+
+def test_revising_at_random_makes_samples():
+    given = ["--model", "m", "--prompt", "x", "--num-samples", "2", "--revise", "2", "--revise-by", "random"]
+    assert generate.parse(given).num_samples == 2
+
+
+def test_a_value_that_looks_like_an_option():
+    with pytest.raises(q.InputError, match="--prompt='--hello there'"):
+        generate.parse(["--model", "m", "--prompt", "--hello there"])
+    assert generate.parse(["--model", "m", "--prompt=--hello there"]).prompt == ["--hello there"]
+
+
+def test_largest_seed():
+    seed = generate.parse(["--model", "m", "--prompt", "x", "--seed", "4294967295"]).seed
+    assert jax.random.key_data(jax.random.key(seed)).tolist() == [0, 4294967295]
 
 
 # What comes out
@@ -298,6 +315,39 @@ def test_token_texts_make_the_whole_text(tokenizer):
     assert "" in texts  # the first tokens of a character of several
 
 
+@pytest.mark.parametrize("kind", ["png", "gif"])
+def test_a_picture_without_some_characters_says_so_once(write_with, tmp_path, recwarn, kind):
+    """The prompt's, so of every frame."""
+    file = tmp_path / f"c.{kind}"
+    for prompt, is_said in {"文 🎭": True, "To — be": False}.items():
+        said = write_with("--prompt", prompt, "--trace", file)
+        lines = [line for line in said.err.splitlines() if str(file) in line]
+        assert len(lines) == 1
+        assert (f"some characters are not in the picture's font, --trace {tmp_path}/c.html has" in lines[0]) == is_said
+    assert [w for w in recwarn if "Glyph" in str(w.message)] == []
+
+
+def test_live_view_leaves_out_what_the_end_filled_up(tokenizer):
+    """The prompt's own end token and the one that a pass wrote are shown, a mask among the fill too."""
+    (end,) = prompts.encode(tokenizer, "<|endoftext|>")
+    ids = [end, *prompts.encode(tokenizer, "IJ"), end, end, end, end]
+    written = len(ids) - 4
+    L = len(ids) + 2  # and padding
+    canvas = q.Canvas(
+        tokens=np.array([[*ids, MASK, MASK]]),
+        is_masked=np.array([[False] * (len(ids) - 1) + [True] + [False] * 2]),
+        written_at=np.array([[-1] + [0] * written + [-1] * 5]),
+        confidence=np.ones((1, L)),
+        places=np.array([[*range(1, len(ids)), L, L]]),
+        prompt_length=np.array([1]),
+        length=np.array([len(ids)]),
+        passes=np.array([2]),
+        nfe=np.array([2]),
+    )
+    ((_, text),) = live._rows(canvas, tokenizer)
+    assert text.plain == "<|endoftext|>IJ<|endoftext|>·"
+
+
 def test_live_view_draws_off_a_terminal_too(write_with):
     said = write_with("--prompt", "ROMEO:", "--live").err
     for title in ("pass 0, 8 to write", "pass 1, 7 to write", "pass 4, 4 to write", "written in 8 passes"):
@@ -357,14 +407,16 @@ def test_chat_changes_settings_and_survives_wrong_ones(talk, monkeypatch):
 
     monkeypatch.setattr(q, "watch", spy)
     wrong = ["/set nope=1", "/set steps=x", "/set steps", "/set gen_length=9", "/set eos=maybe"]
+    wrong += ["/set forbid=abc", "/set revise_by=random"]
+    fine = ["/set revise=2", "/set revise_by=random", "/set revise=none", "/set revise_by=none"]
     _, err, _ = talk(
-        "Who?", *wrong, "/set steps=4", "/set stop-at-eos=off", "/set forbid=5,6", "Who?", "/set steps=none", "Who?"
-    )
+        "Who?", *wrong, *fine, "/set steps=4", "/set stop-at-eos=off", "/set forbid=5,6", "Who?",
+        "/set steps=none", "Who?",
+    )  # fmt: skip
     errors = [line for line in err.splitlines() if line.startswith("error:")]
-    for line, part in zip(
-        errors, ("unknown setting 'nope'", "steps must be a whole number", "NAME=VALUE", "try 12", "eos 'maybe'"),
-        strict=True,
-    ):  # fmt: skip
+    parts = ["unknown setting 'nope'", "steps must be a whole number", "NAME=VALUE", "try 12", "eos 'maybe'"]
+    parts += ["forbid must be ids, as 7,12, not 'abc'", "revise_by chooses"]
+    for line, part in zip(errors, parts, strict=True):
         assert part in line
     assert [s.steps for s in used] == [2, 4, None]
     assert used[1].forbid == (5, 6)
@@ -508,6 +560,7 @@ GENERATE = {
     "--infill <mask> --visibility block_causal": "visibility",
     "--infill <mask> --cache prefix": "no prefix to keep",
     "--prompt x --num-samples 2": "all samples are the same",
+    "--prompt x --num-samples 2 --revise 2": "all samples are the same",
     "--prompt x --num-samples 0": "--num-samples must be at least 1",
     "--prompt x --batch-size 0": "--batch-size must be at least 1",
     "--prompt x --top-k 3": "needs a temperature",
@@ -520,10 +573,19 @@ GENERATE = {
     "--prompt x --remaskin random": "did you mean '--remasking'?",
     "--prompt x --revise -1": "revise must be",
     "--prompt x --revise-by luck": "invalid choice",
+    "--prompt x --revise-by random": "revise_by chooses what is masked again; it needs revise above 0",
+    "--prompt x --revise-by confidence --revise 0": "it needs revise above 0",
     "--prompt x --eos maybe": "invalid choice",
     "--prompt x --min-length -1": "min_length must be",
     "--prompt x --repetition-penalty 0": "repetition_penalty must be",
-    "--prompt x --eos-token-ids one": "invalid ids value",
+    "--prompt x --eos-token-ids one": "--eos-token-ids: must be ids, as 7,12, not 'one'",
+    "--prompt x --forbid abc": "--forbid: must be ids, as 7,12, not 'abc'",
+    "--prompt x --seed 99999999999999999999999": "--seed: must be a whole number of 0 … 4294967295",
+    "--prompt x --seed 4294967296": "--seed: must be",
+    "--prompt x --seed -1": "--seed: must be",
+    "--prompt x --seed y": "--seed: must be",
+    "--prompt --hello_you": "(as the value of --prompt: --prompt=--hello_you)",
+    "--prompt x --live --hello": "unknown option '--hello'; did you mean '--help'?",
     "--prompt x --forbid 99999": "forbid 99999 is outside",
     "--prompt x --cache all": "invalid choice",
     "--prompt x --parallel-blocks": "needs visibility block_bias",
@@ -543,6 +605,9 @@ COMPARE = {
     "--data column.jsonl --rules best": "unknown rule 'best'",
     "--data column.jsonl --rules threshold=x": "threshold must be a number",
     "--data column.jsonl --rules tresh=1": "unknown setting 'tresh'",
+    "--data column.jsonl --rules low_confidence+steps=2": "--rules: 'steps=2' is no rule; --steps says",
+    "--data column.jsonl --rules revise_by=random": "it needs revise above 0",
+    "--data column.jsonl --seed 99999999999999999999999": "--seed: must be",
     "--data column.jsonl --steps 8,x": "--steps takes numbers",
     "--data column.jsonl --limit 0": "--limit must be at least 1",
     "--data column.jsonl --steps 3 --gen-length 8 --block-length 4": "steps 3 is not a multiple",
@@ -551,6 +616,7 @@ CHAT = {
     "--history asks.json": "the last message must be the assistant's",
     "--history nowhere.json": "cannot be read",
     "--prompt x": "unknown option '--prompt'",
+    "--seed 99999999999999999999999": "--seed: must be",
     "--threshold 2": "threshold must be",
 }
 
@@ -601,6 +667,17 @@ def test_a_tokenizer_without_template_is_refused(start, tmp_path, monkeypatch):
 
 
 # As typed
+
+
+@pytest.mark.parametrize(("line", "code", "part"), [("", 2, "model, prompt"), ("m", 2, "prompt"), ("--help", 0, "own")])
+def test_the_example_says_what_it_takes(line, code, part, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["custom_rule.py", *line.split()])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(ROOT / "examples" / "custom_rule.py"), run_name="__main__")
+    said = capsys.readouterr()
+    assert stopped.value.code == code
+    assert part in (said.err if code else said.out)
+    assert len(said.err.splitlines()) == (1 if code else 0)
 
 
 @pytest.mark.slow
