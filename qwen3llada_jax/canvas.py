@@ -75,10 +75,12 @@ class Page(NamedTuple):
     Attributes:
         is_given: [B, L] tokens that were there before.
         keys: [B] one a row.
+        steps: [B] passes of a block.
     """
 
     is_given: Bool[Array, "B L"]
     keys: PRNGKeyArray
+    steps: Int[Array, " B"]
 
 
 class Progress(NamedTuple):
@@ -133,9 +135,11 @@ def continuation(
     """Prompts followed by `gen_length` masks."""
     if any(np.ndim(p) != 1 for p in prompts):
         raise InputError("prompts must be rows of token ids: a list of lists, or an array [B, P]")
-    rows = [np.asarray(p, np.int32) for p in prompts]
+    rows = [_ids(p) for p in prompts]
     if not rows:
         raise InputError("no prompt to write after")
+    for row in rows:
+        check_tokens(row, model.vocab_size)
     lengths = [len(row) for row in rows]
     rows = [np.concatenate([row, np.full(config.gen_length, -1, np.int32)]) for row in rows]
     return _lay_out(model, rows, lengths, bucket(max(lengths)) + config.gen_length, config, key)
@@ -152,7 +156,9 @@ def for_holes(model: ModelConfig, texts: Sequence[Sequence[int | None]], config:
         raise InputError("nothing to fill: every text needs at least one hole (None)")
     block = config.block_length or model.block_length or min(32, max(holes))
     longest = -(-max(holes) // block) * block
-    config = dataclasses.replace(config, gen_length=longest, block_length=block, stop_at_eos=False).for_model(model)
+    config = dataclasses.replace(config, gen_length=longest, block_length=block, stop_at_eos=False)
+    config.passes_of_a_block(holes)
+    config = config.for_model(model)
     if config.visibility != "full":
         raise InputError(
             f"infilling needs every token to see all others: the visibility is {config.visibility}; set it to full"
@@ -166,7 +172,7 @@ def with_holes(
     model: ModelConfig, texts: Sequence[Sequence[int | None]], config: SamplerConfig, key: PRNGKeyArray | None
 ) -> tuple[Canvas, Page]:
     """Texts with masks for their holes."""
-    rows = [np.array([-1 if token is None else token for token in row], np.int32) for row in texts]
+    rows = [_ids([-1 if token is None else token for token in row]) for row in texts]
     for row, text in zip(rows, texts, strict=True):
         if any(token is not None and token < 0 for token in text):
             check_tokens(row, model.vocab_size)
@@ -206,8 +212,15 @@ def _lay_out(
         zeros,
         zeros,
     ]
-    given: Any = is_given
-    return Canvas(*arrays), Page(given, _keys(key, B))
+    still: list[Any] = [is_given, _keys(key, B), config.passes_of_a_block([int(row.sum()) for row in is_masked])]
+    return Canvas(*arrays), Page(*still)
+
+
+def _ids(row: Any) -> Int[np.ndarray, " P"]:
+    array = np.asarray(row)
+    if array.size and array.dtype.kind not in "iu":
+        raise InputError(f"prompts must be rows of token ids, whole numbers, not of {array.dtype}")
+    return array.astype(np.int32)
 
 
 def _keys(key: PRNGKeyArray | None, rows: int) -> PRNGKeyArray:

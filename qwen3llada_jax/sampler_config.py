@@ -1,6 +1,8 @@
 """How to sample: one frozen value, checked where it is made and once more against the model."""
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,6 +18,8 @@ EOS_RULES = ("free", "never", "last")
 REVISE_BY = ("confidence", "random")
 ADAPTIVE = ("threshold", "factor", "entropy_bound")
 _NO_CAP = 1 << 30  # steps of a block when nothing limits them
+_MOST = 2**31 - 1  # whole numbers are 32 bits wide in a program,
+_LEAST = 1e-6  # and logits divided by this, or its inverse, stay finite
 
 
 @dataclass(frozen=True)
@@ -83,16 +87,20 @@ class SamplerConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InputError(f"{name} must be at least {least}, not {value}")
+            if value is not None and value > _MOST:
+                raise InputError(f"{name} must be at most {_MOST}, not {value}")
         for name in ("temperature", "cfg_scale", "factor", "entropy_bound"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value < float("inf"):
-                raise InputError(f"{name} must be 0 or more, not {value}")
+            if value is not None and value != 0 and not _LEAST <= value <= 1 / _LEAST:
+                raise InputError(f"{name} must be 0 or more ({_LEAST:g} to {1 / _LEAST:g}), not {value}")
         for name in ("top_p", "threshold"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
                 raise InputError(f"{name} must be above 0 and at most 1, not {value}")
-        if not 0 < self.repetition_penalty < float("inf"):
-            raise InputError(f"repetition_penalty must be above 0, not {self.repetition_penalty}")
+        if not _LEAST <= self.repetition_penalty <= 1 / _LEAST:
+            raise InputError(
+                f"repetition_penalty must be above 0 ({_LEAST:g} to {1 / _LEAST:g}), not {self.repetition_penalty}"
+            )
         if isinstance(self.remasking, str):
             _one_of("remasking", self.remasking, tuple(CONFIDENCE_RULES))
         _one_of("revise_by", self.revise_by, REVISE_BY)
@@ -181,16 +189,28 @@ class SamplerConfig:
 
     def dials(self) -> "Dials":
         """The numbers of a complete config (`for_model`)."""
-        assert self.block_length is not None
-        if self.steps is not None:
-            steps = self.steps * self.block_length // self.gen_length
-        else:
-            steps = _NO_CAP if self.adaptive else self.block_length
         level = getattr(self, self.adaptive) if self.adaptive else 0.0
         floats = (self.temperature, self.top_p or 1.0, self.cfg_scale, self.repetition_penalty, level)
-        whole = (steps, self.revise, -(-self.revise // steps), self.min_length)
-        numbers: list[Any] = [*map(np.float32, floats), *map(np.int32, whole)]
+        numbers: list[Any] = [*map(np.float32, floats), *map(np.int32, (self.revise, self.min_length))]
         return Dials(*numbers)
+
+    def passes_of_a_block(self, holes: Sequence[int]) -> Int[np.ndarray, " B"]:
+        """[B] of rows with so many tokens to write, for a complete config: each row shares `steps` among its blocks.
+
+        Raises:
+            InputError: `steps` is not a multiple of some row's blocks.
+        """
+        assert self.block_length is not None
+        if self.steps is None:
+            return np.full(len(holes), _NO_CAP if self.adaptive else self.block_length, np.int32)
+        blocks = [-(-count // self.block_length) for count in holes]
+        odd = next((number for number, many in enumerate(blocks) if self.steps % many), None)
+        if odd is not None:
+            raise InputError(
+                f"steps {self.steps} is not a multiple of the {blocks[odd]} blocks of text {odd + 1} "
+                f"({holes[odd]} holes / block_length {self.block_length}); try {math.lcm(*blocks)}"
+            )
+        return np.array([self.steps // many for many in blocks], np.int32)
 
 
 class Dials(NamedTuple):
@@ -198,8 +218,7 @@ class Dials(NamedTuple):
 
     Attributes:
         level: of the adaptive rule.
-        steps: passes of a block.
-        revise, revise_rate: tokens of a block, of one pass, that may be masked again.
+        revise: tokens of a block that may be masked again.
     """
 
     temperature: Float[Array, ""]
@@ -207,9 +226,7 @@ class Dials(NamedTuple):
     cfg_scale: Float[Array, ""]
     repetition_penalty: Float[Array, ""]
     level: Float[Array, ""]
-    steps: Int[Array, ""]
     revise: Int[Array, ""]
-    revise_rate: Int[Array, ""]
     min_length: Int[Array, ""]
 
 

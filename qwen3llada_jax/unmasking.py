@@ -13,6 +13,8 @@ from qwen3llada_jax.passes import hidden_of_blocks, streams
 from qwen3llada_jax.proposals import Proposal, propose, writable
 from qwen3llada_jax.sampler_config import Dials, SamplerConfig
 
+_NOT_A_PLACE = 1 << 30  # beyond every place in an answer
+
 
 def unmask(model: Qwen3LLaDA, state: Progress, page: Page, dials: Dials, config: SamplerConfig, wide: bool) -> Progress:
     """One pass of the model and what it writes.
@@ -47,17 +49,20 @@ def unmask(model: Qwen3LLaDA, state: Progress, page: Page, dials: Dials, config:
     to_write = jnp.where(state.begins[:, None], masked.sum(axis=2), state.to_write)
     goes_last = blocks(eos[proposal.token]) if config.eos == "last" else jnp.zeros_like(masked)
     order = best_first(blocks(proposal.confidence), masked, goes_last)
-    count = how_many(jax.tree.map(blocks, proposal), masked, goes_last, order, to_write, state.step, dials, config)
+    count = how_many(
+        jax.tree.map(blocks, proposal), masked, goes_last, order, to_write, state.step, page.steps, dials, config
+    )
 
     again, revised = jnp.zeros_like(masked), jnp.where(state.begins[:, None], 0, state.revised)
     if config.revise:
         written = blocks(at(canvas.written_at, -1)) >= 0
-        extra = jnp.minimum(dials.revise_rate, dials.revise - revised)
+        rate = -(-dials.revise // page.steps[:, None])
+        extra = jnp.minimum(rate, dials.revise - revised)
         extra = jnp.minimum(extra, jnp.minimum(written.sum(axis=2), masked.sum(axis=2) - count))
         sure = blocks(at(canvas.confidence, 0.0))
         if config.revise_by == "random":
             at_random = jax.vmap(jax.vmap(lambda key, at: jax.random.uniform(jax.random.fold_in(key, at)), (None, 0)))
-            sure = blocks(at_random(keys, canvas.places.shape[1] + place))  # draws that no proposal makes
+            sure = blocks(at_random(keys, place + _NOT_A_PLACE))  # draws that no proposal makes
         again = first_of(best_first(-sure, written, jnp.zeros_like(written)), extra) & written
         count, revised = count + extra, revised + extra
     keep = (first_of(order, count) & masked).reshape(B, G * S)
@@ -108,6 +113,7 @@ def how_many(
     order: Int[Array, "B G S"],
     to_write: Int[Array, "B G"],
     step: Int[Array, " B"],
+    steps: Int[Array, " B"],
     dials: Dials,
     config: SamplerConfig,
 ) -> Int[Array, "B G"]:
@@ -116,8 +122,8 @@ def how_many(
     An even share of what was masked when the block began, the first passes one more where it does not divide; or
     what an adaptive rule allows, at least one and at least that share.
     """
-    step = step[:, None]
-    count = to_write // dials.steps + (step < to_write % dials.steps)
+    step, steps = step[:, None], steps[:, None]
+    count = to_write // steps + (step < to_write % steps)
     if config.adaptive:
         looked_at = proposal.entropy if config.adaptive == "entropy_bound" else proposal.probability
         inner = jnp.take_along_axis(is_masked, order, axis=2)

@@ -247,7 +247,8 @@ def test_eos_last_goes_after_all_others():
     assert order[0, 0].tolist() == [1, 3, 0, 2, 4]
     config = q.SamplerConfig(gen_length=5, block_length=5, threshold=0.05, eos="last", eos_token_ids=(1,))
     proposal = Proposal(jnp.zeros((1, 1, 5), int), confidence, confidence, confidence)
-    arguments = (jnp.array([[4]]), jnp.zeros(1, int), config.dials(), config)
+    steps = jnp.asarray(config.passes_of_a_block([5]))
+    arguments = (jnp.array([[4]]), jnp.zeros(1, int), steps, config.dials(), config)
     assert how_many(proposal, masked, is_eos, order, *arguments).item() == 2
     order = best_first(confidence, masked & is_eos, is_eos)
     assert how_many(proposal, masked & is_eos, is_eos, order, *arguments).item() == 2
@@ -264,8 +265,10 @@ def test_infilling_fills_holes_and_nothing_else(twin):
             ]
             assert answer == [int(t) for t, given in zip(row, text, strict=False) if given is None]
             assert max(answer) < V - 3
-    alone = [q.infill(model, [text], q.SamplerConfig()).answers()[0] for text in texts]
-    assert q.infill(model, texts, q.SamplerConfig()).answers() == alone
+    with pytest.raises(
+        q.InputError, match=r"steps 3 is not a multiple of the 2 blocks of text 2 \(5 holes / block_leng"
+    ):
+        q.infill(model, texts, q.SamplerConfig(steps=3, block_length=3))
     for wrong, part in {
         ((1, 2),): "needs at least one hole",
         ((1, None, V),): f"token id {V} is outside",
@@ -274,6 +277,27 @@ def test_infilling_fills_holes_and_nothing_else(twin):
             q.infill(model, wrong, q.SamplerConfig())
     with pytest.raises(q.InputError, match="set it to full"):
         q.infill(model, texts, q.SamplerConfig(visibility="block_causal"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"steps": 4, "block_length": 4},
+        pytest.param({"steps": 4, "block_length": 4, "revise": 2, "revise_by": "random"}, marks=pytest.mark.slow),
+    ],
+)
+def test_texts_are_filled_as_each_alone(twin, options):
+    """However many holes the others have."""
+    _, model = twin
+    config = q.SamplerConfig(**options)
+    texts = [[7, *[None] * 3, 8, None], [9, *[None] * 16, 2], [1, None, 2], [4, *[None] * 7, 4]]
+    keys = jax.random.split(jax.random.key(3), len(texts))
+    together = q.infill(model, texts, config, key=keys)
+    for row, (text, key) in enumerate(zip(texts, keys, strict=True)):
+        alone = q.infill(model, [text], config, key=key[None])
+        assert together.answers()[row] == alone.answers()[0]
+        assert together.nfe[row] == alone.nfe[0]
 
 
 @pytest.mark.slow
@@ -458,6 +482,9 @@ def test_buckets_are_few_and_near(length):
         ({"eos": "never"}, "the model names none, set eos_token_ids"),
         ({"eos": "soon"}, "eos 'soon' is unknown"),
         ({"revise": -1}, "revise must be at least 0"),
+        ({"revise": 2**40}, "revise must be at most 2147483647"),
+        ({"steps": 2**40}, "steps must be at most 2147483647"),
+        ({"temperature": 1e39}, r"temperature must be 0 or more \(1e-06 to 1e\+06\), not 1e\+39"),
         ({"repetition_penalty": 0.0}, "repetition_penalty must be above 0"),
         ({"entropy_bound": -1.0}, "entropy_bound must be 0 or more"),
     ],
@@ -472,5 +499,9 @@ def test_prompt_ids_out_of_range_are_refused(twin):
     _, model = twin
     with pytest.raises(q.InputError, match="rows of token ids"):
         q.generate(model, [1, 2, 3], q.SamplerConfig(gen_length=8, steps=8))
-    with pytest.raises(q.InputError, match=f"token id {V} is outside"):
-        q.generate(model, [[1, V]], q.SamplerConfig(gen_length=8, steps=8))
+    for wrong in (V, -1):
+        with pytest.raises(q.InputError, match=f"token id {wrong} is outside"):
+            q.generate(model, [[1, wrong]], q.SamplerConfig(gen_length=8, steps=8))
+    for rows in ([[1.5, 2]], [["a"]], [[None, 3]]):
+        with pytest.raises(q.InputError, match="whole numbers, not of"):
+            q.generate(model, rows, q.SamplerConfig(gen_length=8, steps=8))
