@@ -16,7 +16,10 @@ from hypothesis import strategies as st
 import qwen3llada_jax as q
 from qwen3llada_jax import rules
 from qwen3llada_jax.canvas import bucket
+from qwen3llada_jax.config import VISIBILITIES
 from qwen3llada_jax.proposals import Proposal, draw, propose, propose_one
+from qwen3llada_jax.rules import CONFIDENCE_RULES
+from qwen3llada_jax.sampler_config import ADAPTIVE
 from qwen3llada_jax.unmasking import best_first, how_many
 
 V, MASK = 62, 61
@@ -62,52 +65,108 @@ SETTINGS = [
 token_ids = st.integers(0, V - 1)
 
 
+prompts_of_two = st.tuples(st.lists(token_ids, max_size=5), st.lists(token_ids, max_size=5))
+
+
+@st.composite
+def any_settings(draw):
+    """Every option, in any combination that is not refused."""
+    block, visibility = draw(st.sampled_from([2, 4, 8])), draw(st.sampled_from(VISIBILITIES))
+    eos, rule = draw(st.sampled_from([(), (3,), (3, 5)])), draw(st.sampled_from([None, *ADAPTIVE]))
+    options = {
+        "block_length": block,
+        "visibility": visibility,
+        "steps": draw(st.sampled_from([None, *range(8 // block, 9, 8 // block)])),
+        "temperature": draw(st.sampled_from([0.0, 0.3, 2.0])),
+        "cfg_scale": draw(st.sampled_from([0.0, 0.0, 1.5])),
+        "remasking": draw(st.sampled_from([*CONFIDENCE_RULES])),
+        "revise": draw(st.sampled_from([0, 0, 1, 3])),
+        "revise_by": draw(st.sampled_from(["confidence", "random"])),
+        "cache": draw(st.sampled_from([None, "none", "prefix", "dual"])),
+        "eos_token_ids": eos,
+        "eos": draw(st.sampled_from(["free", "never", "last"] if eos else ["free"])),
+        "min_length": draw(st.sampled_from([0, 3, 8] if eos else [0])),
+        "stop_at_eos": draw(st.booleans()),
+        "forbid": draw(st.sampled_from([(), (7, 11)])),
+        "repetition_penalty": draw(st.sampled_from([1.0, 1.4])),
+    }
+    if rule:
+        options[rule] = draw(st.sampled_from([0.1, 0.5, 0.9]))
+    if options["temperature"]:
+        options |= {"top_k": draw(st.sampled_from([None, 5])), "top_p": draw(st.sampled_from([None, 0.7]))}
+    if visibility == "block_bias" and options["repetition_penalty"] == 1:
+        options["parallel_blocks"] = draw(st.booleans())
+    return options
+
+
 @pytest.mark.slow
-@given(
-    st.sampled_from(SETTINGS),
-    st.lists(token_ids, max_size=5),
-    st.lists(token_ids, max_size=5),
-    st.integers(0, 99),
-)
+@given(st.sampled_from(SETTINGS), prompts_of_two, st.integers(0, 99))
 @settings(max_examples=30, deadline=None)
-def test_invariants(twin, options, first, second, seed):
+def test_invariants(twin, options, prompts, seed):
+    check_invariants(twin[1], options, prompts, seed)
+
+
+@pytest.mark.slow
+@given(any_settings(), prompts_of_two, st.integers(0, 99))
+@settings(max_examples=8, deadline=None)
+def test_invariants_of_some_settings(twin, options, prompts, seed):
+    check_invariants(twin[1], options, prompts, seed)
+
+
+@pytest.mark.soak
+@given(any_settings(), prompts_of_two, st.integers(0, 99))
+@settings(max_examples=150, deadline=None)
+def test_invariants_of_many_settings(twin, options, prompts, seed):
+    check_invariants(twin[1], options, prompts, seed)
+
+
+def check_invariants(model, options, prompts, seed):
     """Prompts and kept tokens stay, every pass writes what it may and nothing else, NFE is what was counted."""
-    _, model = twin
-    prompts = [first, second]
     config = q.SamplerConfig(gen_length=8, **options)
-    S, starts = config.block_length, np.array([len(first), len(second)])
+    S, starts = config.block_length, np.array([len(prompt) for prompt in prompts])
     is_fixed, per_block = config.adaptive is None, (config.steps or 8) * S // 8
     blocks_at_once = 8 // S if config.parallel_blocks else 1
     canvases = list(q.watch(model, prompts, config, key=jax.random.key(seed)))
+    passes = np.zeros(2, int)
     for number, (before, after) in enumerate(itertools.pairwise(canvases)):
         was, now = np.asarray(before.is_masked), np.asarray(after.is_masked)
-        written, again = was & ~now, now & ~was
-        unchanged = ~(written | again)
+        ended = was & ~now & (np.asarray(after.written_at) == -1)  # what an EOS before it has filled
+        written, again = was & ~now & ~ended, now & ~was
+        unchanged = ~(written | again | ended)
         np.testing.assert_array_equal(np.asarray(before.tokens)[unchanged], np.asarray(after.tokens)[unchanged])
         assert (np.asarray(after.tokens)[now] == MASK).all()
         assert (np.asarray(after.written_at)[written] == number).all()
         assert config.revise or not again.any()
+        assert config.stop_at_eos or not ended.any()
+        assert np.isin(np.asarray(after.tokens)[ended], config.eos_token_ids or ()).all()
         net = written.sum(axis=1) - again.sum(axis=1)
+        is_alive = was.any(axis=1)
         if is_fixed:
             share, rest = divmod(S, per_block)
-            assert (net == blocks_at_once * (share + (number % per_block < rest))).all()
+            assert (net == blocks_at_once * (share + (number % per_block < rest)))[is_alive].all()
         for row, start in enumerate(starts):
-            is_alive = was[row].any()
-            assert int(after.nfe[row] - before.nfe[row]) == is_alive * (2 if config.cfg_scale else 1)
-            assert written[row].any() == is_alive
+            assert int(after.nfe[row] - before.nfe[row]) == is_alive[row] * (2 if config.cfg_scale else 1)
+            assert written[row].any() == is_alive[row]
             blocks = (np.flatnonzero(written[row] | again[row]) - start) // S
             current = (np.flatnonzero(was[row]) - start) // S
             assert config.parallel_blocks or (blocks == min(current, default=-1)).all()
         if config.revise:
-            assert again.sum(axis=1).max() <= -(-config.revise // per_block)
+            assert again.sum(axis=1).max() <= -(-config.revise // per_block) * blocks_at_once
+        passes += is_alive
     last = canvases[-1]
     assert not last.is_masked.any()
-    assert len(canvases) - 1 == int(last.passes.max()) <= 8 + 2 * config.revise
+    assert len(canvases) - 1 == passes.max() <= 8 + 8 // S * config.revise
+    np.testing.assert_array_equal(last.passes, passes)
     result = q.generate(model, prompts, config, key=jax.random.key(seed))
     watched = q.finish(last)
     np.testing.assert_array_equal(result.tokens, watched.tokens)
     np.testing.assert_array_equal(result.written_at, watched.written_at)
     np.testing.assert_array_equal(result.nfe, watched.nfe)
+    for prompt, answer, tokens in zip(prompts, result.answers(), result.tokens, strict=True):
+        assert tokens[: len(prompt)].tolist() == prompt
+        ends = [place for place, token in enumerate(answer) if token in (config.eos_token_ids or ())]
+        assert not ends or (config.eos != "never" and min(ends) >= config.min_length)
+        assert not set(answer) & {MASK, *config.forbid, *range(V - 3, V)}
     for row, (prompt, answer) in enumerate(zip(prompts, result.answers(), strict=True)):
         assert np.asarray(result.tokens)[row, : len(prompt)].tolist() == prompt
         assert len(answer) == 8
