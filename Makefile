@@ -41,6 +41,7 @@ bench: .venv/ready
 	$(BIN)/python -m benchmarks.weight_import
 	$(BIN)/python -m benchmarks.save_hold
 	$(BIN)/python -m benchmarks.interruptions
+	$(BIN)/python -m benchmarks.interruptions --streaming
 	$(BIN)/python -m benchmarks.optimisers
 	$(BIN)/python -m benchmarks.sorting
 	$(BIN)/python -m benchmarks.sft_stops

@@ -11,17 +11,17 @@ PROMPT = 64
 
 
 @functools.cache
-def our_model(folder: Path) -> Any:
+def our_model(folder: Path, dtype: str = "float32") -> Any:
     import qwen3llada_jax as q
 
-    return q.load(folder, "float32")
+    return q.load(folder, dtype)
 
 
-def write(folder: Path, prompts: list[list[int]], settings: dict[str, Any]) -> dict[str, Any]:
+def write(folder: Path, prompts: list[list[int]], settings: dict[str, Any], dtype: str = "float32") -> dict[str, Any]:
     """Our side: {"answers", "seconds", "nfe" (of one row), "compiled" (programs)}."""
     import qwen3llada_jax as q
 
-    model, config = our_model(folder), q.SamplerConfig(**settings)
+    model, config = our_model(folder, dtype), q.SamplerConfig(**settings)
     before, begin = q.compilations(), time.perf_counter()
     result = q.generate(model, prompts, config)
     answers = result.answers()
@@ -136,7 +136,7 @@ def other_length(folder: Path, settings: dict[str, Any]) -> dict[str, float]:
     return {"seconds": seconds, "compilations": q.compilations() - before}
 
 
-def memory(folder: Path, settings: dict[str, Any]) -> dict[str, float]:
+def memory(folder: Path, settings: dict[str, Any], dtype: str) -> dict[str, float]:
     """Bytes: what must be there, and the peak of a fresh process that loads the model and writes.
 
     `interpreter` is that process's peak before: Python with the library imported and JAX started.
@@ -149,13 +149,13 @@ def memory(folder: Path, settings: dict[str, Any]) -> dict[str, float]:
 
     jnp.zeros(1).block_until_ready()
     interpreter = peak_bytes()
-    write(folder, [[1] * PROMPT], settings)
+    write(folder, [[1] * PROMPT], settings, dtype)
     peak = peak_bytes()
-    model = our_model(folder)
+    model = our_model(folder, dtype)
     config, length = model.config, PROMPT + settings["gen_length"]
     parameters = sum(x.nbytes for x in jax.tree.leaves(nnx.to_pure_dict(nnx.state(model, nnx.Param))))
     heads = config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-    caches = 0 if settings.get("cache") == "none" else 2 * 4 * length * heads
+    caches = 0 if settings.get("cache") == "none" else 2 * jnp.dtype(model.compute_dtype).itemsize * length * heads
     logits = 4 * settings["block_length"] * config.vocab_size
     return {
         "parameters": parameters, "caches": caches, "logits": logits, "interpreter": interpreter, "peak": peak

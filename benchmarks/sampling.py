@@ -222,8 +222,10 @@ def main() -> None:
                 report["memory"] = {}
                 causal = rows[0].ours | {"visibility": "block_causal", "cache": "prefix"}
                 for kind, settings in (("exact, full", rows[0].ours), ("prefix, block_causal", causal)):
-                    with process() as fresh:
-                        report["memory"][kind] = fresh.submit(memory, rows[0].folder, settings).result()
+                    for dtype in ("float32", "bfloat16"):
+                        with process() as fresh:
+                            found = fresh.submit(memory, rows[0].folder, settings, dtype).result()
+                        report["memory"][f"{kind}, {dtype}"] = found
     print_rest(report)
     flags.out.parent.mkdir(parents=True, exist_ok=True)
     flags.out.write_text(json.dumps(report, indent=1) + "\n")

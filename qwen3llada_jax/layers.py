@@ -177,8 +177,8 @@ def apart(layers: Layers | nnx.List) -> Layers | nnx.List:
     """A list of single layers in place of the stack, where that is faster: on one CPU.
 
     There XLA copies a layer's weights out of the stack before it multiplies with them, in every pass: a tenth to a
-    fifth of a sampler's time. The list's arrays lie in the stack's own memory, so they cost none; but the program has
-    every layer in it, and compiles longer.
+    fifth of a sampler's time. The list's arrays lie in the stack's own memory and cost a few milliseconds; but the
+    program has every layer in it, and compiles longer.
     """
     if isinstance(layers, nnx.List):
         return layers

@@ -53,7 +53,7 @@ def assert_same_run(ours: list[dict], theirs: list[dict]) -> None:
 @pytest.mark.slow
 @pytest.mark.soak
 @pytest.mark.parametrize(
-    ("mesh", "pieces"), [("one device", 4), *((mesh, 1) for mesh in MESHES), ("data=2 fsdp=2 tensor=2", 4)]
+    ("mesh", "pieces"), [("one device", 4), *((mesh, pieces) for mesh in MESHES for pieces in (1, 4))]
 )
 def test_every_mesh_and_accumulation_trains_alike(start, alone, tmp_path, mesh, pieces):
     more = {**MORE, **MESHES.get(mesh, {}), "training.gradient_accumulation_steps": pieces}
@@ -61,8 +61,35 @@ def test_every_mesh_and_accumulation_trains_alike(start, alone, tmp_path, mesh, 
     assert_same_run(alone, read_lines(tmp_path / "run" / "metrics.jsonl"))
 
 
+def test_noise_is_bitwise_the_same_on_any_mesh(start):
+    """Masks, noised ids and coefficients, and how a batch is cut for accumulation does not reach them."""
+    more = {
+        "training.batch_size": 32,
+        "training.noise.random_length_prob": 0.3,
+        "training.noise.noise_type": "random_replace",
+    }
+    config = read_config(None, settings(start, ROOT / "unused", **more))
+    rows = np.zeros(32, np.int32)
+    tokens = np.random.default_rng(0).integers(0, 1000, (32, 64), np.int32)
+    batch = training.DeviceBatch(*map(jnp.asarray, (tokens, rows, rows + 64, np.arange(32, dtype=np.int32))))
+
+    def noised(mesh):
+        there = jax.tree.map(lambda x: jax.device_put(x, training.rows_sharding(mesh)), batch)
+        with jax.set_mesh(mesh):
+            prepare = jax.jit(lambda b: training.prepare(b, jax.random.key(1), jnp.int32(3), config, 1050, 1050))
+            return jax.tree.map(np.asarray, prepare(there))
+
+    alone = noised(sharding.make_mesh(devices=jax.devices()[:1]))
+    assert 0 < alone.is_noised.mean() < 1
+    for sizes in MESHES.values():
+        found = noised(sharding.make_mesh(**{name.removeprefix("mesh."): size for name, size in sizes.items()}))
+        for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(alone), strict=True):
+            assert ours.tobytes() == theirs.tobytes()
+
+
 @pytest.mark.slow
-def test_two_processes_train_as_one(start, alone, tmp_path):
+@pytest.mark.parametrize("pieces", [1, pytest.param(4, marks=pytest.mark.soak)])
+def test_two_processes_train_as_one(start, alone, tmp_path, pieces):
     """Two processes of four devices each over jax.distributed; evaluation, samples and checkpoints included."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -70,7 +97,7 @@ def test_two_processes_train_as_one(start, alone, tmp_path):
     more = {
         **MORE, **MESHES["tensor=2 fsdp=4"], "evaluation.prompts": '["My lord", "O"]', "evaluation.max_new_tokens": 8,
         "evaluation.sampling_steps": 4, "evaluation.do_eval_loss": True, "evaluation.eval_every_steps": STEPS,
-        "evaluation.eval_max_batches": 1,
+        "evaluation.eval_max_batches": 1, "training.gradient_accumulation_steps": pieces,
     }  # fmt: skip
     flags = [f"--{k}={v}" for k, v in settings(start, tmp_path / "run", **more)]
     join = ["--coordinator_address", f"localhost:{port}", "--num_processes", "2", "--timeout", "120"]
