@@ -220,7 +220,7 @@ def _ids(row: Any) -> Int[np.ndarray, " P"]:
     array = np.asarray(row)
     if array.size and array.dtype.kind not in "iu":
         raise InputError(f"prompts must be rows of token ids, whole numbers, not of {array.dtype}")
-    return array.astype(np.int32)
+    return array.astype(np.int64)  # until they are known to fit the vocabulary
 
 
 def _keys(key: PRNGKeyArray | None, rows: int) -> PRNGKeyArray:

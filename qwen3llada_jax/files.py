@@ -119,7 +119,7 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
 def _refuse_address(path: Path) -> None:
     """Else gs://bucket/run would become a folder `gs:` here, another one on every host."""
     if re.match(r"[a-z][a-z0-9+.-]+:/", str(path)):
-        raise InputError(f"{path}: is an address, not a path; mount the bucket and name the folder it is mounted at")
+        raise InputError(f"{path}: is an address, not a path; name a folder of a disk (that all hosts share)")
 
 
 def _remove(folder: Path) -> None:

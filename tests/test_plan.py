@@ -19,7 +19,7 @@ import qwen3llada_jax as q
 from qwen3llada_jax import model, sharding
 from qwen3llada_jax.config import PRESETS
 from qwen3llada_jax.cross_entropy import cross_entropy
-from train import chips, guard, hlo, plan, step
+from train import activations, chips, guard, hlo, plan, step
 from train.config import Config, DatasetConfig, MeshConfig, TrainingConfig
 from train.flops import training_flops_per_token
 from train.traced_flops import traced
@@ -142,6 +142,25 @@ def test_collectives_that_sparse_cores_run():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_activations_that_the_layers_keep(pieces):
+    """Under remat `full` each layer's input alone; more under `dots`, and all under `none`."""
+    layers, B, L, D = 3, 8, 32, 32
+    architecture = q.ModelConfig(64, D, 64, layers, 2, 2, 16, mask_token_id=63, live_vocab_size=63)
+    found = {}
+    for remat in ("full", "dots", "none"):
+        config = Config(
+            training=TrainingConfig(
+                batch_size=B, max_length=L, bf16=True, remat=remat, gradient_accumulation_steps=pieces
+            ),
+            dataset=DatasetConfig("x"),
+        )
+        program, _ = plan.traced_step(config, architecture, sharding.make_mesh(1, 4, 1, jax.devices()[:4]))
+        found[remat] = activations.kept(program.jaxpr, layers)
+    assert found["full"] == layers * B // pieces * L * D * 2
+    assert found["full"] < found["dots"] < found["none"]
+
+
 def test_the_step_that_is_planned_is_the_runs():
     """What on_nan and on_spike hold is counted: with skip, the old moments beside the new."""
     architecture = q.ModelConfig(64, 32, 64, 1, 2, 2, 16, mask_token_id=63, live_vocab_size=63)

@@ -331,6 +331,7 @@ def test_infilling_fills_holes_and_nothing_else(twin):
     for wrong, part in {
         ((1, 2),): "needs at least one hole",
         ((1, None, V),): f"token id {V} is outside",
+        ((1, None, 2**32 + 5),): f"token id {2**32 + 5} is outside",
     }.items():
         with pytest.raises(q.InputError, match=part):
             q.infill(model, wrong, q.SamplerConfig())
@@ -558,7 +559,7 @@ def test_prompt_ids_out_of_range_are_refused(twin):
     _, model = twin
     with pytest.raises(q.InputError, match="rows of token ids"):
         q.generate(model, [1, 2, 3], q.SamplerConfig(gen_length=8, steps=8))
-    for wrong in (V, -1):
+    for wrong in (V, -1, 2**32 + 5):
         with pytest.raises(q.InputError, match=f"token id {wrong} is outside"):
             q.generate(model, [[1, wrong]], q.SamplerConfig(gen_length=8, steps=8))
     for rows in ([[1.5, 2]], [["a"]], [[None, 3]]):

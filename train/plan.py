@@ -31,7 +31,7 @@ from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.files import check_file, write_text
 from qwen3llada_jax.head import positions_at_once
 from qwen3llada_jax.model import Runtime
-from train import guard, hlo, run
+from train import activations, guard, hlo, run
 from train.chips import Machine, machine
 from train.config import Config
 from train.flops import training_flops_per_token
@@ -106,7 +106,9 @@ def plan(config: Config, architecture: ModelConfig, place: Machine) -> Plan:
         remat=t.remat,
         attention=attention_of(config, architecture, mesh),
         memory=Memory(
-            parameters=_local_bytes([shapes["params"], shapes.get("ema")]), moments=_local_bytes(shapes["opt"])
+            parameters=_local_bytes([shapes["params"], shapes.get("ema")]),
+            moments=_local_bytes(shapes["opt"]),
+            activations=activations.kept(program.jaxpr, architecture.num_hidden_layers) // ways,
         ),
         ideal_flops=training_flops_per_token(architecture, t.max_length) * t.batch_size * t.max_length,
     )
@@ -124,9 +126,8 @@ def plan(config: Config, architecture: ModelConfig, place: Machine) -> Plan:
         return dataclasses.replace(result, memory=memory, refusal=str(refusal).strip().splitlines()[0])
     text, sizes = compiled.as_text(), compiled.memory_analysis()
     kept = sizes.argument_size_in_bytes
-    memory = Memory(
-        parameters=result.memory.parameters,
-        moments=result.memory.moments,
+    memory = dataclasses.replace(
+        result.memory,
         arguments=kept,
         new_outputs=sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
         # On TPUs temp_size counts more than main memory, on CPUs the peak leaves the temporaries out.

@@ -14,14 +14,17 @@ class Memory:
 
     Attributes:
         parameters, moments: of the state; part of `arguments`.
+        activations: what the layers keep for the backward pass; part of `temporaries`. Over `tensor` it is at most
+            this: some are split there too.
         arguments: state and batch.
         new_outputs: results that do not lie in the place of an argument.
-        temporaries: activations, gathered weights, gradients: all that lives only within the step, at its peak.
+        temporaries: activations, gathered weights, gradients, logits: all that lives only within the step, at its peak.
         program: the machine code.
     """
 
     parameters: int
     moments: int
+    activations: int
     arguments: int | None = None
     new_outputs: int | None = None
     temporaries: int | None = None
@@ -128,6 +131,8 @@ def _memory(plan: Plan, per: str) -> list[str]:
         rows.append(("batch, and padding of the state", m.arguments - m.parameters - m.moments))
         rows.append(("results in new places", m.new_outputs or 0))
         rows.append(("temporaries at their peak", m.temporaries or 0))
+    rows.append((f"  activations kept (remat {plan.remat})", m.activations))
+    if m.arguments is not None:
         rows.append(("program", m.program or 0))
     if m.total is not None:
         rows.append(("together", m.total))
