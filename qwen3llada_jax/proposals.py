@@ -118,18 +118,21 @@ def propose_one(
 def draw(key: PRNGKeyArray, logits: Float[Array, " V"], dials: Dials, config: SamplerConfig) -> Int[Array, ""]:
     """A token from softmax(logits / τ), of the k likeliest, of the nucleus of mass top_p (in this order).
 
-    argmax(logits + τ · Gumbel) is such a draw, and never overflows.
+    argmax(logits + τ · Gumbel) is such a draw, and never overflows. Candidates are known by their rank, not by
+    comparing logits: XLA may compute one twice and round it differently, and then none would be left.
     """
+    ids = None
     if config.top_k is not None:
-        kept = jax.lax.top_k(logits, config.top_k)[0]
-        logits = jnp.where(logits >= kept[-1], logits, -jnp.inf)
+        logits, ids = jax.lax.top_k(logits, config.top_k)
+    elif config.top_p is not None:
+        fallen, ids = jax.lax.sort((-logits, jnp.arange(len(logits))), num_keys=1)
+        logits = -fallen
     if config.top_p is not None:
-        best_first = jnp.sort(logits, descending=True)
-        before = jnp.cumsum(jax.nn.softmax(best_first / dials.temperature))
+        before = jnp.cumsum(jax.nn.softmax(logits / dials.temperature))
         before = jnp.concatenate([jnp.zeros(1), before[:-1]])
-        last = jnp.where(before < dials.top_p, best_first, jnp.inf).min()
-        logits = jnp.where(logits >= last, logits, -jnp.inf)
-    return jnp.argmax(logits + dials.temperature * jax.random.gumbel(key, logits.shape))
+        logits = jnp.where(before < dials.top_p, logits, -jnp.inf)
+    best = jnp.argmax(logits + dials.temperature * jax.random.gumbel(key, logits.shape))
+    return best if ids is None else ids[best]
 
 
 def writable(model: ModelConfig, config: SamplerConfig) -> tuple[Bool[Array, " V"], Bool[Array, " V"]]:

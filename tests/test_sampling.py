@@ -456,12 +456,25 @@ def test_top_k_and_top_p_keep_what_transformers_keeps(top_k, top_p):
     if top_p:
         left = TopPLogitsWarper(top_p)(None, left)
     config = q.SamplerConfig(block_length=1, temperature=0.7, top_k=top_k, top_p=top_p)
-    keys = jax.random.split(jax.random.key(0), 5000)
+    keys = jax.random.split(jax.random.key(0), 50_000)
     drawn = jax.vmap(lambda key: draw(key, jnp.asarray(logits), config.dials(), config))(keys)
-    share = np.bincount(np.asarray(drawn), minlength=12) / 5000
+    share = np.bincount(np.asarray(drawn), minlength=12) / len(keys)
     expected = left.softmax(-1)[0].numpy()
     assert ((share > 0) == (expected > 0)).all()
-    assert np.abs(share - expected).max() < 0.03
+    assert np.abs(share - expected).max() < 0.01
+
+
+@pytest.mark.parametrize("only", [{"top_k": 1}, {"top_p": 1e-3}, {"top_k": 3, "top_p": 1e-3}])
+@pytest.mark.parametrize("more", [{}, {"cfg_scale": 1.5, "repetition_penalty": 1.4, "cache": "prefix"}])
+def test_of_a_single_candidate_the_likeliest_is_drawn(twin, only, more):
+    """In the whole program, where XLA may compute a logit twice and round it differently."""
+    _, model = twin
+    common = {"gen_length": 8, "block_length": 2, "forbid": (7, 11), "eos_token_ids": (), **more}
+    prompts = [[], [0, 49], [5, 8, 1], [17]]
+    greedy = q.generate(model, prompts, q.SamplerConfig(**common)).answers()
+    for seed in range(5):
+        drawn = q.generate(model, prompts, q.SamplerConfig(temperature=0.3, **common, **only), key=jax.random.key(seed))
+        assert drawn.answers() == greedy
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
