@@ -4,20 +4,20 @@
 
 Each reading is a process of its own. `cold`: the file was dropped from the page cache before. `opened` is the
 time of the call; `in memory` adds reading every parameter once, because transformers maps the file and reads
-nothing until then. Memory is the peak above the process before the call: anonymous memory for both, and what
-was mapped from the file for transformers is listed apart.
+nothing until then. Memory is the peak above the process before the call, pages mapped from the file included.
 """
 
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from benchmarks.samplers import peak_bytes
 
 
 def make_checkpoint(folder: Path) -> None:
@@ -40,7 +40,7 @@ def drop_from_cache(folder: Path) -> None:
 
 
 def peak_megabytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    return peak_bytes() / 1e6  # of this program alone: getrusage's is that of the process it was started from, too
 
 
 def open_ours(folder: Path, dtype: str) -> dict[str, float]:
