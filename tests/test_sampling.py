@@ -113,6 +113,7 @@ def test_invariants_of_some_settings(twin, options, prompts, seed):
     check_invariants(twin[1], options, prompts, seed)
 
 
+@pytest.mark.slow
 @pytest.mark.soak
 @given(any_settings(), prompts_of_two, st.integers(0, 99))
 @settings(max_examples=150, deadline=None)
