@@ -11,7 +11,7 @@ PROMPT = 64
 
 
 @functools.cache
-def our_model(folder: Path, dtype: str = "float32") -> Any:
+def our_model(folder: Path, dtype: str) -> Any:
     import qwen3llada_jax as q
 
     return q.load(folder, dtype)
@@ -126,7 +126,7 @@ def other_length(folder: Path, settings: dict[str, Any]) -> dict[str, float]:
 
     import qwen3llada_jax as q
 
-    model, config = our_model(folder), q.SamplerConfig(**settings)
+    model, config = our_model(folder, "float32"), q.SamplerConfig(**settings)
     for prompt in ([1] * PROMPT, [1] * (PROMPT - 5)):
         before, begin = q.compilations(), time.perf_counter()
         canvases = q.watch(model, [prompt], config)

@@ -135,11 +135,9 @@ def continuation(
     """Prompts followed by `gen_length` masks."""
     if any(np.ndim(p) != 1 for p in prompts):
         raise InputError("prompts must be rows of token ids: a list of lists, or an array [B, P]")
-    rows = [_ids(p) for p in prompts]
+    rows = [_ids(p, model.vocab_size) for p in prompts]
     if not rows:
         raise InputError("no prompt to write after")
-    for row in rows:
-        check_tokens(row, model.vocab_size)
     lengths = [len(row) for row in rows]
     rows = [np.concatenate([row, np.full(config.gen_length, -1, np.int32)]) for row in rows]
     return _lay_out(model, rows, lengths, bucket(max(lengths)) + config.gen_length, config, key)
@@ -172,10 +170,11 @@ def with_holes(
     model: ModelConfig, texts: Sequence[Sequence[int | None]], config: SamplerConfig, key: PRNGKeyArray | None
 ) -> tuple[Canvas, Page]:
     """Texts with masks for their holes."""
-    rows = [_ids([-1 if token is None else token for token in row]) for row in texts]
-    for row, text in zip(rows, texts, strict=True):
-        if any(token is not None and token < 0 for token in text):
-            check_tokens(row, model.vocab_size)
+    rows = []
+    for text in texts:
+        row = np.full(len(text), -1, np.int32)
+        row[[token is not None for token in text]] = _ids([t for t in text if t is not None], model.vocab_size)
+        rows.append(row)
     return _lay_out(model, rows, [0] * len(rows), bucket(max(map(len, rows))), config, key)
 
 
@@ -195,7 +194,6 @@ def _lay_out(
     places = np.full((B, config.gen_length), length, np.int32)
     for i, row in enumerate(rows):
         holes = np.flatnonzero(row == -1)
-        check_tokens(row[row != -1], model.vocab_size)
         tokens[i, : len(row)] = np.where(row == -1, config.mask_token_id, row)
         is_masked[i, holes], is_given[i, : len(row)] = True, row != -1
         places[i, : len(holes)] = holes
@@ -216,11 +214,12 @@ def _lay_out(
     return Canvas(*arrays), Page(*still)
 
 
-def _ids(row: Any) -> Int[np.ndarray, " P"]:
+def _ids(row: Any, vocab_size: int) -> Int[np.ndarray, " P"]:
     array = np.asarray(row)
     if array.size and array.dtype.kind not in "iu":
         raise InputError(f"prompts must be rows of token ids, whole numbers, not of {array.dtype}")
-    return array.astype(np.int64)  # until they are known to fit the vocabulary
+    check_tokens(array, vocab_size)
+    return array.astype(np.int32)
 
 
 def _keys(key: PRNGKeyArray | None, rows: int) -> PRNGKeyArray:

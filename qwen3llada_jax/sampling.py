@@ -98,28 +98,29 @@ def compilations() -> int:
 
 
 def _generate(model: Qwen3LLaDA, canvas: Canvas, page: Page, config: SamplerConfig) -> Generation:
-    run = _run[_is_converted_on_cpu(model)]
-    return finish(run(_laid_out(model, config), canvas, page, config.dials(), config.outline()))
+    is_late = _is_converted_on_cpu(model)
+    model = _laid_out(model, config, is_late)
+    return finish(_run[is_late](model, canvas, page, config.dials(), config.outline()))
 
 
 def _watch(model: Qwen3LLaDA, canvas: Canvas, page: Page, config: SamplerConfig) -> Iterator[Canvas]:
-    begin, pass_once = (programs[_is_converted_on_cpu(model)] for programs in (_begin, _pass_once))
-    model, dials, outline = _laid_out(model, config), config.dials(), config.outline()
-    state = begin(model, canvas, page, outline)
+    is_late = _is_converted_on_cpu(model)
+    model, dials, outline = _laid_out(model, config, is_late), config.dials(), config.outline()
+    state = _begin[is_late](model, canvas, page, outline)
     yield state.canvas
     while not bool(state.done.all()):
         wide = bool(state.begins.any())
-        state = pass_once(model, state, page, dials, outline, wide)
+        state = _pass_once[is_late](model, state, page, dials, outline, wide)
         yield state.canvas
 
 
-def _laid_out(model: Qwen3LLaDA, config: SamplerConfig) -> Qwen3LLaDA:
+def _laid_out(model: Qwen3LLaDA, config: SamplerConfig, is_converted: bool) -> Qwen3LLaDA:
     """The same model in the same memory, its layers as they are fastest to run.
 
     With a cache they stay stacked: such a program holds them three times over, and would compile ten times as long.
-    Of layers that lie apart XLA would hold converted copies, all at once.
+    Of converted layers that lie apart XLA would hold the copies of all at once.
     """
-    if config.cache != "none" or _is_converted_on_cpu(model):
+    if config.cache != "none" or is_converted:
         return model
     model = jax.tree.map(lambda x: x, model)  # a shallow copy
     model.layers = apart(model.layers)

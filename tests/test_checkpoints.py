@@ -165,6 +165,12 @@ def test_a_signal_ends_the_run_after_the_update_in_flight(start, finished, tmp_p
     assert_same_lines(out, finished[0])
 
 
+def started(program: str, *arguments: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
 def test_a_second_interrupt_ends_at_once(tmp_path):
     program = """
 import time
@@ -176,9 +182,7 @@ with stop_requests() as should_stop:
     print("asked", flush=True)
     time.sleep(60)
 """
-    process = subprocess.Popen(
-        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = started(program)
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
     assert process.stdout.readline() == "asked\n"
@@ -197,9 +201,7 @@ with leave_on_sigterm():
     print("ready", flush=True)
     time.sleep(60)
 """
-    process = subprocess.Popen(
-        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = started(program)
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=30) == 0
@@ -297,9 +299,7 @@ def test_a_folder_holds_one_run_at_a_time(start, finished, tmp_path):  # noqa: F
 def test_a_killed_run_holds_nothing(tmp_path):
     program = "import sys, time, pathlib; from train import lock\n"
     program += "with lock.only_run_in(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
+    process = started(program, str(tmp_path))
     assert process.stdout.readline() == "held\n"
     with pytest.raises(q.InputError, match=f"process {process.pid} on"), lock.only_run_in(tmp_path):
         pass

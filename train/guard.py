@@ -15,7 +15,8 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from qwen3llada_jax.errors import InputError
-from train.config import TrainingConfig
+from train.config import Config, TrainingConfig
+from train.optim import optimiser
 
 WINDOW = 64  # updates whose median is "usual"
 FEWEST = 16  # finite ones needed before anything can be a spike
@@ -75,6 +76,11 @@ def watched(tx: optax.GradientTransformation, settings: TrainingConfig) -> optax
         return updates, Watched(inner, history, verdict.astype(jnp.int32), state.skipped + is_skipped)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def watched_optimiser(config: Config, steps: int) -> optax.GradientTransformationExtraArgs:
+    """The optimiser of a run, as train.run takes its steps by it and train.plan plans them."""
+    return watched(optimiser(config, steps), config.training)
 
 
 def metrics_of(opt: Any) -> dict[str, Array]:

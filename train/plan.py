@@ -35,7 +35,6 @@ from train import activations, guard, hlo, run
 from train.chips import Machine, machine
 from train.config import Config
 from train.flops import training_flops_per_token
-from train.optim import optimiser
 from train.plan_report import Memory, Plan, as_text
 from train.start import check_length
 from train.step import DeviceBatch, make_train_step, rows_of_a_pass, rows_sharding, state_shardings
@@ -153,7 +152,7 @@ def traced_step(config: Config, architecture: ModelConfig, mesh: Mesh) -> tuple[
     """
     t = config.training
     runtime = Runtime(config.dtype, t.attention, t.remat)
-    tx = guard.watched(optimiser(config, t.max_steps or 1000), t)
+    tx = guard.watched_optimiser(config, t.max_steps or 1000)
     shapes, shardings = state_shardings(architecture, tx, mesh, ema=config.training.ema_decay > 0)
     state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
     live, mask_token = architecture.live_vocab_size, architecture.mask_token_id

@@ -32,7 +32,7 @@ from train.config import Config
 from train.evaluate import evaluate
 from train.lock import only_run_in
 from train.meter import Meter, peak_of_run
-from train.optim import optimiser, schedule
+from train.optim import schedule
 from train.prefetch import prefetch
 from train.profile import Profile
 from train.read_config import as_yaml, full_name, help_text, read_config
@@ -60,10 +60,10 @@ def main() -> None:
     distributed.start(config.distributed)
     try:
         jax.devices()
-        distributed.check()
     except (RuntimeError, AssertionError) as error:  # an AssertionError where no plugin for GPUs is installed
         reason = str(error) or "it was installed without them"
         raise InputError(f"project.device {config.project.device}: JAX finds none here ({reason})") from error
+    distributed.check()
     train(config)
 
 
@@ -124,7 +124,7 @@ def _train(config: Config, output: Path, logs: Path, take_folder: Callable[[], N
             raise InputError(f"training.epochs {config.training.epochs:g} are more than {MOST} updates; lower it")
 
     # ---- state: 1. this run's newest checkpoint, 2. another run's, 3. the starting weights ----------------
-    tx = guard.watched(optimiser(config, steps), config.training)
+    tx = guard.watched_optimiser(config, steps)
     shapes, shardings = state_shardings(architecture, tx, mesh, ema=config.training.ema_decay > 0)
     with jax.set_mesh(mesh):
         state, place = first_state(config, output, start, batches.fingerprint, tx, shapes, shardings, mesh)

@@ -17,7 +17,7 @@ from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model import check_tokens
 from train import order, sources
 from train.data import Batch, Row, assemble
-from train.tokenising import Examples, Recipe, Tokenise, cut_rows
+from train.tokenising import Examples, Recipe, Tokenise, cut_rows, losses
 
 CHUNK = 64  # examples tokenised together
 _PLAIN_BLOCK = 256  # rows of a block that is not shuffled
@@ -128,13 +128,8 @@ class Source:
             return out
 
     def _count(self, entry: Examples, examples: int) -> None:
-        cut = np.array(entry["cut"], np.int64)
         self.counts["examples"] += examples
-        self.counts["without text"] += int((cut == -1).sum())
-        self.counts["dropped"] += int((cut < -1).sum())
-        self.counts["dropped tokens"] -= int(cut[cut < -1].sum())
-        self.counts["cut"] += int((cut > 0).sum())
-        self.counts["cut tokens"] += int(cut[cut > 0].sum())
+        self.counts.update(losses(np.array(entry["cut"], np.int64)))
         self.counts["tokens"] += sum(map(len, entry["ids"]))
 
     def _why(self) -> str:

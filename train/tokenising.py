@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from qwen3llada_jax.errors import InputError
 from train import conversations, sources
@@ -112,20 +113,21 @@ def rows_of(
         purpose = f"pretrain {sources.text_column(columns, text_field, name)}"
     values, starts, prompts, cut = _tokenised(dataset, tokenise, tokenizer, purpose, num_proc)
     kept, length, total = cut >= 0, recipe.length, len(values)
-    none, dropped = int((cut == -1).sum()), cut[cut < -1]
+    lost = losses(cut)
+    none = lost["without text"]
     if recipe.mode == "sft":
         if none == len(cut):
             raise InputError(f"{name}: no answer to train on: no assistant's text that follows another turn")
         if not kept.any():
             raise InputError(
-                f"{name}: no answer to train on: {len(cut) - none} found, {len(dropped)} dropped because their prompt "
-                f"fills max_length {length}; raise it"
+                f"{name}: no answer to train on: {len(cut) - none} found, {lost['dropped']} dropped because their "
+                f"prompt fills max_length {length}; raise it"
             )
         report = (
             f"{int(kept.sum()):,} answers, {total:,} tokens; "
             + (f"{none:,} conversations without an answer, " if none else "")
-            + f"{len(dropped):,} dropped (prompt fills the row; {-int(dropped.sum()):,} tokens), "
-            f"{int((cut > 0).sum()):,} cut by {int(cut[cut > 0].sum()):,} tokens"
+            + f"{lost['dropped']:,} dropped (prompt fills the row; {lost['dropped tokens']:,} tokens), "
+            f"{lost['cut']:,} cut by {lost['cut tokens']:,} tokens"
         )
         return Rows(values, starts[:-1][kept], np.diff(starts)[kept], prompts[kept], report)
     begins = starts[:-1][kept]
@@ -143,6 +145,18 @@ def rows_of(
     documents = begins if recipe.divide else None
     starts = np.arange(count, dtype=np.int64) * length
     return Rows(values, starts, np.full(count, length), np.zeros(count, np.int64), report, documents)
+
+
+def losses(cut: Int[np.ndarray, " n"]) -> dict[str, int]:
+    """How many entries and tokens were left out, by the `cut` of a tokeniser (see `tokeniser`)."""
+    dropped, shortened = cut[cut < -1], cut[cut > 0]
+    return {
+        "without text": int((cut == -1).sum()),
+        "dropped": len(dropped),
+        "dropped tokens": -int(dropped.sum()),
+        "cut": len(shortened),
+        "cut tokens": int(shortened.sum()),
+    }
 
 
 def cut_rows(entry: Examples, recipe: Recipe, carry: list[list[int]]) -> tuple[list[Row], list[list[int]]]:
