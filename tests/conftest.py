@@ -36,6 +36,7 @@ from qwen3llada_jax.tokens import load_tokenizer
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "examples" / "tiny-qwen3"
 DATA = ROOT / "examples" / "data"
+QWEN3_TEMPLATE = ROOT / "tests" / "data" / "qwen3_chat_template.jinja"
 
 torch.set_num_threads(2)
 
@@ -146,6 +147,14 @@ def on_devices(count: int) -> Iterator[None]:
 def tokenizer():
     """The bundled tokenizer."""
     return load_tokenizer(TINY)
+
+
+@pytest.fixture(scope="session")
+def qwen3_tokenizer():
+    """The bundled vocabulary with Qwen3's real chat template."""
+    tokenizer = load_tokenizer(TINY)
+    tokenizer.chat_template = QWEN3_TEMPLATE.read_text()
+    return tokenizer
 
 
 @pytest.fixture(scope="session")
