@@ -194,6 +194,13 @@ def trained_on_too(config: Config) -> str | None:
     return None
 
 
+def lengths_of(config: Config) -> list[int]:
+    """All lengths that batches of this run may have, ascending."""
+    t = config.training
+    is_packed = t.mode == "pretrain" and config.dataset.pack_to_max_length
+    return [t.max_length] if is_packed else data.buckets(t.max_length)
+
+
 def recipe_of(config: Config) -> Recipe:
     """How texts become rows in this run."""
     d, t = config.dataset, config.training

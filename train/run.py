@@ -29,7 +29,7 @@ from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.files import check_folder, make_folder, remove_parts, write_text
 from qwen3llada_jax.model import Runtime
 from train import checkpoints, data, distributed, guard, order, samples, trackers
-from train.batches import Batches, held_out_rows, trained_on_too, training_batches
+from train.batches import Batches, held_out_rows, lengths_of, trained_on_too, training_batches
 from train.check_config import MOST
 from train.config import Config
 from train.evaluate import evaluate
@@ -102,8 +102,7 @@ def _train(config: Config, look: Look, output: Path, logs: Path, take_folder: Ca
     start = find_start(config)
     tokenizer, architecture = start.tokenizer, start.config
     runtime = Runtime(config.dtype, config.training.attention, config.training.remat)
-    is_full = config.training.mode == "pretrain" and config.dataset.pack_to_max_length
-    for length in [config.training.max_length] if is_full else data.buckets(config.training.max_length):
+    for length in lengths_of(config):
         attention.choose(runtime.attention, jnp.dtype(config.dtype), length, architecture.head_dim)
     graphdef, _, _ = model.abstract(architecture, runtime=runtime)
     if config.evaluation.prompts:
@@ -123,11 +122,11 @@ def _train(config: Config, look: Look, output: Path, logs: Path, take_folder: Ca
     # ---- data ---------------------------------------------------------------------------------------------
     slots = order.host_slots(rows_sharding(mesh), config.training.batch_size)
     batches = training_batches(config, tokenizer, architecture.vocab_size, slots)
-    say(f"training data: {batches.report}")
+    say("training data: " + batches.report.replace("\n", "\n  "))
     held_out = None
     if config.evaluation.do_eval_loss:
         held_out = held_out_rows(config, tokenizer, architecture.vocab_size)
-        say(f"held-out data: {held_out.report}")
+        say("held-out data: " + held_out.report.replace("\n", "\n  "))
         if (warning := trained_on_too(config)) is not None:
             notice(warning)
     if look.rows:
@@ -226,7 +225,7 @@ def _train(config: Config, look: Look, output: Path, logs: Path, take_folder: Ca
                 break
         best = manager.best_step() if keep_best else None
     if batches.counts():
-        say(f"data read: {batches.counts()}")
+        say("data read: " + batches.counts().replace("\n", "\n  "))
     if done < steps:
         say(f"{output}: stopped and saved at update {done} of {steps}; the same command goes on from there")
         return
