@@ -28,8 +28,8 @@ class Source:
         files: that are read, where they are local.
         left_out: files of the folder that are not, with the reason.
         split: which one, in words.
-        identity: tells what it holds from anything else, wherever it lies.
-        cache_key: the same, and when the files were last changed.
+        identity: tells what the split holds from anything else, wherever it lies.
+        cache_key: the same, with when the files were last changed, and the part of the split.
         rows: [first, end) of the split, where only a part was asked for.
     """
 
@@ -155,6 +155,11 @@ def has_splits(name: str | None) -> bool:
     return not path.is_file() and not (path / "dataset_info.json").is_file()
 
 
+def takes_config(name: str) -> bool:
+    """Whether a dataset may have several configurations: the hub's, or a folder whose card says so."""
+    return not data_files.is_saved(name) and not data_files.is_ours(name)
+
+
 def is_part(split: str) -> bool:
     """Whether a split is a part of one: `train[90%:]`."""
     return "[" in split or "+" in split
@@ -162,7 +167,7 @@ def is_part(split: str) -> bool:
 
 def shares_rows(one: Source, other: Source) -> bool:
     """Whether some row stands in both."""
-    if one.identity != other.identity or one.split != other.split:
+    if one.identity != other.identity:
         return False
     whole = ((0, 1 << 62),)
     return any(max(a, c) < min(b, d) for a, b in one.rows or whole for c, d in other.rows or whole)
@@ -226,7 +231,6 @@ def _sliced(source: Source, part: str, base: str, split_key: str) -> Source:
         dataset=dataset,
         rows=rows,
         split=source.split or base,
-        identity=f"{source.identity}\0{rows}",
         cache_key=f"{source.cache_key}\0{rows}",
     )
 
