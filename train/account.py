@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 _LISTED = 12
+_LINE = 280  # characters of reasons in a line
 
 
 @dataclass
@@ -77,8 +78,10 @@ class Account:
 
     def refusal(self) -> str:
         """Why nothing is used at all, in a line."""
-        reasons = [f"{count:,} × {self._why(reason)}" for reason, count in self.left_out.most_common(3)]
-        return f"none of its {self.rows:,} rows can be used: {'; '.join(reasons)}"
+        reasons = [f"{count:,} × {self._why(reason)}" for reason, count in self.left_out.most_common()]
+        shown = [reason for i, reason in enumerate(reasons) if i == 0 or sum(map(len, reasons[: i + 1])) < _LINE]
+        more = f"; and {len(reasons) - len(shown)} more reasons" if len(shown) < len(reasons) else ""
+        return f"none of its {self.rows:,} rows can be used: {'; '.join(shown)}{more}"
 
     def as_json(self) -> dict[str, Any]:
         """For the checkpoint of a stream."""
