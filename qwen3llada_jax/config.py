@@ -14,7 +14,6 @@ from typing import Any
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.files import home
 
-LLADA_MASK_TOKEN_ID = 126336
 VISIBILITIES = ("full", "block_bias", "block_causal")
 ROPE_KINDS = ("default", "linear", "dynamic", "yarn", "llama3")
 

@@ -30,18 +30,18 @@ def generate(
     prompts: Prompts,
     config: SamplerConfig = SamplerConfig(),
     *,
-    key: PRNGKeyArray | None = None,
+    key: PRNGKeyArray | int | None = None,
 ) -> Generation:
     """Write an answer to every prompt: the whole trajectory is one compiled program.
 
     Args:
         prompts: ids; rows may differ in length, and may be empty.
-        key: randomness of temperature and random rules; one, or [B] one for each row; None: `jax.random.key(0)`.
+        key: randomness of temperature and random rules: a seed, a key of JAX, or [B] one for each row; None: seed 0.
             A row's draws depend on its key (of one key: and its row number), the pass and the place in the answer,
             not on the other rows.
 
     Raises:
-        InputError: an id out of range, or settings that do not fit together.
+        InputError: an id out of range, settings that do not fit together, or rows that the mesh does not divide.
     """
     config = config.for_model(model.config)
     return _generate(model, *pages.continuation(model.config, prompts, config, key), config)
@@ -52,7 +52,7 @@ def infill(
     texts: Sequence[Sequence[int | None]],
     config: SamplerConfig = SamplerConfig(),
     *,
-    key: PRNGKeyArray | None = None,
+    key: PRNGKeyArray | int | None = None,
 ) -> Generation:
     """Fill the holes of texts.
 
@@ -73,7 +73,7 @@ def watch(
     prompts: Prompts,
     config: SamplerConfig = SamplerConfig(),
     *,
-    key: PRNGKeyArray | None = None,
+    key: PRNGKeyArray | int | None = None,
 ) -> Iterator[Canvas]:
     """The same as `generate`, pass by pass: the blank canvas, then the canvas after every pass."""
     config = config.for_model(model.config)
@@ -85,7 +85,7 @@ def watch_infill(
     texts: Sequence[Sequence[int | None]],
     config: SamplerConfig = SamplerConfig(),
     *,
-    key: PRNGKeyArray | None = None,
+    key: PRNGKeyArray | int | None = None,
 ) -> Iterator[Canvas]:
     """The same as `infill`, pass by pass."""
     config = pages.for_holes(model.config, texts, config)

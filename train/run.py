@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from qwen3llada_jax import attention, checkpoint, command_line, model, sharding, tokens
+from qwen3llada_jax import attention, checkpoint, command_line, model, sharding
 from qwen3llada_jax.config import ModelConfig
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.files import check_folder, make_folder, remove_parts, write_text
@@ -41,7 +41,7 @@ from train.profile import Profile
 from train.read_config import as_yaml, full_name, help_text, read_config
 from train.show_rows import shown
 from train.signals import leave_on_sigterm, stop_requests
-from train.start import find_start
+from train.start import find_start, settled
 from train.state import first_state
 from train.step import (
     DeviceBatch,
@@ -100,6 +100,7 @@ def _train(config: Config, look: Look, output: Path, logs: Path, take_folder: Ca
     """config → model → mesh → data → state → loop."""
     # ---- model: architecture, tokenizer, mask token -------------------------------------------------------
     start = find_start(config)
+    config = settled(config, start.blocks)
     tokenizer, architecture = start.tokenizer, start.config
     runtime = Runtime(config.dtype, config.training.attention, config.training.remat)
     for length in lengths_of(config):
@@ -108,12 +109,9 @@ def _train(config: Config, look: Look, output: Path, logs: Path, take_folder: Ca
     if config.evaluation.prompts:
         samples.check(config, architecture, tokenizer)
     assert architecture.mask_token_id is not None
-    text = tokens.token_text(tokenizer, architecture.mask_token_id)
-    meaning = "" if text is None else f" ({text!r}, which the model cannot tell from a mask where texts hold it)"
-    say(
-        f"starting from {start.folder}, mask token {architecture.mask_token_id}{meaning}, "
-        f"visibility {architecture.visibility}"
-    )
+    say(f"starting from {start.folder}, mask token {start.mask_token}, visibility {start.visibility}")
+    if start.mask_token.warning:
+        notice(start.mask_token.warning)
 
     # ---- mesh ---------------------------------------------------------------------------------------------
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)

@@ -175,9 +175,10 @@ def mask_of(part: Prepared, config: Config) -> Mask:
         is_real = jnp.arange(L)[None] < part.real_length[:, None]
     blocks = config.training.block_attention
     if not blocks.enabled:
-        return Mask(segment_ids=part.segment_ids, is_real=is_real)
+        return Mask("full", segment_ids=part.segment_ids, is_real=is_real)
     prompts = part.prompt_length if config.training.mode == "sft" else None
-    sees = blocks.prompt_sees_answer and blocks.visibility == "block_bias"
+    assert blocks.visibility is not None  # `start.settled` has asked the model
+    sees = bool(blocks.prompt_sees_answer) and blocks.visibility == "block_bias"
     return Mask(blocks.visibility, blocks.block_length, sees, prompt_length=prompts, segment_ids=part.segment_ids,
                 positions=part.positions, is_real=is_real)  # fmt: skip
 
