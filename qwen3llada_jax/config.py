@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.files import home
+from qwen3llada_jax.files import home, put_back
 
 LLADA_MASK_TOKEN_ID = 126336
 VISIBILITIES = ("full", "block_bias", "block_causal")
@@ -190,6 +190,7 @@ def read_config_json(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: no such folder or file, or not JSON.
     """
+    put_back(folder)
     path = home(folder) / "config.json"
     if not Path(folder).is_dir():
         raise InputError(f"{folder}: no such folder")

@@ -134,18 +134,28 @@ def training_batches(
     return IndexedBatches(parts, weights, slots=slots, **common)
 
 
+def check_held_out(config: Config) -> None:
+    """Refuse, before anything is read, a configuration that holds nothing out.
+
+    Raises:
+        InputError: naming what to set.
+    """
+    d = config.dataset
+    if config.evaluation.eval_name is None and (d.mixture or not sources.has_splits(d.name)):
+        raise InputError(
+            f"{'dataset.mixture' if d.mixture else d.name} has no splits, so nothing is held out: "
+            "set evaluation.eval_name, or evaluation.do_eval_loss: false"
+        )
+
+
 def held_out_rows(config: Config, tokenizer: Any, vocab_size: int) -> data.Rows:
     """The rows of the held-out loss: all of `eval_split`, or as many as are used where the training data is streamed.
 
     Raises:
         InputError: nothing is held out, or as in `training_batches`.
     """
+    check_held_out(config)
     d, e = config.dataset, config.evaluation
-    if e.eval_name is None and (d.mixture or not sources.has_splits(d.name)):
-        raise InputError(
-            f"{'dataset.mixture' if d.mixture else d.name} has no splits, so nothing is held out: "
-            "set evaluation.eval_name, or evaluation.do_eval_loss: false"
-        )
     part = SourceConfig(e.eval_name or d.name, 1.0, d.config, e.eval_split, d.text_field)
     if not d.streaming:
         return _rows(config, tokenizer, vocab_size, part, "evaluation.eval_split")
