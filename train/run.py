@@ -31,7 +31,7 @@ from train.config import Config
 from train.evaluate import batches_of
 from train.lock import only_run_in
 from train.loop import Ahead, Ready, announced, compiler, run_loop
-from train.owner import check_owner, write_owner
+from train.owner import Owner, check_owner, write_owner
 from train.prefetch import prefetch
 from train.profile import Profile
 from train.read_config import as_yaml, full_name, help_text, read_config
@@ -99,7 +99,8 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
         holds: what to call as soon as the folders exist, to hold them.
     """
     origin = origin_of(config, output)
-    check_owner(output, logs)
+    if distributed.is_main():
+        check_owner(output, logs)
 
     # ---- model: architecture, tokenizer, mask token -------------------------------------------------------
     start = find_start(config, origin.run if origin else None)
@@ -157,6 +158,8 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
     first = int(resumed.state["step"])
     if first >= steps:
         say(f"{output}: already at update {first} of {steps}, nothing to do")
+        if distributed.is_main() and (output / "checkpoints").is_dir():  # it may have been moved since
+            write_owner(output, logs, hold_folders(output, logs, holds))
         return None
     batches.restore(resumed.place, first)
     profile = Profile(logs / "profile", config.project.profile, first, steps)
@@ -192,13 +195,18 @@ def feed(batches: Batches, first: int, steps: int, mesh: Mesh) -> Iterator[Ahead
         yield Ahead(batch, to_devices(batch, mesh), batches.state(step + 1))
 
 
-def prepare_folder(output: Path, logs: Path, config: Config, start: Start, holds: Sequence[Callable[[], None]]) -> None:
-    """Make the run folder a model folder, and say beside it what made it, and whose it is."""
+def hold_folders(output: Path, logs: Path, holds: Sequence[Callable[[], None]]) -> Owner:
+    """Make the folders where they are not there yet, and take them: nobody else can come in between from now on."""
     for folder in (logs, output):
         make_folder(folder)
     for hold in holds:
         hold()
-    owner = check_owner(output, logs)  # again: now nobody else can come in between
+    return check_owner(output, logs)
+
+
+def prepare_folder(output: Path, logs: Path, config: Config, start: Start, holds: Sequence[Callable[[], None]]) -> None:
+    """Make the run folder a model folder, and say beside it what made it, and whose it is."""
+    owner = hold_folders(output, logs, holds)
     for folder in (logs, output):
         remove_parts(folder, (*WRITTEN, *checkpoint.TOKENIZER_FILES))
     checkpoint.write_config(output, start.config)

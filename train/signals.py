@@ -24,26 +24,25 @@ _NOTICES = (signal.SIGTERM, signal.SIGINT)
 
 @contextmanager
 def leave_on_sigterm() -> Iterator[None]:
-    """While a run is being made ready, SIGTERM ends it at once: there is nothing to save, and that is no error."""
-    distributed = jax.distributed.is_initialized()
+    """While a run is being made ready, SIGTERM ends it at once: there is nothing to save, and that is no error.
+
+    The process ends where it stands. An exception would be lost in a callback of the compiler's, and an orderly end
+    would wait for workers and for other processes; what is half written has another name.
+    """
     over = threading.Event()
 
-    def leave(*_: Any) -> None:
-        _tell("stopped: there is nothing to save")
-        if distributed:  # an orderly end would wait for the other processes
+    def leave(number: int) -> None:
+        if number == signal.SIGTERM:
+            _tell("stopped: there is nothing to save")
             os._exit(0)
-        raise SystemExit(0)
+        if not over.wait(GRACE):  # ctrl-C raises an exception, but not deep in a compile
+            os._exit(128 + number)
 
-    def insist(number: int) -> None:  # deep in a compile
-        if not over.wait(GRACE):
-            if number == signal.SIGTERM:
-                _tell("stopped: there is nothing to save")
-            os._exit(0 if number == signal.SIGTERM else 128 + number)
-
-    of_jax = _c_handler() if distributed else None  # the preemption service's, not Python's to put back
-    before = signal.signal(signal.SIGTERM, leave)
+    # The preemption service of jax.distributed has put its own in place, which Python cannot put back.
+    of_jax = _c_handler() if jax.distributed.is_initialized() else None
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # one of Python's, for `_listening` to hear of it
     try:
-        with _listening(insist):
+        with _listening(leave):
             yield
     finally:
         over.set()
