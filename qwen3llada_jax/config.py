@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.files import home
+from qwen3llada_jax.files import home, put_back
 
 VISIBILITIES = ("full", "block_bias", "block_causal")
 ROPE_KINDS = ("default", "linear", "dynamic", "yarn", "llama3")
@@ -189,6 +189,7 @@ def read_config_json(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: no such folder or file, or not JSON.
     """
+    put_back(folder)
     path = home(folder) / "config.json"
     if not Path(folder).is_dir():
         raise InputError(f"{folder}: no such folder")

@@ -154,11 +154,11 @@ def training_batches(
     return IndexedBatches(parts, weights, slots=slots, **common)
 
 
-def held_out_rows(config: Config, tokenizer: Any, vocab_size: int) -> data.Rows:
-    """The rows of the held-out loss: all of `eval_split`, or as many as are used where the training data is streamed.
+def check_held_out(config: Config) -> None:
+    """Refuse, before anything is read, a configuration that holds nothing out.
 
     Raises:
-        InputError: nothing is held out, or as in `training_batches`.
+        InputError: naming what to set.
     """
     d, e = config.dataset, config.evaluation
     is_divided = not d.mixture and (sources.has_splits(d.name) or sources.is_part(e.eval_split))
@@ -169,6 +169,16 @@ def held_out_rows(config: Config, tokenizer: Any, vocab_size: int) -> data.Rows:
             f"{name} has no splits, so nothing is held out: {hint}set evaluation.eval_name, or "
             "evaluation.do_eval_loss: false"
         )
+
+
+def held_out_rows(config: Config, tokenizer: Any, vocab_size: int) -> data.Rows:
+    """The rows of the held-out loss: all of `eval_split`, or as many as are used where the training data is streamed.
+
+    Raises:
+        InputError: nothing is held out, or as in `training_batches`.
+    """
+    check_held_out(config)
+    d, e = config.dataset, config.evaluation
     part = SourceConfig(e.eval_name or d.name, 1.0, d.config, e.eval_split, d.text_field, d.columns)
     if not d.streaming:
         return _rows(config, tokenizer, vocab_size, part, "evaluation.eval_split")

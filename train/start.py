@@ -9,9 +9,11 @@ from qwen3llada_jax import mask_token, tokens
 from qwen3llada_jax.checkpoint import read_model_config
 from qwen3llada_jax.config import ModelConfig
 from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.files import home, put_back
 from qwen3llada_jax.hub import model_folder
 from qwen3llada_jax.mask_token import MaskToken
 from train.config import BlockAttentionConfig, Config
+from train.watch import notice
 
 
 @dataclass(frozen=True)
@@ -32,15 +34,26 @@ class Start:
     visibility: str
 
 
-def find_start(config: Config) -> Start:
+def find_start(config: Config, goes_on: Path | None = None) -> Start:
     """Open the model folder that the configuration names (`qwen3llada_model_path` before `base_model_path`).
+
+    Args:
+        goes_on: the run whose checkpoint is gone on from, if any. Where the model that it began with has been moved or
+            removed, its own folder stands in: it holds the same config and tokenizer.
 
     Raises:
         InputError: no model or tokenizer there, or no usable mask token.
     """
-    folder = model_folder(_source(config))
-    architecture = read_model_config(folder)
-    tokenizer = tokens.load_tokenizer(folder)
+    source = _source(config, goes_on)
+    try:
+        if goes_on is not None and not Path(source).is_dir():  # nor is the hub asked for what is here
+            raise InputError(f"{source}: no such folder")
+        folder, architecture, tokenizer = _open(model_folder(source))
+    except InputError as error:
+        if goes_on is None:
+            raise
+        folder, architecture, tokenizer = _open(home(goes_on))
+        notice(f"{error}; config and tokenizer are taken from {folder}")
     if tokenizer.eos_token_id is None:
         raise InputError(f"{folder}: its tokenizer names no EOS token, which ends every text")
     mask = _mask_token(config, folder, architecture, tokenizer)
@@ -114,11 +127,20 @@ def check_length(length: int, architecture: ModelConfig) -> None:
         )
 
 
-def _source(config: Config) -> str:
-    """`qwen3llada_model_path` once that folder exists, `base_model_path` until then."""
+def _open(folder: Path) -> tuple[Path, ModelConfig, Any]:
+    return folder, read_model_config(folder), tokens.load_tokenizer(folder)
+
+
+def _source(config: Config, goes_on: Path | None) -> str:
+    """`qwen3llada_model_path` once that folder exists, `base_model_path` until then.
+
+    A run that goes on does not fall back: it may have begun with the one that is gone.
+    """
     converted, base = config.model.qwen3llada_model_path, config.model.base_model_path
-    if converted and (Path(converted).exists() or not base):
-        return converted
+    if converted:
+        put_back(Path(converted))
+        if Path(converted).exists() or goes_on is not None or not base:
+            return converted
     assert base is not None
     return base
 
