@@ -106,7 +106,7 @@ def train(config: Config, look: Look = Look()) -> None:
         with leave_on_sigterm():
             ready = prepare(config, output, logs, holds, look)
         if ready is not None:
-            run_loop(config, output, logs, ready)
+            run_loop(settled(config, ready.start.blocks), output, logs, ready)
 
 
 def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[], None]], look: Look) -> Ready | None:

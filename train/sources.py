@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from qwen3llada_jax.command_line import nearest
-from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.errors import InputError, listed
 from train import data_files
-from train.data_files import some
 from train.readers import FEATURES, raw_rows
 
 
@@ -46,11 +45,11 @@ class Source:
     @property
     def report(self) -> str:
         """Which files and split are read, in words."""
-        said = self.name if len(self.files) < 2 else f"{self.name}: {len(self.files)} files ({some(self.files)})"
+        said = self.name if len(self.files) < 2 else f"{self.name}: {len(self.files)} files ({listed(self.files)})"
         if self.split:
             said += f", split {self.split}"
         if self.left_out:
-            said += f"; files left out: {some(self.left_out)}"
+            said += f"; files left out: {listed(self.left_out)}"
         return said
 
     def where(self, number: int) -> str:
@@ -237,7 +236,7 @@ def _sliced(source: Source, part: str, base: str, split_key: str) -> Source:
 
 def _pick(name: str, loaded: Any, split: str, split_key: str) -> Any:
     if split not in loaded:
-        raise InputError(f"{name}: has no split {split!r}; set {split_key} to one of {', '.join(loaded)}")
+        raise InputError(f"{name}: has no split {split!r}; set {split_key} to one of {listed(loaded)}")
     return loaded[split]
 
 
@@ -311,11 +310,11 @@ def text_column(columns: dict[str, bool], wanted: str | None, name: str) -> str:
     if wanted is not None:
         if wanted not in columns:
             near = nearest(wanted, list(columns))
-            raise InputError(f"{name}: has no column {wanted!r} (it has {some(columns)}){near}")
+            raise InputError(f"{name}: has no column {wanted!r} (it has {listed(columns)}){near}")
         return wanted
     if "text" in columns:
         return "text"
     strings = [column for column, is_text in columns.items() if is_text]
     if len(strings) == 1:
         return strings[0]
-    raise InputError(f"{name}: which column is the text? set dataset.text_field to one of {some(columns)}")
+    raise InputError(f"{name}: which column is the text? set dataset.text_field to one of {listed(columns)}")
