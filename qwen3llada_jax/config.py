@@ -57,7 +57,8 @@ class ModelConfig:
 
     `mask_token_id` is the token that stands for "not known yet". `live_vocab_size` is the number of leading
     embedding rows that a token owns (None: all); the rest can never be sampled. `visibility` and
-    `block_length` are what the model was trained with and the default when sampling.
+    `block_length` are what the model was trained with and the default when sampling; so is `enable_thinking`, whether
+    its answers in a chat begin with their reasoning.
     """
 
     vocab_size: int
@@ -82,6 +83,7 @@ class ModelConfig:
     visibility: str = "full"
     block_length: int | None = None
     prompt_sees_answer: bool = False
+    enable_thinking: bool = False
 
     def __post_init__(self) -> None:
         sizes = (

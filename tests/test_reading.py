@@ -3,10 +3,11 @@
 import json
 import os
 import re
+import shutil
 
 import datasets
 import pytest
-from conftest import TINY, write
+from conftest import QWEN3_TEMPLATE, TINY, write
 
 import qwen3llada_jax as q
 from qwen3llada_jax.chat_template import ChatWriter, names_in
@@ -16,7 +17,9 @@ from qwen3llada_jax.tokens import load_tokenizer
 from train import sources, tokenising
 from train.batches import held_out_rows, trained_on_too, training_batches
 from train.config import Config, DatasetConfig, EvaluationConfig, TrainingConfig
+from train.read_config import read_config
 from train.show_rows import shown
+from train.start import find_start, settled
 from train.tokenising import Reading, Recipe
 
 USER, ANSWER = {"role": "user", "content": "Who?"}, {"role": "assistant", "content": "I am."}
@@ -486,3 +489,21 @@ def test_null_fields_are_as_if_absent():
 def test_turns_that_are_none(turn, why):
     with pytest.raises(BadRowError, match=why):
         read_conversation({"messages": [turn]})
+
+
+def test_k9_whether_answers_think_travels_with_the_model(start, tmp_path):
+    """A model that was taught to think is asked and taught so again, unless a flag says otherwise."""
+    model = tmp_path / "model"
+    shutil.copytree(start, model)
+    shutil.copy(QWEN3_TEMPLATE, model / "chat_template.jinja")
+    config = json.loads((model / "config.json").read_text())
+    cases = ((True, None, True), (False, None, False), (True, "false", False), (False, "true", True))
+    for own, flag, expected in cases:
+        (model / "config.json").write_text(json.dumps(config | {"enable_thinking": own}))
+        flags = [] if flag is None else [("dataset.enable_thinking", flag)]
+        asked = read_config(None, [("model.base_model_path", str(model)), ("model.mask_token_id", "auto"),
+                                   ("training.mode", "sft"), ("dataset.name", "x"), *flags])  # fmt: skip
+        found = find_start(asked)
+        assert found.config.enable_thinking is expected
+        assert settled(asked, found.blocks, found.config.enable_thinking).dataset.enable_thinking is expected
+        assert found.config.to_hf()["enable_thinking"] is expected

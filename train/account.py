@@ -61,7 +61,10 @@ class Account:
     @property
     def report(self) -> str:
         """All of it, in words, a subject a line."""
-        lines = [f"columns: {listed(self.columns)}" + _left_out("columns", self.columns_left_out, self.rows)]
+        lines = [
+            f"columns: {listed(self.columns)}"
+            + _left_out("columns", self.columns_left_out, max(self.columns.values(), default=0))
+        ]
         if self.fields or self.fields_left_out:
             lines.append(f"turn fields: {listed(self.fields)}" + _left_out("turn fields", self.fields_left_out, None))
         lost = sum(self.left_out.values())

@@ -227,8 +227,8 @@ def recipe_of(config: Config) -> Recipe:
     """How texts become rows in this run."""
     d, t = config.dataset, config.training
     return Recipe(
-        t.mode, t.max_length, d.pack_to_max_length, d.pack_boundaries, d.template, d.enable_thinking, d.turn_fields,
-        d.on_bad_row,
+        t.mode, t.max_length, d.pack_to_max_length, d.pack_boundaries, d.template, bool(d.enable_thinking),
+        d.turn_fields, d.on_bad_row,
     )  # fmt: skip
 
 

@@ -144,8 +144,10 @@ class DatasetConfig:
         False, "new: documents of a packed row do not see each other, and each counts positions from 0 (pretrain)"
     )
     template: str = key("chat", "new: how sft writes conversations: chat (the tokenizer's template) or plain")
-    enable_thinking: bool = key(
-        False, "new: sft: answers begin with their reasoning (Qwen3's switch); false: the empty think block is prompt"
+    enable_thinking: bool | None = key(
+        None,
+        "new: sft: answers begin with their reasoning (Qwen3's switch); false: the empty think block is prompt "
+        "(default: the model's own, which is false until it is trained otherwise)",
     )
     columns: Columns = field(default_factory=Columns)
     turn_fields: tuple[str, ...] = key(

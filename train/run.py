@@ -106,7 +106,7 @@ def train(config: Config, look: Look = Look()) -> None:
         with leave_on_sigterm():
             ready = prepare(config, output, logs, holds, look)
         if ready is not None:
-            run_loop(settled(config, ready.start.blocks), output, logs, ready)
+            run_loop(settled(config, ready.start.blocks, ready.start.config.enable_thinking), output, logs, ready)
 
 
 def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[], None]], look: Look) -> Ready | None:
@@ -121,7 +121,7 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
 
     # ---- model: architecture, tokenizer, mask token -------------------------------------------------------
     start = find_start(config, origin.run if origin else None)
-    config = settled(config, start.blocks)
+    config = settled(config, start.blocks, start.config.enable_thinking)
     tokenizer, architecture = start.tokenizer, start.config
     runtime = Runtime(config.dtype, config.training.attention, config.training.remat)
     kernels = [

@@ -12,7 +12,8 @@ from train.versions import versions
 from train.watch import notice
 
 # A continuation in another folder may be taught another visibility or mask token; its weights stay what they are.
-_FREE_IN_A_FORK = ("mask_token_id", "live_vocab_size", "visibility", "block_length", "prompt_sees_answer")
+_FREE_IN_A_FORK = ("mask_token_id", "live_vocab_size", "visibility", "block_length", "prompt_sees_answer",
+                   "enable_thinking")  # fmt: skip
 # What the held-out loss is of.
 _HELD_OUT = ("evaluation.eval_name", "evaluation.eval_split", "evaluation.eval_max_batches")
 # Known to who starts the run, and different for every one.

@@ -66,14 +66,27 @@ def find_start(config: Config, goes_on: Path | None = None) -> Start:
         visibility=(blocks.visibility or "full") if blocks.enabled else "full",
         block_length=blocks.block_length if blocks.enabled else own,
         prompt_sees_answer=bool(blocks.enabled and blocks.prompt_sees_answer),
+        enable_thinking=_thinks(config, architecture),
     )
     check_length(config.training.max_length, architecture)
     return Start(folder, tokenizer, architecture, mask, blocks, visibility)
 
 
-def settled(config: Config, blocks: BlockAttentionConfig) -> Config:
-    """The configuration with the `block_attention` that `blocks_of` found."""
-    return dataclasses.replace(config, training=dataclasses.replace(config.training, block_attention=blocks))
+def settled(config: Config, blocks: BlockAttentionConfig, enable_thinking: bool = False) -> Config:
+    """The configuration with what `find_start` found where it left the choice to the model."""
+    training = dataclasses.replace(config.training, block_attention=blocks)
+    dataset = config.dataset
+    if training.mode == "sft":
+        dataset = dataclasses.replace(dataset, enable_thinking=enable_thinking)
+    return dataclasses.replace(config, training=training, dataset=dataset)
+
+
+def _thinks(config: Config, architecture: ModelConfig) -> bool:
+    """Whether answers begin with their reasoning."""
+    asked = config.dataset.enable_thinking
+    if config.training.mode != "sft" or asked is None:
+        return architecture.enable_thinking and config.dataset.template != "plain"
+    return asked
 
 
 def blocks_of(config: Config, architecture: ModelConfig) -> tuple[BlockAttentionConfig, str]:

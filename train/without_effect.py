@@ -92,7 +92,11 @@ TABLE = (
         )
         for name in ("template", "enable_thinking", "turn_fields", *(f"columns.{f.name}" for f in fields(Columns)))
     ),
-    Inert("dataset.enable_thinking", lambda c: c.dataset.template == "plain", "with dataset.template plain"),
+    Inert(
+        "dataset.enable_thinking",
+        lambda c: c.dataset.template == "plain" and bool(c.dataset.enable_thinking),
+        "with dataset.template plain",
+    ),
     Inert(
         "evaluation.eval_name",
         lambda c: not c.evaluation.do_eval_loss,
