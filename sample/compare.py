@@ -235,4 +235,4 @@ def draw(found: Sequence[Mapping[str, Any]], measure: str, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, leaves_at_once=True)

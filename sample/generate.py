@@ -176,4 +176,4 @@ def summary(done: tuple[list[writing.Written], float, float], seed: int) -> str:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, leaves_at_once=True)

@@ -15,6 +15,7 @@ import qwen3llada_jax as q
 from qwen3llada_jax import checkpoint, tokens
 from qwen3llada_jax.config import ModelConfig
 from qwen3llada_jax.sampler_config import SamplerConfig
+from qwen3llada_jax.text_ends import with_text_ends
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,12 @@ class Folder:
     """A model folder whose weights are not read yet.
 
     Attributes:
-        stops: ids that end a text: the model's and the tokenizer's EOS, and the end of a chat turn.
+        config: with every id that ends a text, as `q.load` gives it.
     """
 
     path: Path
     config: ModelConfig
     tokenizer: Any
-    stops: tuple[int, ...]
     mesh: Mesh | None
 
     @property
@@ -38,7 +38,7 @@ class Folder:
 
     def ending(self, settings: SamplerConfig) -> SamplerConfig:
         """Settings under which the sampler ends a text where the programs do, unless they say otherwise."""
-        ends = self.stops if settings.eos_token_ids is None else settings.eos_token_ids
+        ends = self.config.eos_token_ids if settings.eos_token_ids is None else settings.eos_token_ids
         return dataclasses.replace(settings, eos_token_ids=ends)
 
     @contextmanager
@@ -58,22 +58,16 @@ def look_at(flags: Any) -> Folder:
         InputError: no model there, no tokenizer, or a mesh that the devices do not make.
     """
     path = Path(flags.model)
-    config, tokenizer = checkpoint.read_model_config(path), tokens.load_tokenizer(path)
-    if config.live_vocab_size is None:  # a plain Hugging Face folder does not say which rows are tokens
-        live = min(tokens.live_vocab_size(tokenizer), config.vocab_size)
-        config = dataclasses.replace(config, live_vocab_size=live)
-    ends = (*config.eos_token_ids, tokenizer.eos_token_id, tokenizer.get_vocab().get("<|im_end|>"))
-    stops = tuple(dict.fromkeys(i for i in ends if i is not None and i < config.vocab_size))
+    config = with_text_ends(checkpoint.read_model_config(path), path)
+    tokenizer = tokens.load_tokenizer(path)
     sizes = {axis: getattr(flags, f"mesh_{axis}") for axis in ("data", "fsdp", "tensor")}
     sizes = {axis: size for axis, size in sizes.items() if size is not None}
-    return Folder(path, config, tokenizer, stops, q.make_mesh(**sizes) if sizes else None)
+    return Folder(path, config, tokenizer, q.make_mesh(**sizes) if sizes else None)
 
 
 def load(folder: Folder, dtype: str | None) -> q.Qwen3LLaDA:
     """Read the weights."""
-    model = checkpoint.load(folder.path, dtype, mesh=folder.mesh)
-    model.config = folder.config
-    return model
+    return checkpoint.load(folder.path, dtype, mesh=folder.mesh)
 
 
 def say_if_approximate(settings: SamplerConfig, config: ModelConfig) -> None:
