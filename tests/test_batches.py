@@ -101,7 +101,7 @@ def test_a_mixture_of_files_is_read_from_yaml_and_flags(tmp_path, tokenizer, sta
     texts = [tokenizer.decode(line) for step in range(100) for line in batches.take(step).tokens]
     assert 0.7 < np.mean(["first" in text for text in texts]) < 0.8
     assert {"first" in text for text in texts} == {"other" not in text for text in texts}
-    assert "5 documents" in batches.report
+    assert "documents: 5, " in batches.report
     assert "drawn 75.00%, 25.00%" in batches.report
     with pytest.raises(q.InputError, match=r"dataset\.mixture has no splits, so nothing is held out"):
         held_out_rows(config, tokenizer, 1088)
@@ -119,7 +119,7 @@ def test_the_share_of_padding_is_that_of_the_first_epochs_batches(tmp_path, toke
     assert batches.rows_per_epoch % 4 != 1
     taken = [batches.take(step) for step in range(batches.rows_per_epoch // 4)]
     share = 1 - sum(b.real_length.sum() for b in taken) / sum(b.tokens.size for b in taken)
-    assert 0.2 < share < 0.6
+    assert 0.2 < share < 0.7
     assert f"; {share:.1%} padding" in batches.report
     packed = dataclasses.replace(config, dataset=DatasetConfig(name))
     assert "0.0% padding" in training_batches(packed, tokenizer, 1088).report

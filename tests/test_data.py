@@ -9,10 +9,12 @@ import pytest
 from conftest import DATA, TINY, length_of_exchange, write
 from datasets.arrow_writer import ArrowWriter
 
+from qwen3llada_jax.chat_template import ChatWriter
+from qwen3llada_jax.conversations import Columns
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.tokens import load_tokenizer
-from train import conversations, data, order, sources, tokenising
-from train.tokenising import Recipe
+from train import data, order, sources, tokenising
+from train.tokenising import Reading, Recipe
 
 TEXTS = ["Speak, speak.", "We know't, we know't.", "No more talking on't; let it be done: away, away!"]
 
@@ -22,9 +24,8 @@ def ids_of(tokenizer, texts):
 
 
 def pretraining(name, tokenizer, length=8, pack=True, column=None, split="train", divide=False):
-    recipe = Recipe("pretrain", length, pack, divide)
-    dataset = sources.load(name, None, split)
-    return tokenising.rows_of(dataset, recipe, tokenizer, text_field=column, num_proc=None, name=name)
+    recipe, source = Recipe("pretrain", length, pack, divide), sources.load(name, None, split)
+    return tokenising.rows_of(source, recipe, tokenizer, Reading(column), num_proc=None)
 
 
 def test_every_kind_of_local_file_gives_the_same_rows(tmp_path, tokenizer):
@@ -129,15 +130,16 @@ def test_several_processes_give_the_same_rows_and_the_same_errors(tmp_path, toke
     recipe = Recipe("pretrain", 8)
 
     def rows(file, column, workers):
-        dataset = sources.load(file, None, "train")
-        return tokenising.rows_of(dataset, recipe, tokenizer, text_field=column, num_proc=workers, name=file)
+        source = sources.load(file, None, "train")
+        with sources.readable(file):
+            return tokenising.rows_of(source, recipe, tokenizer, Reading(column), num_proc=workers)
 
     one, two = (
         rows(write(tmp_path / "a.jsonl", texts), None, 1),
         rows(write(tmp_path / "b.jsonl", texts), None, 2),
     )
     assert one.fingerprint == two.fingerprint
-    with pytest.raises(InputError, match="column body must hold texts"):
+    with pytest.raises(InputError, match="its body is a number"):
         rows(write(tmp_path / "c.jsonl", [{"body": 3}] * 4), "body", 2)
 
 
@@ -158,7 +160,8 @@ def test_empty_documents_are_dropped_and_counted(tmp_path, tokenizer):
     for pack in (True, False):
         rows = pretraining(write(tmp_path / "a.jsonl", [{"text": t} for t in texts]), tokenizer, 4, pack, divide=True)
         np.testing.assert_array_equal(rows.values[:], np.concatenate(ids_of(tokenizer, TEXTS[:2])))
-        assert "2 documents (3 empty ones dropped)" in rows.report
+        assert "rows: 5 = 2 used + 3 left out" in rows.report
+        assert f"3 left out: its text is empty (first: {tmp_path / 'a.jsonl'}:2)" in rows.report
 
 
 def test_order_is_a_fresh_permutation_every_epoch_and_needs_only_the_step():
@@ -172,8 +175,10 @@ def test_order_is_a_fresh_permutation_every_epoch_and_needs_only_the_step():
 
 def test_batches_come_in_few_lengths():
     rows = data.Rows(data.Tokens([np.arange(100)]), np.array([0, 3, 30]), np.array([3, 27, 70]), np.zeros(3, int), "")
-    lengths = [data.make_batch(rows, np.array(n), 0, length=64).tokens.shape[1] for n in ([0], [0, 1], [2])]
-    assert lengths == [16, 32, 64]
+    for most, expected in ((64, [64, 64, 64]), (300, [128, 128, 128])):
+        made = [data.make_batch(rows, np.array(n), 0, length=most) for n in ([0], [0, 1], [2])]
+        assert [batch.tokens.shape[1] for batch in made] == expected
+    assert data.buckets(1000) == [128, 256, 384, 512, 768, 1024]
 
 
 # ---- supervised formats --------------------------------------------------------------------------------------
@@ -187,11 +192,11 @@ SAME = {
 }
 
 
-def sft(path, rows, tokenizer, length=64, template="chat"):
+def sft(path, rows, tokenizer, length=64, template="chat", columns=Columns(), **more):
     """Rows of these examples, written to `path`; of the file as it is, where `rows` is None."""
     name = str(path) if rows is None else write(path, rows)
-    recipe, dataset = Recipe("sft", length, template=template), sources.load(name, None, "train")
-    return tokenising.rows_of(dataset, recipe, tokenizer, text_field=None, num_proc=None, name=name)
+    recipe, source = Recipe("sft", length, template=template, **more), sources.load(name, None, "train")
+    return tokenising.rows_of(source, recipe, tokenizer, Reading(columns=columns), num_proc=None)
 
 
 def tokens_of(rows, number):
@@ -229,15 +234,18 @@ def test_long_answers_are_cut_at_the_end_and_long_prompts_dropped(tmp_path, toke
     assert len(got) == 2
     assert got.sizes[0] == 40
     lost, long = (length_of_exchange(tokenizer, r["prompt"], r["completion"]) for r in (rows[1], rows[0]))
-    assert f"1 dropped (prompt fills the row; {lost} tokens), 1 cut by {long - 40} tokens" in got.report
-    assert "without an answer" not in got.report
+    assert "rows: 3 = 2 used + 1 left out" in got.report
+    assert "1 left out: its prompt leaves no room for an answer" in got.report
+    assert f"tokens lost with prompts that leave no room: {lost}" in got.report
+    assert f"1 cut by {long - 40} tokens" in got.report
+    assert "has no answer" not in got.report
 
 
 def test_conversations_without_an_answer_are_counted(tmp_path, tokenizer):
     turns = [[{"role": "user", "content": "x"}], [{"role": "assistant", "content": "Welcome."}], []]
     rows = [*({"messages": m} for m in turns), {"messages": SAME["messages"]["messages"]}]
-    assert "1 answers, " in (report := sft(tmp_path / "a.jsonl", rows, tokenizer).report)
-    assert "3 conversations without an answer, 0 dropped" in report
+    assert "answers: 1, " in (report := sft(tmp_path / "a.jsonl", rows, tokenizer).report)
+    assert "3 left out: has no answer: no turn of the assistant that follows another (first: " in report
 
 
 def test_only_instructions_have_an_input(tmp_path, tokenizer):
@@ -252,7 +260,7 @@ def test_system_text_and_unknown_speakers(tmp_path, tokenizer):
     row = {"system": "Be brief.", **SAME["conversations"]}
     assert "system\nBe brief." in tokenizer.decode(sft(tmp_path / "a.jsonl", [row], tokenizer).values[:])
     odd = {"conversations": [{"from": "parrot", "value": "x"}, {"from": "gpt", "value": "I."}]}
-    with pytest.raises(InputError, match="unknown speaker 'parrot'"):
+    with pytest.raises(InputError, match=r"unknown speaker .*'parrot'"):
         sft(tmp_path / "b.jsonl", [odd], tokenizer)
 
 
@@ -264,9 +272,10 @@ def test_conversations_that_hold_no_text_are_named(tmp_path, tokenizer):
             {"conversations": [{"from": "human"}, {"from": "gpt"}]},
         ]
     ):
-        with pytest.raises(InputError, match="a turn needs"):
+        part = "a turn has no text" if number != 1 else "column prompt is a number, not a text"
+        with pytest.raises(InputError, match=part):
             sft(tmp_path / f"{number}.jsonl", [row], tokenizer)
-    with pytest.raises(InputError, match="no answer to train on"):
+    with pytest.raises(InputError, match="nothing to train on"):
         sft(tmp_path / "none.jsonl", [{"messages": [{"role": "user", "content": "x"}]}], tokenizer)
 
 
@@ -315,7 +324,6 @@ def test_plain_template_is_the_documented_text(tmp_path, tokenizer):
 
 def test_bad_datasets_are_refused(tmp_path, tokenizer):
     (tmp_path / "notes.md").write_text("x")
-    (tmp_path / "broken.jsonl").write_text('{"text": ')
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "mixed").mkdir()
     (tmp_path / "mixed" / "a.csv").write_text("text\nx\n")
@@ -327,7 +335,6 @@ def test_bad_datasets_are_refused(tmp_path, tokenizer):
         "notes.md": "unknown kind of file",
         "mixed": r"files of several kinds \(\.csv, \.jsonl\)",
         "hollow": "holds no file of a known kind",
-        "broken.jsonl": "cannot be read as a dataset",
         "empty.jsonl": "the file is empty",
     }.items():
         for read in (sources.load, sources.stream):
@@ -345,9 +352,9 @@ def test_bad_columns_are_refused(tmp_path, tokenizer):
     name = write(tmp_path / "a.jsonl", [{"body": "x", "title": "y"}])
     with pytest.raises(InputError, match=r"no column 'bodi'.*did you mean 'body'"):
         pretraining(name, tokenizer, column="bodi")
-    with pytest.raises(InputError, match="column body must hold texts, not '3'"):
+    with pytest.raises(InputError, match="its body is a number, not a text"):
         pretraining(write(tmp_path / "c.jsonl", [{"body": 3}]), tokenizer, column="body")
-    with pytest.raises(InputError, match="holds no text"):
+    with pytest.raises(InputError, match="none of its 2 rows can be used: 2 × its text is empty"):
         pretraining(write(tmp_path / "d.jsonl", [{"text": ""}, {"text": None}]), tokenizer, pack=False)
     with pytest.raises(InputError, match=r"set dataset\.text_field to one of body, title"):
         pretraining(name, tokenizer)
@@ -358,7 +365,7 @@ def test_bad_columns_are_refused(tmp_path, tokenizer):
 def test_too_little_text_is_refused(tmp_path, tokenizer):
     with pytest.raises(InputError, match="less than one row of max_length 99"):
         pretraining(write(tmp_path / "a.jsonl", [{"text": "x"}]), tokenizer, length=99)
-    with pytest.raises(InputError, match="no answer to train on"):
+    with pytest.raises(InputError, match=r"its prompt leaves no room for an answer .*raise training.max_length"):
         sft(tmp_path / "b.jsonl", [{"prompt": "Who? " * 50, "completion": "I."}], tokenizer, length=16)
 
 
@@ -367,4 +374,4 @@ def test_a_tokenizer_without_chat_template_is_refused():
         chat_template = None
 
     with pytest.raises(InputError, match="no chat template"):
-        list(conversations.answers([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}], Plain()))
+        ChatWriter(Plain())

@@ -105,7 +105,7 @@ def test_meter_leaves_out_pauses_and_counts_padding():
         with meter.waiting():
             now[0] += 0.5
         now[0] += 1.5
-        meter.count(Batch(np.zeros((2, 8), np.int32), numbers, np.array([8, real], np.int32), numbers))
+        meter.count(Batch(np.zeros((2, 8), np.int32), numbers, np.array([8, real], np.int32), numbers, numbers + 8))
     with meter.paused(jnp.zeros(3)):
         now[0] += 1000
     rates = meter.read()
@@ -116,7 +116,7 @@ def test_meter_leaves_out_pauses_and_counts_padding():
     assert rates == pytest.approx(expected)
     assert set(rates) == set(MEASURED)
     meter = Meter(SMALL, None, clock=lambda: now[0])
-    meter.count(Batch(np.zeros((2, 8), np.int32), numbers, numbers + 8, numbers))
+    meter.count(Batch(np.zeros((2, 8), np.int32), numbers, numbers + 8, numbers, numbers + 8))
     now[0] += 2
     assert set(meter.read()) == {"tokens_per_second", "seconds_per_update", "data_wait"}
 

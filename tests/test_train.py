@@ -65,12 +65,11 @@ def prepared_and_loss(start: Path, **more):
     draw = np.random.default_rng(0)
     B, L = 8, 32
     is_sft = config.training.mode == "sft"
-    batch = training.DeviceBatch(
-        jnp.asarray(draw.integers(0, 1000, (B, L)), jnp.int32),
-        jnp.asarray(draw.integers(3, 9, B) if is_sft else np.zeros(B), jnp.int32),
-        jnp.asarray(draw.integers(12, L, B) if is_sft else np.full(B, L), jnp.int32),
-        jnp.arange(B),
-    )
+    tokens, prompts = draw.integers(0, 1000, (B, L)), draw.integers(3, 9, B) if is_sft else np.zeros(B)
+    sizes = draw.integers(12, L - 4, B) if is_sft else np.full(B, L)
+    if config.pads_answers:  # with EOS to the longest row; what lies behind that only fills the bucket
+        sizes = np.full(B, sizes.max())
+    batch = training.DeviceBatch(*(jnp.asarray(x, jnp.int32) for x in (tokens, prompts, sizes, np.arange(B))))
     prepared = training.prepare(batch, jax.random.key(1), jnp.int32(3), config, 1050, 1050)
     smoothing = config.training.loss_smoothing if config.training.loss_impl == "soft_ce" else 0.0
     loss, _ = training.loss_and_sums(network, prepared, config, smoothing=smoothing)
@@ -86,7 +85,7 @@ def test_loss_equals_torch_on_the_same_noise(start, mode):
     batch, p, loss, _ = prepared_and_loss(start, **more)
     reference = torch_model(0, vocab_size=1088, hidden_size=32, num_hidden_layers=2, intermediate_size=48)
     B, L = batch.tokens.shape
-    real = np.asarray(batch.real_length) if mode.endswith("padding") else np.full(B, L)
+    real = np.asarray(batch.real_length)
     allowed = np.repeat((np.arange(L)[None] < real[:, None])[:, None], L, axis=1)
     mask = torch.where(torch.tensor(allowed)[:, None], 0.0, torch.finfo(torch.float32).min)
     with torch.no_grad():

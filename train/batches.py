@@ -13,10 +13,11 @@ import numpy as np
 from jaxtyping import Int
 
 from qwen3llada_jax import model
+from qwen3llada_jax.conversations import Columns
 from qwen3llada_jax.errors import InputError
 from train import data, order, sources, streaming, tokenising
 from train.config import Config, SourceConfig
-from train.tokenising import Recipe
+from train.tokenising import Reading, Recipe
 
 _LOOKED_AT = 1000  # batches that the share of padding is computed over
 _SHUFFLE_BUFFER = 1024
@@ -30,6 +31,7 @@ class IndexedBatches:
         parts: the rows of each dataset.
         weights: how often each is drawn, in any unit.
         slots: rows of a batch that this host assembles; None: all.
+        pads_answers: the EOS up to a batch's longest row belong to its answers.
     """
 
     parts: Sequence[data.Rows]
@@ -39,6 +41,7 @@ class IndexedBatches:
     pad_id: int
     length: int
     slots: Int[np.ndarray, " b"] | None = None
+    pads_answers: bool = False
 
     def __post_init__(self) -> None:
         order.shares(self.weights)  # refuses impossible ones now
@@ -59,20 +62,35 @@ class IndexedBatches:
 
     @property
     def report(self) -> str:
-        """What was read, cut, dropped and mixed, and the share of padding (of the first epoch's batches), in words."""
+        """What was read, cut, left out and mixed, and how batches are filled (of the first epoch's), in words."""
         steps = np.arange(max(1, min(_LOOKED_AT, self.rows_per_epoch // self.batch_size)))
-        sizes = np.minimum(self._rows.sizes[self._numbers(np.arange(len(steps) * self.batch_size))], self.length)
-        sizes = sizes.reshape(len(steps), self.batch_size)
-        total = int(data.padded_length(sizes, self.length).sum()) * self.batch_size
-        said = f"{self._rows.report}; {1 - sizes.sum() / total:.1%} padding"
+        numbers = self._numbers(np.arange(len(steps) * self.batch_size))
+        sizes = np.minimum(self._rows.sizes[numbers], self.length).reshape(len(steps), self.batch_size)
+        prompts = self._rows.prompt_lengths[numbers].reshape(sizes.shape)
+        lengths, filled = data.padded_length(sizes, self.length), int(sizes.sum())
+        total = int(lengths.sum()) * self.batch_size
+        said = [self._rows.report]
         if len(self.weights) > 1:
-            said += f"; drawn {', '.join(f'{share / order.DECK:.2%}' for share in order.shares(self.weights))}"
-        return said
+            said.append(f"drawn {', '.join(f'{share / order.DECK:.2%}' for share in order.shares(self.weights))}")
+        shares = ", ".join(f"{size} ({(lengths == size).mean():.0%})" for size in np.unique(lengths))
+        said.append(f"batches of {self.batch_size} rows, of length {shares}; {1 - filled / total:.1%} padding")
+        learned = filled - int(prompts.sum())
+        if self.pads_answers:
+            ends = int((sizes.max(axis=-1, keepdims=True) - sizes).sum())
+            said.append(
+                f"trained on: {learned / len(steps):,.0f} tokens an update and {ends / len(steps):,.0f} EOS that pad "
+                f"answers to their batch's longest row ({ends / max(1, learned + ends):.0%})"
+            )
+        else:
+            said.append(f"trained on: {learned / len(steps):,.0f} tokens an update")
+        return "\n".join(said)
 
     def take(self, step: int) -> data.Batch:
         """The batch of update `step` (the first is 0)."""
         numbers = self._numbers(np.arange(step * self.batch_size, (step + 1) * self.batch_size))
-        return data.make_batch(self._rows, numbers, self.pad_id, length=self.length, slots=self.slots)
+        return data.make_batch(
+            self._rows, numbers, self.pad_id, length=self.length, slots=self.slots, pads_answers=self.pads_answers
+        )
 
     def state(self, step: int) -> dict[str, Any]:
         """Nothing: the step is enough."""
@@ -117,17 +135,18 @@ def training_batches(
         "seed": config.project.seed,
         "pad_id": tokenizer.eos_token_id,
         "length": t.max_length,
+        "pads_answers": config.pads_answers,
     }
     if d.streaming:
-        opened = [_source(config, tokenizer, part) for part in d.sources]
+        opened = [_stream(config, tokenizer, part) for part in d.sources]
         made_by = [tokenising.tokenizer_tag(tokenizer), getattr(tokenizer, "chat_template", None), recipe_of(config)]
-        fields = [part.text_field for part in d.sources]
+        readings = [_reading(part) for part in d.sources]
         return streaming.StreamedBatches(
-            [source for source, _ in opened],
+            opened,
             weights,
             shuffle_buffer=_SHUFFLE_BUFFER if d.shuffle_buffer is None else d.shuffle_buffer,
             vocab_size=vocab_size,
-            fingerprint=_digest(*made_by, weights, fields, [identity for _, identity in opened]),
+            fingerprint=_digest(*made_by, weights, readings, [source.identity for source in opened]),
             **common,
         )
     parts = [_rows(config, tokenizer, vocab_size, part) for part in d.sources]
@@ -141,25 +160,58 @@ def held_out_rows(config: Config, tokenizer: Any, vocab_size: int) -> data.Rows:
         InputError: nothing is held out, or as in `training_batches`.
     """
     d, e = config.dataset, config.evaluation
-    if e.eval_name is None and (d.mixture or not sources.has_splits(d.name)):
+    is_divided = not d.mixture and (sources.has_splits(d.name) or sources.is_part(e.eval_split))
+    if e.eval_name is None and not is_divided:
+        name = "dataset.mixture" if d.mixture else d.name
+        hint = "" if d.mixture else "divide it (dataset.split: train[:90%] and evaluation.eval_split: train[90%:]), "
         raise InputError(
-            f"{'dataset.mixture' if d.mixture else d.name} has no splits, so nothing is held out: "
-            "set evaluation.eval_name, or evaluation.do_eval_loss: false"
+            f"{name} has no splits, so nothing is held out: {hint}set evaluation.eval_name, or "
+            "evaluation.do_eval_loss: false"
         )
-    part = SourceConfig(e.eval_name or d.name, 1.0, d.config, e.eval_split, d.text_field)
+    part = SourceConfig(e.eval_name or d.name, 1.0, d.config, e.eval_split, d.text_field, d.columns)
     if not d.streaming:
         return _rows(config, tokenizer, vocab_size, part, "evaluation.eval_split")
-    source, _ = _source(config, tokenizer, part, "evaluation.eval_split")
+    source = _stream(config, tokenizer, part, "evaluation.eval_split")
     found = source.first(e.eval_max_batches * config.training.batch_size)
-    rows = data.collect(found, f"the first {len(found):,} rows of {part.name}")
+    rows = data.collect(found, f"{source.report}, the first {len(found):,} rows")
     model.check_tokens(np.array([rows.values.min(), rows.values.max()]), vocab_size)
     return rows
+
+
+def trained_on_too(config: Config) -> str | None:
+    """A warning where held-out rows are also trained on; None: they are not."""
+    d, e = config.dataset, config.evaluation
+    if not e.do_eval_loss or d.streaming:
+        return None
+    name, split = e.eval_name or d.name, e.eval_split
+    assert name is not None
+    held_out = sources.load(name, d.config, split, split_key="evaluation.eval_split")
+    for part in d.sources:
+        assert part.name is not None
+        assert part.split is not None
+        if sources.shares_rows(sources.load(part.name, part.config, part.split), held_out):
+            return f"held-out rows are trained on too: {name} {split} shares rows with {part.name} {part.split}"
+    return None
+
+
+def lengths_of(config: Config) -> list[int]:
+    """All lengths that batches of this run may have, ascending."""
+    t = config.training
+    is_packed = t.mode == "pretrain" and config.dataset.pack_to_max_length
+    return [t.max_length] if is_packed else data.buckets(t.max_length)
 
 
 def recipe_of(config: Config) -> Recipe:
     """How texts become rows in this run."""
     d, t = config.dataset, config.training
-    return Recipe(t.mode, t.max_length, d.pack_to_max_length, d.pack_boundaries, d.template)
+    return Recipe(
+        t.mode, t.max_length, d.pack_to_max_length, d.pack_boundaries, d.template, d.enable_thinking, d.turn_fields,
+        d.on_bad_row,
+    )  # fmt: skip
+
+
+def _reading(part: SourceConfig) -> Reading:
+    return Reading(part.text_field, part.columns or Columns())
 
 
 def _rows(
@@ -167,26 +219,23 @@ def _rows(
 ) -> data.Rows:
     assert part.name is not None
     assert part.split is not None
-    dataset = sources.load(part.name, part.config, part.split, split_key=split_key)
+    source = sources.load(part.name, part.config, part.split, split_key=split_key)
     workers = config.dataset.num_proc
-    rows = tokenising.rows_of(
-        dataset, recipe_of(config), tokenizer, text_field=part.text_field, num_proc=workers, name=part.name
-    )
+    with sources.readable(part.name):
+        rows = tokenising.rows_of(source, recipe_of(config), tokenizer, _reading(part), num_proc=workers)
     model.check_tokens(np.array([rows.values.min(), rows.values.max()]), vocab_size)
     return rows
 
 
-def _source(
+def _stream(
     config: Config, tokenizer: Any, part: SourceConfig, split_key: str = "dataset.split"
-) -> tuple[streaming.Source, str]:
-    """A stream of rows, and what tells it from another."""
+) -> streaming.StreamedRows:
     assert part.name is not None
     assert part.split is not None
-    opened = sources.stream(part.name, part.config, part.split, split_key=split_key)
+    source = sources.stream(part.name, part.config, part.split, split_key=split_key)
     recipe = recipe_of(config)
-    columns = sources.columns_of(opened.dataset)
-    tokenise = tokenising.tokeniser(recipe, tokenizer, columns, part.text_field, part.name)
-    return streaming.Source(opened.dataset, tokenise, recipe, part.name), opened.identity
+    with sources.readable(part.name):
+        return streaming.StreamedRows(source, tokenising.tokeniser(recipe, tokenizer, source, _reading(part)), recipe)
 
 
 def _digest(*parts: object) -> str:

@@ -19,6 +19,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "optim.scheduler": ("constant", "linear", "cosine", "wsd"),
     "optim.moment_dtype": ("float32", "bfloat16"),
     "dataset.template": ("chat", "plain"),
+    "dataset.on_bad_row": ("skip", "stop"),
     "evaluation.remasking": tuple(CONFIDENCE_RULES),
     "distributed.initialize": ("auto", "always", "never"),
 }

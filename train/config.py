@@ -9,6 +9,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from qwen3llada_jax.conversations import Columns
 from qwen3llada_jax.diffusion import NoiseConfig
 
 
@@ -111,6 +112,7 @@ class SourceConfig:
     config: str | None = None
     split: str | None = None
     text_field: str | None = None
+    columns: Columns | None = None
 
 
 @dataclass(frozen=True)
@@ -118,11 +120,11 @@ class DatasetConfig:
     name: str | None = key(None, "a file (.txt .json .jsonl .csv .parquet .arrow), a folder, or a dataset on the hub")
     mixture: tuple[SourceConfig, ...] = key(
         (),
-        "new: several datasets in place of name: [{name: …, weight: …, config: …, split: …, text_field: …}, …]; rows "
-        "are drawn by weight (default 1), and what else is left out is taken from the keys here",
+        "new: several datasets in place of name: [{name: …, weight: …, config: …, split: …, text_field: …, columns: "
+        "{…}}, …]; rows are drawn by weight (default 1), and what else is left out is taken from the keys here",
     )
     config: str | None = key(None, "configuration of a hub dataset")
-    split: str = key("train", "split to train on")
+    split: str = key("train", "split to train on, or a part of it: train[:90%]")
     text_field: str | None = key(None, "column of the text (default: the only text column, or `text`)")
     streaming: bool = key(False, "read rows as they come, without downloading and tokenising first; needs max_steps")
     shuffle_buffer: int | None = key(
@@ -134,6 +136,14 @@ class DatasetConfig:
         False, "new: documents of a packed row do not see each other, and each counts positions from 0 (pretrain)"
     )
     template: str = key("chat", "new: how sft writes conversations: chat (the tokenizer's template) or plain")
+    enable_thinking: bool = key(
+        False, "new: sft: answers begin with their reasoning (Qwen3's switch); false: the empty think block is prompt"
+    )
+    columns: Columns = field(default_factory=Columns)
+    turn_fields: tuple[str, ...] = key(
+        (), "new: sft: of each turn, beside who speaks and what, use these fields only (default: all that are known)"
+    )
+    on_bad_row: str = key("skip", "new: a row that cannot be read: skip (left out, and counted) or stop")
 
     @property
     def sources(self) -> tuple[SourceConfig, ...]:
@@ -141,7 +151,7 @@ class DatasetConfig:
         return tuple(
             SourceConfig(
                 part.name, part.weight, part.config or self.config, part.split or self.split,
-                part.text_field or self.text_field,
+                part.text_field or self.text_field, part.columns or self.columns,
             )
             for part in self.mixture or (SourceConfig(self.name),)
         )  # fmt: skip
@@ -155,7 +165,7 @@ class EvaluationConfig:
     eval_name: str | None = key(
         None, "new: file, folder or hub dataset of the held-out text (default: the training one's)"
     )
-    eval_split: str = key("validation", "split to evaluate on")
+    eval_split: str = key("validation", "split to evaluate on, or a part of it: train[90%:]")
     eval_max_batches: int = key(8, "batches of an evaluation at most")
     tensorboard: bool = key(False, "new: metrics also as TensorBoard events, into log_dir/tensorboard")
     wandb: str | None = key(None, "new: metrics also to this Weights & Biases project")
@@ -204,6 +214,11 @@ class Config:
     def dtype(self) -> str:
         """The compute dtype."""
         return "bfloat16" if self.training.bf16 else "float32"
+
+    @property
+    def pads_answers(self) -> bool:
+        """Whether answers are padded with EOS that is learned."""
+        return self.training.mode == "sft" and self.training.eos_padding
 
     @property
     def micro_batches(self) -> int:

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+_UNIT = 128
+
 
 class Tokens:
     """Token ids that lie in pieces (the parts of a mapped file, say), read as one array; no piece is ever copied."""
@@ -59,6 +61,7 @@ class Rows:
         prompt_lengths: [n] tokens of each row that are prompt.
         report: what was read, cut and dropped, in words.
         documents: [d] where documents begin in `values`, ascending; None when rows are not divided.
+        digest: tells what training sees of them from anything else, where that is known already.
     """
 
     values: Tokens
@@ -67,6 +70,7 @@ class Rows:
     prompt_lengths: Int[np.ndarray, " n"]
     report: str
     documents: Int[np.ndarray, " d"] | None = None
+    digest: str | None = None
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -84,6 +88,8 @@ class Rows:
     @functools.cached_property
     def fingerprint(self) -> str:
         """A digest of all that training sees of these rows."""
+        if self.digest is not None:
+            return self.digest
         digest = hashlib.sha256(str([len(self.values), len(self), self.documents is not None]).encode())
         for piece in self.values.pieces:
             digest.update(np.ascontiguousarray(piece, np.int32).data)
@@ -101,6 +107,8 @@ class Batch:
         tokens: [B, L] ids, `pad_id` after a row's end. Rows that were not asked for are zeros.
         prompt_length: [B].
         real_length: [B] tokens before the padding.
+        used_length: [B] tokens that count: its own, and where answers are padded with EOS that is learned, all up to
+            the longest row's end (LLaDA's rule). What lies behind only fills the bucket.
         rows: [B] number of each row in the data.
         segment_ids: [B, L] number of each token's document within its row; None: rows are not divided.
         positions: [B, L] its position within that document; None with `segment_ids`.
@@ -110,6 +118,7 @@ class Batch:
     prompt_length: Int[np.ndarray, " B"]
     real_length: Int[np.ndarray, " B"]
     rows: Int[np.ndarray, " B"]
+    used_length: Int[np.ndarray, " B"]
     segment_ids: Int[np.ndarray, "B L"] | None = None
     positions: Int[np.ndarray, "B L"] | None = None
 
@@ -120,13 +129,15 @@ def join(parts: Sequence[Rows]) -> Rows:
         return parts[0]
     shifts = np.cumsum([0, *(len(part.values) for part in parts)])
     documents = [p.documents + shift for p, shift in zip(parts, shifts, strict=False) if p.documents is not None]
+    digest = hashlib.sha256("\0".join(part.fingerprint for part in parts).encode()).hexdigest()
     return Rows(
         Tokens([piece for part in parts for piece in part.values.pieces]),
         np.concatenate([p.starts + shift for p, shift in zip(parts, shifts, strict=False)]),
         np.concatenate([p.sizes for p in parts]),
         np.concatenate([p.prompt_lengths for p in parts]),
-        "; ".join(p.report for p in parts),
+        "\n".join(p.report for p in parts),
         np.concatenate(documents) if documents else None,
+        digest,
     )
 
 
@@ -149,15 +160,25 @@ def collect(rows: Sequence[Row], report: str) -> Rows:
     )
 
 
+def buckets(length: int) -> list[int]:
+    """The lengths that batches of rows of at most `length` tokens are laid out in: few, so that few programs are
+    compiled, and multiples of 128, which the kernels of accelerators ask for (shorter rows have one of their own).
+
+    At most a third of a batch is empty beyond its longest row, but in the shortest.
+    """
+    if length <= _UNIT:
+        return [length]
+    most, found, size = -(-length // _UNIT) * _UNIT, [], _UNIT
+    while size < most:
+        found += [size, size * 3 // 2] if size > _UNIT else [size]
+        size *= 2
+    return [size for size in found if size < most] + [most]
+
+
 def padded_length(sizes: Int[np.ndarray, "... B"], length: int) -> Int[np.ndarray, "..."]:
-    """The length of a batch: its longest row's, in quarters of `length`, so that few programs are compiled."""
-    quarter = -(-length // 4)
-    return np.minimum(length, -(-sizes.max(axis=-1) // quarter) * quarter)
-
-
-def lengths(length: int) -> list[int]:
-    """All that batches of rows of at most `length` tokens are padded to."""
-    return sorted({int(padded_length(np.array([-(-length * part // 4)]), length)) for part in (1, 2, 3, 4)})
+    """The bucket of a batch: the least that holds its longest row."""
+    sizes_of = np.array(buckets(length))
+    return sizes_of[np.searchsorted(sizes_of, np.minimum(sizes.max(axis=-1), length))]
 
 
 def make_batch(
@@ -168,19 +189,22 @@ def make_batch(
     length: int,
     slots: Int[np.ndarray, " b"] | None = None,
     at_least: int = 0,
+    pads_answers: bool = False,
 ) -> Batch:
-    """Those rows, padded to the batch's longest.
+    """Those rows, padded.
 
     Args:
         at_least: pad as if one of the rows had so many tokens.
+        pads_answers: the EOS up to the longest row's end belong to answers.
         slots: rows of the batch to fill in (those of this host's devices); None: all. Lengths are told of all rows,
             and the batch has the same shape on every host.
     """
     wanted = range(len(numbers)) if slots is None else slots.tolist()
     found = {slot: rows.row(int(numbers[slot])) for slot in wanted}
     return assemble(
-        found, rows.sizes[numbers], rows.prompt_lengths[numbers], numbers, pad_id, length=length, at_least=at_least
-    )
+        found, rows.sizes[numbers], rows.prompt_lengths[numbers], numbers, pad_id, length=length, at_least=at_least,
+        pads_answers=pads_answers,
+    )  # fmt: skip
 
 
 def assemble(
@@ -192,10 +216,12 @@ def assemble(
     *,
     length: int,
     at_least: int = 0,
+    pads_answers: bool = False,
 ) -> Batch:
     """The batch of these rows by slot; what is known of all its rows, and the ids of some or all."""
     sizes = np.minimum(sizes, length)
-    shape = (len(sizes), int(padded_length(np.append(sizes, at_least), length)))
+    longest = min(max(int(sizes.max()), at_least), length)
+    shape = (len(sizes), int(padded_length(np.array([longest]), length)))
     tokens = np.zeros(shape, np.int32)
     is_divided = any(row.documents is not None for row in rows.values())
     segment_ids = np.zeros(shape, np.int32) if is_divided else None
@@ -207,5 +233,7 @@ def assemble(
             place = np.arange(shape[1])
             segment_ids[slot] = np.searchsorted(row.documents, place, side="right")
             positions[slot] = place - np.append(0, row.documents)[segment_ids[slot]]
-    numbers = numbers.astype(np.int32)
-    return Batch(tokens, prompt_lengths.astype(np.int32), sizes.astype(np.int32), numbers, segment_ids, positions)
+    return Batch(
+        tokens, prompt_lengths.astype(np.int32), sizes.astype(np.int32), numbers.astype(np.int64),
+        np.full_like(sizes, longest, np.int32) if pads_answers else sizes.astype(np.int32), segment_ids, positions,
+    )  # fmt: skip

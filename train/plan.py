@@ -32,6 +32,7 @@ from qwen3llada_jax.files import check_file, write_text
 from qwen3llada_jax.head import positions_at_once
 from qwen3llada_jax.model import Runtime
 from train import activations, guard, hlo, run
+from train.batches import lengths_of
 from train.chips import Machine, machine
 from train.config import Config
 from train.flops import training_flops_per_token
@@ -86,7 +87,7 @@ def plan(config: Config, architecture: ModelConfig, place: Machine) -> Plan:
     Raises:
         InputError: the mesh does not fit the machine, the model or the batch.
     """
-    t = config.training
+    t, lengths = config.training, lengths_of(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, place.devices)
     rows, ways = rows_of_a_pass(config, mesh)
     program, shapes = traced_step(config, architecture, mesh)
@@ -100,7 +101,8 @@ def plan(config: Config, architecture: ModelConfig, place: Machine) -> Plan:
         parameters=model.parameter_count(architecture),
         rows=rows,
         micro_batches=config.micro_batches,
-        length=t.max_length,
+        length=lengths[-1],
+        other_lengths=tuple(lengths[:-1]),
         dtype=config.dtype,
         remat=t.remat,
         attention=attention_of(config, architecture, mesh),
@@ -109,9 +111,9 @@ def plan(config: Config, architecture: ModelConfig, place: Machine) -> Plan:
             moments=_local_bytes(shapes["opt"]),
             activations=activations.kept(program.jaxpr, architecture.num_hidden_layers) // ways,
         ),
-        ideal_flops=training_flops_per_token(architecture, t.max_length) * t.batch_size * t.max_length,
+        ideal_flops=training_flops_per_token(architecture, lengths[-1]) * t.batch_size * lengths[-1],
     )
-    rounds = {"cross_entropy": rounds_of_the_head(architecture, rows // ways * t.max_length, mesh.shape["tensor"])}
+    rounds = {"cross_entropy": rounds_of_the_head(architecture, rows // ways * lengths[-1], mesh.shape["tensor"])}
     counted = traced(program.jaxpr, rounds)
     started = time.perf_counter()
     try:
@@ -172,7 +174,7 @@ def attention_of(config: Config, architecture: ModelConfig, mesh: Mesh) -> str:
     """
     t = config.training
     with jax.set_mesh(mesh):
-        return attention.choose(t.attention, jnp.dtype(config.dtype), t.max_length, architecture.head_dim)
+        return attention.choose(t.attention, jnp.dtype(config.dtype), lengths_of(config)[-1], architecture.head_dim)
 
 
 def architecture_of(config: Config, preset: str | None) -> ModelConfig:
@@ -204,7 +206,7 @@ def rounds_of_the_head(architecture: ModelConfig, positions: int, tensor: int) -
 
 def abstract_batch(config: Config, mesh: Mesh) -> DeviceBatch:
     """The shapes of a full batch, laid out as train.run lays it out."""
-    rows, length = config.training.batch_size, config.training.max_length
+    rows, length = config.training.batch_size, lengths_of(config)[-1]
 
     def array(*shape: int) -> Any:
         return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows_sharding(mesh))

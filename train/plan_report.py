@@ -65,6 +65,7 @@ class Plan:
     attention: str
     memory: Memory
     ideal_flops: int
+    other_lengths: tuple[int, ...] = ()
     refusal: str | None = None
     traced_flops: Traced | None = None
     compiled_flops: int | None = None
@@ -102,9 +103,11 @@ def as_text(plan: Plan) -> str:
     """The plan as a page."""
     mesh = " × ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
     per = "chip" if plan.chip is not None and plan.devices_per_chip == 1 else "device"
+    others = ", ".join(map(str, plan.other_lengths))
+    shorter = f" (the longest; batches of shorter rows are {others} long)" if others else ""
     lines = [
         f"{plan.topology}: {plan.devices} devices{'' if plan.chip is None else f' ({plan.chip.name})'}, mesh {mesh}",
-        f"{plan.parameters / 1e9:.2f} B parameters, {plan.rows} rows × {plan.length} tokens a forward pass, "
+        f"{plan.parameters / 1e9:.2f} B parameters, {plan.rows} rows × {plan.length} tokens a forward pass{shorter}, "
         f"{plan.micro_batches} of them an update; {plan.dtype}, remat {plan.remat}, attention {plan.attention}",
         "",
         _verdict(plan, per),

@@ -5,6 +5,9 @@
 
 Any key of the configuration is a flag, in full or, where that is unambiguous, by its last part. The run folder
 is a model folder: give it to sample.generate or converters.to_hf. The same command goes on where it stopped.
+
+    --dry-run        open model and data, say what they are, and stop; nothing is written
+    --show-rows N    show the first N rows as they are trained on
 """
 
 import json
@@ -13,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +29,7 @@ from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.files import check_folder, make_folder, remove_parts, write_text
 from qwen3llada_jax.model import Runtime
 from train import checkpoints, data, distributed, guard, order, samples, trackers
-from train.batches import Batches, held_out_rows, training_batches
+from train.batches import Batches, held_out_rows, lengths_of, trained_on_too, training_batches
 from train.check_config import MOST
 from train.config import Config
 from train.evaluate import evaluate
@@ -36,6 +39,7 @@ from train.optim import schedule
 from train.prefetch import prefetch
 from train.profile import Profile
 from train.read_config import as_yaml, full_name, help_text, read_config
+from train.show_rows import shown
 from train.signals import leave_on_sigterm, stop_requests
 from train.start import find_start
 from train.state import first_state
@@ -50,11 +54,19 @@ from train.step import (
     weights,
 )
 from train.versions import versions
-from train.watch import Watch, say
+from train.watch import Watch, notice, say
+
+
+class Look(NamedTuple):
+    """What of a run is to be shown before it begins, and whether that is all."""
+
+    rows: int = 0
+    only: bool = False
 
 
 def main() -> None:
-    config = parse(sys.argv[1:])
+    look, arguments = look_of(sys.argv[1:])
+    config = parse(arguments)
     if config.project.device != "auto":
         jax.config.update("jax_platforms", "cuda" if config.project.device == "gpu" else config.project.device)
     distributed.start(config.distributed)
@@ -64,11 +76,11 @@ def main() -> None:
         reason = str(error) or "it was installed without them"
         raise InputError(f"project.device {config.project.device}: JAX finds none here ({reason})") from error
     distributed.check()
-    train(config)
+    train(config, look)
 
 
-def train(config: Config) -> None:
-    """A whole run, the only one in its folder.
+def train(config: Config, look: Look = Look()) -> None:
+    """A whole run, the only one in its folder; or only what it would read, and nothing is written.
 
     Raises:
         InputError: anything wrong with configuration, data, model or disk; nearly all of it before compiling.
@@ -80,18 +92,17 @@ def train(config: Config) -> None:
     if (output / "params").exists() or any(output.glob("*.safetensors*")):
         raise InputError(f"{output} is a model folder, not a run; choose another project.output_dir")
     trackers.require(config)
-    with leave_on_sigterm(), only_run_in(output) as take_folder:
-        _train(config, output, logs, take_folder)
+    with leave_on_sigterm(), nullcontext(lambda: None) if look.only else only_run_in(output) as take_folder:
+        _train(config, look, output, logs, take_folder)
 
 
-def _train(config: Config, output: Path, logs: Path, take_folder: Callable[[], None]) -> None:
+def _train(config: Config, look: Look, output: Path, logs: Path, take_folder: Callable[[], None]) -> None:
     """config → model → mesh → data → state → loop."""
     # ---- model: architecture, tokenizer, mask token -------------------------------------------------------
     start = find_start(config)
     tokenizer, architecture = start.tokenizer, start.config
     runtime = Runtime(config.dtype, config.training.attention, config.training.remat)
-    is_full = config.training.mode == "pretrain" and config.dataset.pack_to_max_length
-    for length in [config.training.max_length] if is_full else data.lengths(config.training.max_length):
+    for length in lengths_of(config):
         attention.choose(runtime.attention, jnp.dtype(config.dtype), length, architecture.head_dim)
     graphdef, _, _ = model.abstract(architecture, runtime=runtime)
     if config.evaluation.prompts:
@@ -111,17 +122,24 @@ def _train(config: Config, output: Path, logs: Path, take_folder: Callable[[], N
     # ---- data ---------------------------------------------------------------------------------------------
     slots = order.host_slots(rows_sharding(mesh), config.training.batch_size)
     batches = training_batches(config, tokenizer, architecture.vocab_size, slots)
-    say(f"training data: {batches.report}")
+    say("training data: " + batches.report.replace("\n", "\n  "))
     held_out = None
     if config.evaluation.do_eval_loss:
         held_out = held_out_rows(config, tokenizer, architecture.vocab_size)
-        say(f"held-out data: {held_out.report}")
+        say("held-out data: " + held_out.report.replace("\n", "\n  "))
+        if (warning := trained_on_too(config)) is not None:
+            notice(warning)
+    if look.rows:
+        say(shown(batches, tokenizer, look.rows))
     steps = config.training.max_steps
     if steps is None:
         assert batches.rows_per_epoch is not None  # a stream asks for max_steps
         steps = max(1, math.ceil(config.training.epochs * batches.rows_per_epoch / config.training.batch_size))
         if steps > MOST:
             raise InputError(f"training.epochs {config.training.epochs:g} are more than {MOST} updates; lower it")
+    if look.only:
+        say(f"dry run: {steps} updates would follow; nothing was written")
+        return
 
     # ---- state: 1. this run's newest checkpoint, 2. another run's, 3. the starting weights ----------------
     tx = guard.watched_optimiser(config, steps)
@@ -155,10 +173,14 @@ def _train(config: Config, output: Path, logs: Path, take_folder: Callable[[], N
         Watch(config, logs, first, steps) as watch,
         closing(prefetch(feed(batches, first, steps, mesh))) as ahead,
     ):
+        lengths: set[int] = set()  # that a step has been compiled for
         unseen = None  # metrics of an update that nobody has waited for
         for step in range(first, steps):
             with meter.waiting():
                 batch, on_devices, place = next(ahead)
+            if batch.tokens.shape[1] not in lengths:
+                lengths.add(batch.tokens.shape[1])
+                watch.say(f"{step:>7}  compiling the update for rows of {batch.tokens.shape[1]} tokens")
             profile.before(step, state)
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 state, metrics = step_fn(state, on_devices)
@@ -203,7 +225,7 @@ def _train(config: Config, output: Path, logs: Path, take_folder: Callable[[], N
                 break
         best = manager.best_step() if keep_best else None
     if batches.counts():
-        say(f"data read: {batches.counts()}")
+        say("data read: " + batches.counts().replace("\n", "\n  "))
     if done < steps:
         say(f"{output}: stopped and saved at update {done} of {steps}; the same command goes on from there")
         return
@@ -232,6 +254,29 @@ def prepare_folder(
     checkpoint.copy_tokenizer(source, output)
     write_text(output / "training.yaml", as_yaml(config))
     write_text(output / "versions.json", json.dumps(versions(), indent=2) + "\n")
+
+
+def look_of(arguments: list[str]) -> tuple[Look, list[str]]:
+    """(what --dry-run and --show-rows N ask for, the other arguments).
+
+    Raises:
+        InputError: N is no whole number above 0.
+    """
+    rest, rows, only = [], 0, False
+    words = list(reversed(arguments))
+    while words:
+        word = words.pop()
+        name, equals, value = word.replace("_", "-").partition("=")
+        if name == "--dry-run" and not equals:
+            only = True
+        elif name == "--show-rows":
+            value = value if equals else words.pop() if words else ""
+            if not value.isdecimal() or int(value) < 1:
+                raise InputError(f"--show-rows {value or 'alone'}: give the number of rows, as in --show-rows 3")
+            rows = int(value)
+        else:
+            rest.append(word)
+    return Look(rows, only), rest
 
 
 def parse(arguments: list[str]) -> Config:

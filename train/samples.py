@@ -5,12 +5,13 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from qwen3llada_jax.chat_template import ChatWriter
 from qwen3llada_jax.config import ModelConfig
 from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.jsonl import BadRowError
 from qwen3llada_jax.model import Qwen3LLaDA
 from qwen3llada_jax.sampler_config import SamplerConfig
 from qwen3llada_jax.sampling import generate
-from train import conversations
 from train.config import Config
 from train.watch import Watch
 
@@ -42,8 +43,11 @@ def write_samples(model: Qwen3LLaDA, tokenizer: Any, config: Config, step: int, 
 def _prompts(config: Config, tokenizer: Any) -> list[list[int]]:
     texts = list(config.evaluation.prompts)
     if config.training.mode == "sft":  # ask as the model is being taught
-        chats = [[{"role": "user", "content": text}] for text in texts]
-        texts = [conversations.question(chat, tokenizer, config.dataset.template) for chat in chats]
+        writer = ChatWriter(tokenizer, config.dataset.template, config.dataset.enable_thinking)
+        try:
+            texts = [writer.prompt([{"role": "user", "content": text}]) for text in texts]
+        except BadRowError as error:
+            raise InputError(f"evaluation.prompts: {error}; mend chat_template.jinja, or the prompts") from error
     return [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
 
 

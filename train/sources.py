@@ -1,27 +1,76 @@
-"""Where texts come from: local files, folders and hub datasets, loaded whole or read as a stream."""
+"""Where rows come from: local files and folders, datasets saved by the `datasets` library, and the hub's.
+
+What is read is found here and said: which files of a folder are, which are left out, which split, and which part of it.
+"""
 
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from qwen3llada_jax.command_line import nearest
 from qwen3llada_jax.errors import InputError
+from train import data_files
+from train.data_files import some
+from train.readers import FEATURES, raw_rows
 
-_BUILDERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow"}
-_SAMPLE = 1 << 16  # bytes at either end of a streamed file that tell it from another
 
+@dataclass(frozen=True)
+class Source:
+    """A split, or part of one, whose rows can be read.
 
-class Streamed(NamedTuple):
-    """A split that is read as it comes, and what tells it from another one."""
+    Attributes:
+        name: as the configuration has it.
+        dataset: of the `datasets` library: rows of any shape as `readers.Raw`, or typed columns.
+        is_raw: which of the two.
+        files: that are read, where they are local.
+        left_out: files of the folder that are not, with the reason.
+        split: which one, in words.
+        identity: tells what it holds from anything else, wherever it lies.
+        cache_key: the same, and when the files were last changed.
+        rows: [first, end) of the split, where only a part was asked for.
+    """
 
+    name: str
     dataset: Any
+    is_raw: bool
+    split: str
     identity: str
+    cache_key: str
+    files: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    rows: tuple[tuple[int, int], ...] = field(default=())
+
+    @property
+    def report(self) -> str:
+        """Which files and split are read, in words."""
+        said = self.name if len(self.files) < 2 else f"{self.name}: {len(self.files)} files ({some(self.files)})"
+        if self.split:
+            said += f", split {self.split}"
+        if self.left_out:
+            said += f"; files left out: {some(self.left_out)}"
+        return said
+
+    def where(self, number: int) -> str:
+        """A row, as it is shown to people: its file and line, or its number."""
+        if not self.is_raw:
+            return f"{self.name}: row {self._in_split(number)}"
+        found = self.dataset[number]
+        return f"{found['file']}:{found['line']}"
+
+    def _in_split(self, number: int) -> int:
+        """The number that a row has in the whole split."""
+        for first, end in self.rows:
+            if number < end - first:
+                return first + number
+            number -= end - first
+        return number
 
 
-def load(name: str, config: str | None, split: str, *, split_key: str = "dataset.split") -> Any:
-    """A split of a local file, a folder (of files, or from `save_to_disk`) or a hub dataset.
+def load(name: str, config: str | None, split: str, *, split_key: str = "dataset.split") -> Source:
+    """A split of a local file, a folder (of files, or from `save_to_disk`) or a hub dataset; `train[:90%]` is a part.
 
     Raises:
         InputError: nothing of that name, an unknown kind of file or split, or no rows.
@@ -29,44 +78,75 @@ def load(name: str, config: str | None, split: str, *, split_key: str = "dataset
     import datasets
 
     _silence()
-    with _readable(name):
-        if _is_saved(name):
+    base, part = _parted(split, split_key)
+    with readable(name):
+        if data_files.is_saved(name):
             loaded = datasets.load_from_disk(name)
-            dataset = _pick(name, loaded, split, split_key) if isinstance(loaded, datasets.DatasetDict) else loaded
+            whole = _pick(name, loaded, base, split_key) if isinstance(loaded, datasets.DatasetDict) else loaded
+            if not isinstance(loaded, datasets.DatasetDict):
+                data_files.check_only_split(name, base, split_key, None)
+            source = Source(name, whole, False, base, whole._fingerprint, whole._fingerprint)
+        elif data_files.is_ours(name):
+            files, left_out = data_files.files(name, base, split_key)
+            key = hashlib.sha256("\0".join(data_files.tag(file, dated=True) for file in files).encode()).hexdigest()
+            features = datasets.Features({k: datasets.Value(v) for k, v in FEATURES.items()})
+            whole = datasets.Dataset.from_generator(
+                raw_rows, features=features, gen_kwargs={"files": files}, fingerprint=f"raw-{key[:40]}"
+            )
+            identity = "\0".join(data_files.tag(file) for file in files)
+            shown = base if Path(name).is_dir() else ""
+            source = Source(name, whole, True, shown, identity, key, tuple(files), tuple(left_out))
         else:
-            where, options = _where(name, config)
-            # A single file has a single split, whatever it is called.
-            dataset = _pick(name, datasets.load_dataset(where, **options), _split_of(name, split), split_key)
-    if len(dataset) == 0:
+            loaded = _load_hub(name, config)
+            whole = _pick(name, loaded, base, split_key)
+            used, left_out = data_files.card_files(name, whole)
+            source = Source(
+                name, whole, False, base, whole._fingerprint, whole._fingerprint, tuple(used), tuple(left_out)
+            )
+        if part is not None:
+            source = _sliced(source, part, base, split_key)
+    if len(source.dataset) == 0:
         raise InputError(f"{name}: the dataset is empty")
-    return dataset
+    return source
 
 
-def stream(name: str, config: str | None, split: str, *, split_key: str = "dataset.split") -> Streamed:
+def stream(name: str, config: str | None, split: str, *, split_key: str = "dataset.split") -> Source:
     """The same, read row by row without downloading or converting it first.
 
     Raises:
-        InputError: as in `load`.
+        InputError: as in `load`, or a part of a split, whose length a stream does not know.
     """
     import datasets
 
     _silence()
-    with _readable(name):
-        if _is_saved(name):
-            loaded = datasets.load_from_disk(name)
-            whole = _pick(name, loaded, split, split_key) if isinstance(loaded, datasets.DatasetDict) else loaded
-            dataset = whole.to_iterable_dataset()
-            files = [file["filename"] for file in whole.cache_files]
+    base, part = _parted(split, split_key)
+    if part is not None:
+        raise InputError(f"{split_key} {split!r}: a stream cannot be cut into parts; name files, or do not stream")
+    with readable(name):
+        if data_files.is_saved(name):
+            whole = load(name, config, split, split_key=split_key)
+            kept = [file["filename"] for file in whole.dataset.cache_files]
+            identity = "\0".join([base, *map(data_files.tag, kept)])
+            source = Source(name, whole.dataset.to_iterable_dataset(), False, base, identity, identity)
+        elif data_files.is_ours(name):
+            files, left_out = data_files.files(name, base, split_key)
+            features = datasets.Features({k: datasets.Value(v) for k, v in FEATURES.items()})
+            dataset = datasets.IterableDataset.from_generator(raw_rows, features=features, gen_kwargs={"files": files})
+            identity = "\0".join(data_files.tag(file) for file in files)
+            shown = base if Path(name).is_dir() else ""
+            source = Source(name, dataset, True, shown, identity, identity, tuple(files), tuple(left_out))
         else:
-            where, options = _where(name, config)
-            builder = datasets.load_dataset_builder(where, **options)
-            split = _split_of(name, split)
-            dataset = _pick(name, builder.as_streaming_dataset(), split, split_key)
-            files = list((builder.config.data_files or {}).get(split, ()))
-        if next(iter(dataset), None) is None:
+            _check_reachable(name)
+            builder = datasets.load_dataset_builder(name, name=config)
+            dataset = _pick(name, builder.as_streaming_dataset(), base, split_key)
+            found = [str(file) for file in (builder.config.data_files or {}).get(base, ())]
+            place = "" if Path(name).exists() else name  # local files are known by what they hold, wherever they lie
+            identity = "\0".join([place, str(config), base, *map(data_files.tag, found)])
+            used, left_out = data_files.card_files(name, None, found)
+            source = Source(name, dataset, False, base, identity, identity, tuple(used), tuple(left_out))
+        if next(iter(source.dataset), None) is None:
             raise InputError(f"{name}: the dataset is empty")
-    place = "" if Path(name).exists() else name  # local files are known by what they hold, wherever they lie
-    return Streamed(dataset, "\0".join([place, str(config), split, *map(_tag, files)]))
+    return source
 
 
 def has_splits(name: str | None) -> bool:
@@ -75,31 +155,125 @@ def has_splits(name: str | None) -> bool:
     return not path.is_file() and not (path / "dataset_info.json").is_file()
 
 
-def columns_of(dataset: Any) -> dict[str, bool]:
-    """Name of each column, and whether it holds text; of a stream without declared types, by its first row."""
-    if dataset.features is not None:
-        return {n: getattr(f, "dtype", None) in ("string", "large_string") for n, f in dataset.features.items()}
-    return {n: isinstance(value, str) for n, value in next(iter(dataset)).items()}
+def is_part(split: str) -> bool:
+    """Whether a split is a part of one: `train[90%:]`."""
+    return "[" in split or "+" in split
 
 
-def text_column(columns: dict[str, bool], wanted: str | None, name: str) -> str:
-    """The column that holds the text: the one named, `text`, or the only one of strings.
+def shares_rows(one: Source, other: Source) -> bool:
+    """Whether some row stands in both."""
+    if one.identity != other.identity or one.split != other.split:
+        return False
+    whole = ((0, 1 << 62),)
+    return any(max(a, c) < min(b, d) for a, b in one.rows or whole for c, d in other.rows or whole)
+
+
+def unreadable(name: str, error: Exception) -> InputError:
+    """What the datasets library stumbled over, in one line."""
+    cause: BaseException = error
+    while cause.__cause__ is not None and not isinstance(cause, InputError):
+        cause = cause.__cause__
+    if isinstance(cause, InputError):
+        return cause
+    if isinstance(error, StopIteration) or "corresponds to no data" in str(error):
+        return InputError(f"{name}: the dataset is empty")
+    reason = " ".join(str(cause).split())[:200]
+    return InputError(f"{name}: cannot be read as a dataset ({type(cause).__name__}: {reason})")
+
+
+# ---- splits ---------------------------------------------------------------------------------------------------
+
+
+def _parted(split: str, split_key: str) -> tuple[str, str | None]:
+    """(the split, the part of it that is asked for: the whole text, or None for all).
 
     Raises:
-        InputError: no such column, or several that could be meant.
+        InputError: no such notation, or parts of several splits.
     """
-    if wanted is not None:
-        if wanted not in columns:
+    import datasets
+
+    if not is_part(split):
+        return split, None
+    try:
+        parts = datasets.ReadInstruction.from_spec(split)._relative_instructions
+    except (ValueError, AssertionError) as error:
+        raise InputError(f"{split_key} {split!r} is no part of a split; write train[:90%] or train[100:]") from error
+    names = sorted({part.splitname for part in parts})
+    if len(names) > 1:
+        raise InputError(f"{split_key} {split!r} joins the splits {' and '.join(names)}; use dataset.mixture for that")
+    return names[0], split
+
+
+def _sliced(source: Source, part: str, base: str, split_key: str) -> Source:
+    import dataclasses
+
+    import datasets
+
+    try:
+        found = datasets.ReadInstruction.from_spec(part).to_absolute({base: len(source.dataset)})
+    except (ValueError, AssertionError) as error:
+        raise InputError(f"{split_key} {part!r}: the split has {len(source.dataset):,} rows ({error})") from error
+    rows = tuple((one.from_ or 0, len(source.dataset) if one.to is None else one.to) for one in found)
+    for i, (first, end) in enumerate(rows):
+        if any(max(first, a) < min(end, b) for a, b in rows[:i]):
+            raise InputError(f"{split_key} {part!r} takes some rows twice")
+    chosen = [number for first, end in rows for number in range(first, end)]
+    if not chosen:
+        raise InputError(f"{split_key} {part!r} holds none of the {len(source.dataset):,} rows")
+    dataset = source.dataset.select(chosen)
+    return dataclasses.replace(
+        source,
+        dataset=dataset,
+        rows=rows,
+        split=source.split or base,
+        identity=f"{source.identity}\0{rows}",
+        cache_key=f"{source.cache_key}\0{rows}",
+    )
+
+
+def _pick(name: str, loaded: Any, split: str, split_key: str) -> Any:
+    if split not in loaded:
+        raise InputError(f"{name}: has no split {split!r}; set {split_key} to one of {', '.join(loaded)}")
+    return loaded[split]
+
+
+# ---- the hub, and the library's manners ------------------------------------------------------------------------
+
+
+def _load_hub(name: str, config: str | None) -> Any:
+    import datasets
+
+    _check_reachable(name)
+    return datasets.load_dataset(name, name=config)
+
+
+def _check_reachable(name: str) -> None:
+    """Find out in seconds whether the hub answers: the library would try, and warn, for half a minute.
+
+    Raises:
+        InputError: it does not, and no copy of the dataset is on this disk.
+    """
+    import datasets
+    import huggingface_hub
+
+    if Path(name).exists() or datasets.config.HF_HUB_OFFLINE:
+        return
+    try:
+        huggingface_hub.HfApi().dataset_info(name, timeout=10)
+    except huggingface_hub.errors.HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", "an error")
+        raise InputError(
+            f"{name}: no such file or folder, and the hub gives no dataset of that name (it answers {status}); check "
+            "the spelling and your access"
+        ) from error
+    except (OSError, huggingface_hub.errors.HFValidationError, huggingface_hub.errors.HTTPError) as error:
+        cached = Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")
+        if not cached.is_dir():
             raise InputError(
-                f"{name}: has no column {wanted!r} (it has {', '.join(columns)})" + nearest(wanted, list(columns))
-            )
-        return wanted
-    if "text" in columns:
-        return "text"
-    strings = [column for column, is_text in columns.items() if is_text]
-    if len(strings) == 1:
-        return strings[0]
-    raise InputError(f"{name}: which column is the text? set dataset.text_field to one of {', '.join(columns)}")
+                f"{name}: no such file or folder, and the hub cannot be reached ({type(error).__name__}); check the "
+                "spelling and the network"
+            ) from error
+        datasets.config.HF_HUB_OFFLINE = True  # the copy on this disk, without asking again
 
 
 def _silence() -> None:
@@ -111,7 +285,8 @@ def _silence() -> None:
 
 
 @contextmanager
-def _readable(name: str) -> Iterator[None]:
+def readable(name: str) -> Iterator[None]:
+    """Turn whatever the datasets library raises about it into one line."""
     try:
         yield
     except InputError:
@@ -120,65 +295,23 @@ def _readable(name: str) -> Iterator[None]:
         raise unreadable(name, error) from error
 
 
-def unreadable(name: str, error: Exception) -> InputError:
-    """What the datasets library stumbled over, in one line."""
-    if isinstance(error, StopIteration) or "corresponds to no data" in str(error):
-        return InputError(f"{name}: the dataset is empty")
-    reason = " ".join(str(error.__cause__ or error).split())[:200]
-    return InputError(f"{name}: cannot be read as a dataset ({type(error).__name__}: {reason})")
+def text_column(columns: dict[str, bool], wanted: str | None, name: str) -> str:
+    """The column that holds the text: the one named, `text`, or the only one of strings.
 
+    Args:
+        columns: name of each, and whether it holds text.
 
-def _where(name: str, config: str | None) -> tuple[str, dict[str, Any]]:
-    """What to ask the datasets library for: a builder or dataset, and options."""
-    path = Path(name)
-    if path.is_file():
-        if path.suffix not in _BUILDERS:
-            raise InputError(f"{name}: unknown kind of file; use {', '.join(_BUILDERS)}")
-        if path.stat().st_size == 0:
-            raise InputError(f"{name}: the file is empty")
-        return _BUILDERS[path.suffix], {"data_files": str(path), **_whole_texts(_BUILDERS[path.suffix])}
-    if path.is_dir() and not (path / "README.md").is_file():  # a dataset card may say itself which files it means
-        inside = [p.relative_to(path) for p in path.rglob("*") if p.is_file()]
-        known = [p for p in inside if p.suffix in _BUILDERS and not any(part.startswith(".") for part in p.parts)]
-        kinds = {_BUILDERS[p.suffix] for p in known}
-        if not kinds:
-            raise InputError(f"{name}: holds no file of a known kind ({', '.join(_BUILDERS)})")
-        if len(kinds) > 1:
-            suffixes = ", ".join(sorted({p.suffix for p in known}))
-            raise InputError(f"{name}: holds files of several kinds ({suffixes}); keep one kind, or name one file")
-        (kind,) = kinds
-        return kind, {"data_dir": str(path), **_whole_texts(kind)}
-    if not path.exists() and (name.startswith((".", "/")) or path.suffix in _BUILDERS):
-        raise InputError(f"{name}: no such file")
-    return name, {"name": config}
-
-
-def _whole_texts(kind: str) -> dict[str, str]:
-    return {"sample_by": "document"} if kind == "text" else {}
-
-
-def _is_saved(name: str) -> bool:
-    path = Path(name)
-    return path.is_dir() and ((path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file())
-
-
-def _split_of(name: str, split: str) -> str:
-    return "train" if Path(name).is_file() else split
-
-
-def _pick(name: str, loaded: Any, split: str, split_key: str) -> Any:
-    if split not in loaded:
-        raise InputError(f"{name}: has no split {split!r}; set {split_key} to one of {', '.join(loaded)}")
-    return loaded[split]
-
-
-def _tag(file: str) -> str:
-    """Tells a data file from another: a hub file by its address, which names the commit; a local one by its ends."""
-    path = Path(file)
-    if not path.is_file():
-        return file
-    with path.open("rb") as data:
-        size = path.stat().st_size
-        head = data.read(_SAMPLE)
-        data.seek(max(0, size - _SAMPLE))
-        return hashlib.sha256(b"%d\0%s\0%s" % (size, head, data.read(_SAMPLE))).hexdigest()
+    Raises:
+        InputError: no such column, or several that could be meant.
+    """
+    if wanted is not None:
+        if wanted not in columns:
+            near = nearest(wanted, list(columns))
+            raise InputError(f"{name}: has no column {wanted!r} (it has {some(columns)}){near}")
+        return wanted
+    if "text" in columns:
+        return "text"
+    strings = [column for column, is_text in columns.items() if is_text]
+    if len(strings) == 1:
+        return strings[0]
+    raise InputError(f"{name}: which column is the text? set dataset.text_field to one of {some(columns)}")

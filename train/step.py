@@ -28,7 +28,8 @@ BANDS = 4  # noise levels [0, ¼), … that the loss is also reported for
 
 
 class DeviceBatch(NamedTuple):
-    """A batch on its devices; fields as in `data.Batch`, plus the number of each row within the batch."""
+    """A batch on its devices: fields as in `data.Batch`, whose `used_length` is the real length here, and the number of
+    each row within the batch."""
 
     tokens: Int[Array, "B L"]
     prompt_length: Int[Array, " B"]
@@ -49,7 +50,7 @@ def to_devices(batch: Batch, mesh: Mesh, slots: Int[np.ndarray, " B"] | None = N
         return None if array is None else jax.make_array_from_callback(array.shape, spread, lambda at: array[at])
 
     slots = np.arange(len(batch.rows)) if slots is None else slots
-    arrays = (batch.tokens, batch.prompt_length, batch.real_length, slots.astype(np.int32))
+    arrays = (batch.tokens, batch.prompt_length, batch.used_length, slots.astype(np.int32))
     return DeviceBatch(*map(put, (*arrays, batch.segment_ids, batch.positions)))
 
 
@@ -127,8 +128,6 @@ def prepare(
                             random_length_prob=0.0, at_least_one=False)  # fmt: skip
     keys = diffusion.row_keys(key, step, batch.slots)
     real_length = batch.real_length
-    if is_sft and config.training.eos_padding:
-        real_length = jnp.full_like(real_length, L)  # the EOS behind an answer belong to it
     if not is_sft and noise.random_length_prob > 0:
         real_length = jnp.minimum(real_length, diffusion.random_lengths(keys, L, noise))
     place = jnp.arange(L)[None]
@@ -171,11 +170,8 @@ def mask_of(part: Prepared, config: Config) -> Mask:
     """Who sees whom in this batch: the configured blocks, own documents only, and nobody sees padding."""
     L = part.noised.shape[1]
     is_real = None
-    pads = config.training.mode == "sft" and not config.training.eos_padding
-    cuts = config.training.mode == "pretrain" and (
-        config.training.noise.random_length_prob > 0 or not config.dataset.pack_to_max_length
-    )
-    if pads or cuts:
+    is_ragged = config.training.mode == "sft" or not config.dataset.pack_to_max_length
+    if is_ragged or config.training.noise.random_length_prob > 0:
         is_real = jnp.arange(L)[None] < part.real_length[:, None]
     blocks = config.training.block_attention
     if not blocks.enabled:

@@ -8,16 +8,18 @@ step's block began, and the tokens then left over) and the rest follows from the
 import copy
 from collections import Counter, deque
 from collections.abc import Iterator
-from itertools import islice
+from functools import partial
+from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
 
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model import check_tokens
-from train import order, sources
-from train.data import Batch, Row, assemble
-from train.tokenising import Examples, Recipe, Tokenise, cut_rows, losses
+from train import order, readers, sources
+from train.account import Account
+from train.data import Batch, Row, assemble, buckets
+from train.tokenising import Examples, Recipe, Tokenise, cut_rows
 
 CHUNK = 64  # examples tokenised together
 _PLAIN_BLOCK = 256  # rows of a block that is not shuffled
@@ -25,25 +27,25 @@ _KEPT = 8  # beginnings of blocks remembered for `state`
 _BLOCK_STREAM = 0x626C6B
 
 
-class Source:
+class StreamedRows:
     """The rows of one dataset, epoch after epoch; its shards are shuffled anew in each but the first."""
 
-    def __init__(self, dataset: Any, tokenise: Tokenise, recipe: Recipe, name: str):
-        self.name = name
-        self._dataset, self._tokenise, self._recipe = dataset, tokenise, recipe
-        self._columns = list(sources.columns_of(dataset))
+    def __init__(self, source: sources.Source, tokenise: Tokenise, recipe: Recipe):
+        self.name, self.identity, self.report = source.name, source.identity, source.report
+        self._source, self._tokenise, self._recipe = source, tokenise, recipe
+        self._dataset = source.dataset
         self._read: dict[str, Any] | None = None
         self.restore(None)
 
     def restore(self, state: dict[str, Any] | None) -> None:
         """Go on where `state` was taken; None: at the beginning."""
-        state = state or {"epoch": 0, "read": None, "carry": [], "given": 0, "counts": {}}
+        state = state or {"epoch": 0, "read": None, "carry": [], "given": 0, "at": 0, "counts": {}, "account": {}}
         self.epoch, self._carry, self.counts = state["epoch"], state["carry"], Counter(state["counts"])
+        self.account, self._at = Account.from_json(copy.deepcopy(state["account"])), state["at"]
         self._examples: Iterator[Any] | None = None
         self._rows: deque[Row] = deque()
         self._before = {**state, "given": 0}
         self._given, self._rows_this_epoch = 0, 0
-        self._last_refusal: InputError | None = None
         self._open(state["read"])
         for _ in range(state["given"]):  # rows of a chunk that was in the middle of being used
             self.next()
@@ -63,7 +65,7 @@ class Source:
             if not self._refill():
                 if not self._rows_this_epoch and not self._carry:
                     raise InputError(f"{self.name}: a whole pass found nothing to train on{self._why()}")
-                self.epoch, self._rows_this_epoch = self.epoch + 1, 0
+                self.epoch, self._rows_this_epoch, self._at = self.epoch + 1, 0, 0
                 self._open(None)
         self._given += 1
         return self._rows.popleft()
@@ -90,13 +92,20 @@ class Source:
             self._read = self._dataset.state_dict()
         except Exception as error:  # the library's own zoo, and the network's
             raise sources.unreadable(self.name, error) from error
-        before = {"epoch": self.epoch, "read": read, "carry": self._carry, "given": 0, "counts": dict(self.counts)}
+        before = {
+            "epoch": self.epoch, "read": read, "carry": self._carry, "given": 0, "at": self._at,
+            "counts": dict(self.counts), "account": copy.deepcopy(self.account.as_json()),
+        }  # fmt: skip
         if not examples:
             self._examples = None
             return False
-        entry = self._tokenised(examples)
+        numbers = range(self._at, self._at + len(examples))
+        if not self._source.is_raw:
+            examples = [{name: readers.without_nulls(value) for name, value in example.items()} for example in examples]
+        entry = self._tokenise(examples, numbers)
         rows, self._carry = cut_rows(entry, self._recipe, self._carry)
-        self._count(entry, len(examples))
+        self._count(entry, examples, numbers)
+        self._at += len(examples)
         if rows:
             # Chunks that fill no row leave the mark where it is: they are read again with the next.
             self._before, self._given = before, 0
@@ -110,30 +119,28 @@ class Source:
         self._dataset.load_state_dict(copy.deepcopy(read))
         self._examples, self._read = iter(self._dataset), read
 
-    def _tokenised(self, examples: list[dict[str, Any]]) -> Examples:
-        whole = {column: [example.get(column) for example in examples] for column in self._columns}
-        try:
-            return self._tokenise(whole)
-        except InputError:  # one odd example must not end a long run: leave it out, and count it
-            out: Examples = {"ids": [], "prompt": [], "cut": []}
-            for example in examples:
-                try:
-                    entry = self._tokenise({column: [example.get(column)] for column in self._columns})
-                except InputError as error:
-                    self.counts["odd examples"] += 1
-                    self._last_refusal = error
-                    continue
-                for key, values in entry.items():
-                    out[key] += values
-            return out
-
-    def _count(self, entry: Examples, examples: int) -> None:
-        self.counts["examples"] += examples
-        self.counts.update(losses(np.array(entry["cut"], np.int64)))
+    def _count(self, entry: Examples, examples: list[dict[str, Any]], numbers: range) -> None:
+        """Rows of the first pass; later ones find the same again."""
         self.counts["tokens"] += sum(map(len, entry["ids"]))
+        self.counts["rows"] += len(examples)
+        cut = [cut for cut, why in zip(entry["cut"], entry["why"], strict=True) if cut and not why]
+        self.counts["answers cut"] += len(cut)
+        self.counts["tokens cut off"] += sum(cut)
+        if self.epoch:
+            return
+        found = list(zip(entry["row"], entry["why"], entry["detail"], strict=True))
+        for number, group in groupby(found, lambda one: one[0]):
+            of_row = list(group)
+            example = examples[number - numbers[0]]
+            place = f"{example['file']}:{example['line']}" if self._source.is_raw else f"{self.name}: row {number}"
+            detail = next((detail for _, why, detail in of_row if why), "")
+            said = f"{place}: {detail}" if detail else place
+            self.account.count_row([why for _, why, _ in of_row], partial(str, said))
+        for seen, times in Counter(filter(None, entry["seen"])).items():
+            self.account.count_seen(seen, times)
 
     def _why(self) -> str:
-        return f" ({self._last_refusal})" if self._last_refusal else ", only empty texts or prompts that fill a row"
+        return f": {self.account.refusal()}" if self.account.left_out else ""
 
 
 class StreamedBatches:
@@ -147,7 +154,7 @@ class StreamedBatches:
 
     def __init__(
         self,
-        parts: list[Source],
+        parts: list[StreamedRows],
         weights: tuple[float, ...],
         *,
         batch_size: int,
@@ -157,32 +164,37 @@ class StreamedBatches:
         length: int,
         vocab_size: int,
         fingerprint: str,
+        pads_answers: bool = False,
     ):
         self.fingerprint = fingerprint
         self._parts, self._weights = parts, weights
         self._batch_size, self._seed, self._pad_id, self._length = batch_size, seed, pad_id, length
-        self._vocab_size = vocab_size
+        self._vocab_size, self._pads_answers = vocab_size, pads_answers
         self._shuffles, self._size = shuffle_buffer > 1, shuffle_buffer if shuffle_buffer > 1 else _PLAIN_BLOCK
         self._padding = [0, 0]  # tokens that are padding, tokens
         order.shares(weights)  # refuses impossible ones now
         for part in parts:
             part.next()  # so that a stream without a row is refused now
+        self._found = [part.account.report for part in parts]
         self.restore(None, 0)
 
     @property
     def report(self) -> str:
-        """What will be read, in words."""
-        names = ", ".join(part.name for part in self._parts)
+        """What will be read, and what its first rows were found to be, in words."""
         how = f"shuffled in blocks of {self._size:,} rows" if self._shuffles else "in its own order"
-        return f"stream of {names}, {how}"
+        said = []
+        for part, found in zip(self._parts, self._found, strict=True):
+            said += [f"stream of {part.report}, {how}; of its first rows:", found]
+        lengths = ", ".join(map(str, buckets(self._length)))
+        return "\n".join([*said, f"batches of {self._batch_size} rows, of length {lengths}"])
 
     def counts(self) -> str:
-        """What has been read, dropped, cut and padded, in words; resumed runs count on (but for padding)."""
+        """What has been read, left out, cut and padded, in words; resumed runs count on (but for padding)."""
         said = []
         for part in self._parts:
             counts = ", ".join(f"{number:,} {what}" for what, number in part.counts.items() if number)
-            said.append(f"{part.name}: {part.epoch} whole passes, {counts or 'nothing'} read")
-        return "; ".join(said) + f"; {self._padding[0] / max(1, self._padding[1]):.1%} padding"
+            said += [f"{part.name}: {part.epoch} whole passes, {counts or 'nothing'} read", part.account.report]
+        return "\n".join([*said, f"{self._padding[0] / max(1, self._padding[1]):.1%} padding"])
 
     def take(self, step: int) -> Batch:
         """The batch of update `step` (the first is 0).
@@ -195,7 +207,10 @@ class StreamedBatches:
         rows = [self._row(int(number)) for number in numbers]
         sizes = np.array([len(row.ids) for row in rows])
         prompts = np.array([row.prompt_length for row in rows])
-        batch = assemble(dict(enumerate(rows)), sizes, prompts, numbers, self._pad_id, length=self._length)
+        batch = assemble(
+            dict(enumerate(rows)), sizes, prompts, numbers, self._pad_id, length=self._length,
+            pads_answers=self._pads_answers,
+        )  # fmt: skip
         check_tokens(batch.tokens, self._vocab_size)
         self._padding[0] += batch.tokens.size - int(batch.real_length.sum())
         self._padding[1] += batch.tokens.size

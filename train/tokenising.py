@@ -1,27 +1,39 @@
-"""From texts to rows of token ids: documents packed or cut, conversations as prompt and answer.
+"""From rows of data to rows of token ids: documents packed or cut, conversations as prompt and answer.
 
 Whole datasets are tokenised once (Hugging Face `datasets`, cached on disk by what made them); a stream uses the same
-functions on a few examples at a time.
+functions on a few rows at a time.
 """
 
 import hashlib
 import itertools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
+from qwen3llada_jax.chat_template import END_OF_TURN, ChatWriter
+from qwen3llada_jax.command_line import nearest
+from qwen3llada_jax.conversations import FORMATS, Columns, read_conversation
 from qwen3llada_jax.errors import InputError
-from train import conversations, sources
+from qwen3llada_jax.files import write_text
+from qwen3llada_jax.jsonl import BadRowError, NoFormatError, check_text, kind_of, shortened
+from train import readers, sources
+from train.account import Account, seen_as
 from train.data import Row, Rows, Tokens
 
-_FORMAT = 3  # raise it when tokenised texts change, so that cached ones are made anew
+_FORMAT = 4  # raise it when tokenised texts change, so that cached ones are made anew
+_LOOKED_AT = 1000  # rows that are looked at to find the columns
+PROMPT_FILLS = "its prompt leaves no room for an answer"
 
 Examples = dict[str, list[Any]]  # column → values
-Tokenise = Callable[[Examples], Examples]  # → {"ids", "prompt", "cut"}, one entry per document or answer
+# (rows, each with the number it has) → one entry per document or answer, of the columns of `FEATURES`
+Tokenise = Callable[[Sequence[Mapping[str, Any]], Sequence[int]], Examples]
+# `row` is the number of the entry's row, `cut` how many tokens were cut off at its end, or are lost with it where it
+# is left out; `why` it is (empty: it is used), with `detail`; `seen` of a row's first entry: its columns and fields.
+FEATURES = {"prompt": "int64", "cut": "int64", "row": "int64", "why": "string", "detail": "string", "seen": "string"}
 
 
 @dataclass(frozen=True)
@@ -34,6 +46,9 @@ class Recipe:
         pack: pretrain: join documents into full rows; else each gets rows of its own.
         divide: tell where documents begin in packed rows.
         template: sft: chat or plain.
+        enable_thinking: sft: answers begin with their reasoning.
+        turn_fields: sft: of each turn, beside who speaks and what, only these are used; empty: all.
+        on_bad_row: skip (leave it out, and count it) or stop.
     """
 
     mode: str
@@ -41,62 +56,194 @@ class Recipe:
     pack: bool = True
     divide: bool = False
     template: str = "chat"
+    enable_thinking: bool = False
+    turn_fields: tuple[str, ...] = ()
+    on_bad_row: str = "skip"
 
 
-def tokeniser(recipe: Recipe, tokenizer: Any, columns: dict[str, bool], text_field: str | None, name: str) -> Tokenise:
-    """How to tokenise examples with these columns. `prompt` counts an entry's prompt tokens, `cut` those cut off at
-    its end; entries with a negative `cut` have no ids and are dropped: -1, there is no text, or no answer; -n, a
-    prompt left no room for its answer, n tokens together.
+@dataclass(frozen=True)
+class Reading:
+    """Where in its rows a dataset has what is trained on.
+
+    Attributes:
+        text_field: pretrain: column of the text; None: `text`, or the only one of strings.
+        columns: sft: columns of the conversation, where their names do not say so.
+    """
+
+    text_field: str | None = None
+    columns: Columns = field(default_factory=Columns)
+
+
+def rows_in(batch: Examples, is_raw: bool) -> list[Mapping[str, Any]]:
+    """The rows of a batch of columns."""
+    rows: list[Mapping[str, Any]] = [
+        dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)
+    ]
+    # An absent key of a nested object is a null in typed columns.
+    return rows if is_raw else [{name: readers.without_nulls(value) for name, value in row.items()} for row in rows]
+
+
+def tokeniser(recipe: Recipe, tokenizer: Any, source: sources.Source, reading: Reading) -> Tokenise:
+    """How to tokenise rows of this source.
 
     Raises:
-        InputError: columns that are no known format, here; examples that do not keep to it, when called.
+        InputError: columns that are not there, or of no known format; when called, and bad rows are to stop the run, a
+            bad row.
     """
+    first = _first_rows(source)
     if recipe.mode == "sft":
-        return _conversations(recipe, tokenizer, list(columns), name)
-    column = sources.text_column(columns, text_field, name)
+        entries, finish = _answers(recipe, tokenizer, reading, first, source.name)
+    else:
+        column = reading.text_field or "text"  # where no row can be read, its refusal says more
+        if first:
+            column = sources.text_column(_columns(first), reading.text_field, source.name)
+        entries, finish = _documents(tokenizer, column)
 
-    def tokenise(batch: Examples) -> Examples:
-        texts = batch[column]
-        odd = next((text for text in texts if text is not None and not isinstance(text, str)), None)
-        if odd is not None:
-            raise InputError(f"{name}: column {column} must hold texts, not {str(odd)[:80]!r}")
-        found = iter(_encode(tokenizer, [text for text in texts if text]))
-        ids = [[*next(found), tokenizer.eos_token_id] if text else [] for text in texts]
-        return {"ids": ids, "prompt": [0] * len(ids), "cut": [0 if text else -1 for text in texts]}
-
-    return tokenise
-
-
-def _conversations(recipe: Recipe, tokenizer: Any, columns: list[str], name: str) -> Tokenise:
-    read = conversations.reader(columns, name)
-
-    def tokenise(batch: Examples) -> Examples:
-        out: Examples = {"ids": [], "prompt": [], "cut": []}
-        for i in range(len(next(iter(batch.values())))):
-            turns = read({column: values[i] for column, values in batch.items()})
-            found = len(out["cut"])
-            for prompt_text, answer_text in conversations.answers(turns, tokenizer, recipe.template):
-                prompt, answer = _encode(tokenizer, [prompt_text, answer_text])
-                ends = recipe.template == "chat" and answer_text.endswith(conversations.END_OF_TURN)
-                if answer[-1:] != [tokenizer.eos_token_id] and not ends:
-                    answer.append(tokenizer.eos_token_id)
-                row = (prompt + answer)[: recipe.length]
-                is_dropped = len(prompt) >= recipe.length
-                out["ids"].append([] if is_dropped else row)
-                out["prompt"].append(len(prompt))
-                tokens = len(prompt) + len(answer)
-                out["cut"].append(-tokens if is_dropped else tokens - len(row))
-            if len(out["cut"]) == found:
-                for key, nothing in (("ids", []), ("prompt", 0), ("cut", -1)):
-                    out[key].append(nothing)
+    def tokenise(rows: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> Examples:
+        found: list[tuple[int, Entry, str]] = []  # of which row, and what was seen in it
+        for raw, number in zip(rows, numbers, strict=True):
+            try:
+                row = readers.unpacked(raw) if source.is_raw else raw
+                of_row, seen = entries(row)
+            except BadRowError as error:
+                of_row, seen = [Entry(refusal=error)], ""
+            found += [(number, entry, seen if i == 0 else "") for i, entry in enumerate(of_row)]
+            bad = next((e.refusal for e in of_row if e.refusal is not None and e.refusal.is_malformed), None)
+            if bad is not None and recipe.on_bad_row == "stop":
+                where = f"{raw['file']}:{raw['line']}" if source.is_raw else f"{source.name}: row {number}"
+                detail = f": {bad.detail}" if bad.detail else ""
+                raise InputError(f"{where}: {bad}{detail}; mend the row, or set dataset.on_bad_row: skip")
+        texts = [text for _, entry, _ in found for text in entry.texts]
+        encoded = iter(tokenizer(texts, add_special_tokens=False, verbose=False).input_ids if texts else [])
+        out: Examples = {name: [] for name in ("ids", *FEATURES)}
+        for number, entry, seen in found:
+            ids: list[int] = []
+            prompt, cut, refusal = 0, 0, entry.refusal
+            if refusal is None:
+                ids, prompt, cut, refusal = finish(*(next(encoded) for _ in entry.texts), entry.texts[-1])
+            out["ids"].append(ids)
+            out["prompt"].append(prompt)
+            out["cut"].append(cut)
+            out["row"].append(number)
+            out["why"].append(str(refusal or ""))
+            out["detail"].append(refusal.detail if refusal else "")
+            out["seen"].append(seen)
         return out
 
     return tokenise
 
 
-def rows_of(
-    dataset: Any, recipe: Recipe, tokenizer: Any, *, text_field: str | None, num_proc: int | None, name: str
-) -> Rows:
+class Entry(NamedTuple):
+    """The texts of a document, or of a prompt and its answer; or why it is left out."""
+
+    texts: tuple[str, ...] = ()
+    refusal: BadRowError | None = None
+
+
+Entries = Callable[[Mapping[str, Any]], tuple[list[Entry], str]]  # what is in a row, and what was seen in it
+# (ids of each text, the last text) → (ids, tokens of the prompt, tokens cut off or lost, why it is left out)
+Finish = Callable[..., tuple[list[int], int, int, BadRowError | None]]
+
+
+def _documents(tokenizer: Any, column: str) -> tuple[Entries, Finish]:
+    def entries(row: Mapping[str, Any]) -> tuple[list[Entry], str]:
+        if column not in row:
+            raise BadRowError(f"has no column {column}")
+        text = row[column]
+        if text is None or text == "":
+            raise BadRowError(f"its {column} is empty", is_malformed=False)
+        if not isinstance(text, str):
+            raise BadRowError(f"its {column} is {kind_of(text)}, not a text", shortened(text))
+        others = [name for name, value in row.items() if name != column and value is not None]
+        return [Entry((check_text(text),))], seen_as([column], others, (), ())
+
+    def finish(ids: list[int], _: str) -> tuple[list[int], int, int, None]:
+        return [*ids, tokenizer.eos_token_id], 0, 0, None
+
+    return entries, finish
+
+
+def _answers(
+    recipe: Recipe, tokenizer: Any, reading: Reading, first: list[Mapping[str, Any]], name: str
+) -> tuple[Entries, Finish]:
+    writer = ChatWriter(tokenizer, recipe.template, recipe.enable_thinking)
+    _check_columns(first, reading.columns, recipe.turn_fields, name)
+
+    def entries(row: Mapping[str, Any]) -> tuple[list[Entry], str]:
+        talk = read_conversation(row, reading.columns, recipe.turn_fields)
+        found = [
+            Entry((answer.prompt, answer.answer)) if answer.refusal is None else Entry(refusal=answer.refusal)
+            for answer in writer.answers(talk)
+        ]
+        if not found:
+            reason = "has no answer: no turn of the assistant that follows another"
+            found = [Entry(refusal=BadRowError(reason, is_malformed=False))]
+        unread = {name for name in talk.passed_on if not writer.names.reads(name)}
+        used = talk.fields | (talk.passed_on - unread)
+        others = [name for name, value in row.items() if name not in talk.columns and value is not None]
+        return found, seen_as(talk.columns, others, used, talk.left_out | unread)
+
+    def finish(prompt: list[int], answer: list[int], text: str) -> tuple[list[int], int, int, BadRowError | None]:
+        ends = recipe.template == "chat" and text.endswith(END_OF_TURN)
+        if answer[-1:] != [tokenizer.eos_token_id] and not ends:
+            answer = [*answer, tokenizer.eos_token_id]
+        tokens = len(prompt) + len(answer)
+        if len(prompt) >= recipe.length:
+            return [], 0, tokens, BadRowError(PROMPT_FILLS, is_malformed=False)
+        ids = (prompt + answer)[: recipe.length]
+        return ids, len(prompt), tokens - len(ids), None
+
+    return entries, finish
+
+
+def _first_rows(source: sources.Source) -> list[Mapping[str, Any]]:
+    """The first rows, those that can be read."""
+    found = []
+    for raw in itertools.islice(iter(source.dataset), _LOOKED_AT):
+        try:
+            found.append(readers.unpacked(raw) if source.is_raw else raw)
+        except BadRowError:
+            continue
+    return found
+
+
+def _columns(rows: list[Mapping[str, Any]]) -> dict[str, bool]:
+    """Every column of these rows, and whether it holds nothing but texts."""
+    found: dict[str, bool] = {}
+    for row in rows:
+        for name, value in row.items():
+            found[name] = found.get(name, True) and (value is None or isinstance(value, str))
+    return found
+
+
+def _check_columns(first: list[Mapping[str, Any]], columns: Columns, turn_fields: tuple[str, ...], name: str) -> None:
+    """Refuse at once columns and fields that are named but not there, and rows of no format at all."""
+    known = list(_columns(first))
+    listed = ", ".join(known[:12]) + (", …" if len(known) > 12 else "")
+    for wanted in columns.named:
+        if known and wanted not in known:
+            raise InputError(f"{name}: has no column {wanted!r} (it has {listed})" + nearest(wanted, known))
+    fields: set[str] = set()
+    is_read = not known
+    for row in first:
+        try:
+            talk = read_conversation(row, columns)
+        except BadRowError as refusal:
+            is_read = is_read or not isinstance(refusal, NoFormatError)
+            continue
+        is_read = True
+        fields |= talk.fields | talk.passed_on
+    if not is_read:
+        raise InputError(f"{name}: columns {listed} are no format for sft; it needs {FORMATS}")
+    for wanted in turn_fields:
+        if fields and wanted not in fields:
+            raise InputError(
+                f"{name}: no turn has the field {wanted!r} of dataset.turn_fields (they have "
+                f"{', '.join(sorted(fields)[:12])})" + nearest(wanted, sorted(fields))
+            )
+
+
+def rows_of(source: sources.Source, recipe: Recipe, tokenizer: Any, reading: Reading, *, num_proc: int | None) -> Rows:
     """The rows of a whole dataset.
 
     pretrain: documents, each ended by EOS, joined and cut into rows of `length` (what is left over at the end is
@@ -106,57 +253,43 @@ def rows_of(
     Raises:
         InputError: unknown columns, or nothing left to train on.
     """
-    columns = sources.columns_of(dataset)
-    tokenise = tokeniser(recipe, tokenizer, columns, text_field, name)
-    purpose = "sft {} {} {}".format(recipe.length, recipe.template, getattr(tokenizer, "chat_template", None))
-    if recipe.mode == "pretrain":
-        purpose = f"pretrain {sources.text_column(columns, text_field, name)}"
-    values, starts, prompts, cut = _tokenised(dataset, tokenise, tokenizer, purpose, num_proc)
-    kept, length, total = cut >= 0, recipe.length, len(values)
-    lost = losses(cut)
-    none = lost["without text"]
-    if recipe.mode == "sft":
-        if none == len(cut):
-            raise InputError(f"{name}: no answer to train on: no assistant's text that follows another turn")
-        if not kept.any():
-            raise InputError(
-                f"{name}: no answer to train on: {len(cut) - none} found, {lost['dropped']} dropped because their "
-                f"prompt fills max_length {length}; raise it"
-            )
-        report = (
-            f"{int(kept.sum()):,} answers, {total:,} tokens; "
-            + (f"{none:,} conversations without an answer, " if none else "")
-            + f"{lost['dropped']:,} dropped (prompt fills the row; {lost['dropped tokens']:,} tokens), "
-            f"{lost['cut']:,} cut by {lost['cut tokens']:,} tokens"
-        )
-        return Rows(values, starts[:-1][kept], np.diff(starts)[kept], prompts[kept], report)
-    begins = starts[:-1][kept]
+    made = _tokenised(source, recipe, tokenizer, reading, num_proc)
+    account = made.account(source)
+    kept, length, total = made.is_used, recipe.length, len(made.values)
     if not total:
-        raise InputError(f"{name}: holds no text")
-    said = f"{len(begins):,} documents" + (f" ({none:,} empty ones dropped)" if none else "")
+        hint = "; raise training.max_length" if account.left_out.get(PROMPT_FILLS) else ""
+        raise InputError(f"{source.name}: nothing to train on: {account.refusal()}{hint}")
+    said = [source.report, account.report]
+    starts = made.starts[:-1][kept]
+    if recipe.mode == "sft":
+        sizes, prompts = np.diff(made.starts)[kept], made.prompts[kept]
+        cut = made.cut[kept]
+        learned = int(sizes.sum() - prompts.sum())
+        said.append(
+            f"answers: {len(sizes):,}, {learned:,} tokens, after {int(prompts.sum()):,} of prompts"
+            + (f"; {int((cut > 0).sum()):,} cut by {int(cut.sum()):,} tokens" if cut.any() else "")
+        )
+        lost = int(made.cut[~kept].sum())
+        if lost:
+            said.append(f"tokens lost with prompts that leave no room: {lost:,}")
+        digest = _digest(made.digest, "sft")
+        return Rows(made.values, starts, sizes, prompts, "\n".join(said), digest=digest)
+    said.append(f"documents: {len(starts):,}, {total:,} tokens")
+    digest = _digest(made.digest, recipe.length, recipe.pack, recipe.divide)
     if not recipe.pack:
-        cuts = np.concatenate([np.arange(a, b, length) for a, b in itertools.pairwise([*begins, total])])
-        report = f"{said}, {total:,} tokens in {len(cuts):,} padded rows"
-        return Rows(values, cuts, np.diff(np.append(cuts, total)), np.zeros(len(cuts), np.int64), report)
+        cuts = np.concatenate([np.arange(a, b, length) for a, b in itertools.pairwise([*starts, total])])
+        said[-1] += f" in {len(cuts):,} padded rows"
+        none = np.zeros(len(cuts), np.int64)
+        return Rows(made.values, cuts, np.diff(np.append(cuts, total)), none, "\n".join(said), digest=digest)
     count = total // length
     if count == 0:
-        raise InputError(f"{name}: holds only {total} tokens, less than one row of max_length {length}; lower it")
-    report = f"{said}, {count * length:,} tokens in {count:,} full rows, {total % length:,} left over"
-    documents = begins if recipe.divide else None
-    starts = np.arange(count, dtype=np.int64) * length
-    return Rows(values, starts, np.full(count, length), np.zeros(count, np.int64), report, documents)
-
-
-def losses(cut: Int[np.ndarray, " n"]) -> dict[str, int]:
-    """How many entries and tokens were left out, by the `cut` of a tokeniser (see `tokeniser`)."""
-    dropped, shortened = cut[cut < -1], cut[cut > 0]
-    return {
-        "without text": int((cut == -1).sum()),
-        "dropped": len(dropped),
-        "dropped tokens": -int(dropped.sum()),
-        "cut": len(shortened),
-        "cut tokens": int(shortened.sum()),
-    }
+        raise InputError(
+            f"{source.name}: holds only {total} tokens, less than one row of max_length {length}; lower it"
+        )
+    said[-1] += f"; {count * length:,} in {count:,} full rows, {total % length:,} left over"
+    begins = np.arange(count, dtype=np.int64) * length
+    return Rows(made.values, begins, np.full(count, length), np.zeros(count, np.int64), "\n".join(said),
+                starts if recipe.divide else None, digest)  # fmt: skip
 
 
 def cut_rows(entry: Examples, recipe: Recipe, carry: list[list[int]]) -> tuple[list[Row], list[list[int]]]:
@@ -184,27 +317,75 @@ def tokenizer_tag(tokenizer: Any) -> str:
     return f"{tokenizer.backend_tokenizer.to_str()}\0{tokenizer.eos_token_id}"
 
 
-def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    return tokenizer(texts, add_special_tokens=False, verbose=False).input_ids if texts else []
+@dataclass(frozen=True)
+class _Tokenised:
+    """All entries of a dataset, and their ids one after another."""
+
+    values: Tokens
+    starts: Int[np.ndarray, " n+1"]
+    prompts: Int[np.ndarray, " n"]
+    cut: Int[np.ndarray, " n"]
+    is_used: np.ndarray
+    table: Any
+    digest: str
+
+    def account(self, source: sources.Source) -> Account:
+        """What became of the rows."""
+        import pyarrow.compute as pc
+
+        account = Account()
+        for found in pc.value_counts(self.table["seen"]).to_pylist():
+            if found["values"]:
+                account.count_seen(found["values"], found["counts"])
+        numbers = self.table["row"].to_numpy()
+        lost = np.flatnonzero(~self.is_used)
+        touched = set(numbers[lost].tolist())
+        # Of rows without any fault only the number is needed.
+        account.rows = account.used = len(np.unique(numbers)) - len(touched)
+        entries = np.flatnonzero(np.isin(numbers, list(touched))) if touched else lost
+        picked = self.table.take(entries).select(["row", "why", "detail"]).to_pylist()
+        for number, group in itertools.groupby(picked, lambda entry: entry["row"]):
+            of_row = list(group)
+            detail = next(entry["detail"] for entry in of_row if entry["why"])
+
+            def where(number: int = number, detail: str = detail) -> str:
+                return source.where(number) + (f": {detail}" if detail else "")
+
+            account.count_row([entry["why"] for entry in of_row], where)
+        return account
 
 
 def _tokenised(
-    dataset: Any, tokenise: Tokenise, tokenizer: Any, purpose: str, num_proc: int | None
-) -> tuple[Tokens, np.ndarray, np.ndarray, np.ndarray]:
-    """(all ids, [n + 1] starts, [n] prompt, [n] cut), from the cache where the same has been made before."""
+    source: sources.Source, recipe: Recipe, tokenizer: Any, reading: Reading, num_proc: int | None
+) -> _Tokenised:
+    """All entries of a dataset, from the cache where the same have been made before."""
     import datasets
+    import pyarrow.compute as pc
 
+    dataset = source.dataset
+    tokenise = tokeniser(recipe, tokenizer, source, reading)
     features = {"ids": datasets.List(datasets.Value("int32"))}
-    features |= dict.fromkeys(("prompt", "cut"), datasets.Value("int64"))
-    made_of = (str(_FORMAT), dataset._fingerprint, tokenizer_tag(tokenizer), purpose)
+    features |= {name: datasets.Value(kind) for name, kind in FEATURES.items()}
+    # Packing and boundaries come after tokenising.
+    purpose: tuple[Any, ...] = (recipe.mode, reading, recipe.on_bad_row)
+    if recipe.mode == "sft":
+        template = getattr(tokenizer, "chat_template", None)
+        purpose += (recipe.length, recipe.template, recipe.enable_thinking, recipe.turn_fields, template)
+    made_of = (str(_FORMAT), source.cache_key, tokenizer_tag(tokenizer), *map(str, purpose))
     fingerprint = hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:32]
     # A place of our own, since a folder from `save_to_disk` may be read-only.
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "qwen3llada"
+    is_raw = source.is_raw
+
+    def of_batch(batch: Examples, numbers: list[int]) -> Examples:
+        return tokenise(rows_in(batch, is_raw), numbers)
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
         mapped = dataset.map(
-            tokenise,
+            of_batch,
             batched=True,
+            with_indices=True,
             remove_columns=dataset.column_names,
             num_proc=num_proc,
             features=datasets.Features(features),
@@ -212,11 +393,31 @@ def _tokenised(
             new_fingerprint=fingerprint,
             desc="tokenising",
         )
+        lists = mapped.data["ids"].chunks
+        pieces = [chunk.flatten().to_numpy() for chunk in lists]
+        sizes = [np.diff(chunk.offsets.to_numpy()) for chunk in lists]
+        starts = np.cumsum(np.concatenate([np.zeros(1, np.int64), *sizes]), dtype=np.int64)
+        prompts = mapped.data["prompt"].to_numpy()
+        is_used = pc.equal(mapped.data["why"], "").to_numpy()
+        remembered = folder / f"{fingerprint}.sha256"  # hashing 100 B tokens takes minutes, so it is done once
+        if not remembered.is_file():
+            write_text(remembered, _digest_of(pieces, np.diff(starts)[is_used], prompts[is_used]))
+        digest = remembered.read_text(encoding="utf-8").strip()
     except OSError as error:
         raise InputError(f"{folder}: tokenised text cannot be written there ({error}); set HF_HOME") from error
-    lists = mapped.data["ids"].chunks if len(mapped) else []
-    pieces = [chunk.flatten().to_numpy() for chunk in lists]
-    sizes = [np.diff(chunk.offsets.to_numpy()) for chunk in lists]
-    starts = np.cumsum(np.concatenate([np.zeros(1, np.int64), *sizes]), dtype=np.int64)
-    prompts, cut = (mapped.data[c].to_numpy() if len(mapped) else np.zeros(0, np.int64) for c in ("prompt", "cut"))
-    return Tokens(pieces), starts, prompts, cut
+    cut = mapped.data["cut"].to_numpy()
+    return _Tokenised(Tokens(pieces), starts, prompts, cut, is_used, mapped.data.table, digest)
+
+
+def _digest_of(pieces: list[np.ndarray], sizes: np.ndarray, prompts: np.ndarray) -> str:
+    """Of all that training sees of entries: ids, where each ends, and how much of it is prompt."""
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(np.ascontiguousarray(piece, np.int32).data)
+    for array in (sizes, prompts):
+        digest.update(np.ascontiguousarray(array, np.int64).data)
+    return digest.hexdigest()
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()

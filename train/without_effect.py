@@ -5,8 +5,10 @@ files set all of them at once, but where they contradict another one.
 """
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import NamedTuple
 
+from qwen3llada_jax.conversations import Columns
 from qwen3llada_jax.errors import InputError
 from train.config import Config, flat
 
@@ -75,11 +77,15 @@ TABLE = (
         lambda c: c.training.mode != "pretrain",
         "on sft, whose rows hold one conversation each",
     ),
-    Inert(
-        "dataset.template",
-        lambda c: c.training.mode != "sft",
-        "on pretraining, whose texts are taken as they are",
+    *(
+        Inert(
+            f"dataset.{name}",
+            lambda c: c.training.mode != "sft",
+            "on pretraining, whose texts are taken as they are",
+        )
+        for name in ("template", "enable_thinking", "turn_fields", *(f"columns.{f.name}" for f in fields(Columns)))
     ),
+    Inert("dataset.enable_thinking", lambda c: c.dataset.template == "plain", "with dataset.template plain"),
     Inert(
         "evaluation.eval_name",
         lambda c: not c.evaluation.do_eval_loss,

@@ -1,0 +1,113 @@
+"""What became of the rows of a dataset: used, or left out for a reason; which columns and fields were read.
+
+Nothing is left out in silence: rows in = rows used + rows left out, reason by reason, and the first of each is shown.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+_LISTED = 12
+
+
+@dataclass
+class Account:
+    """Counts of what was read.
+
+    Attributes:
+        rows: that were read, and `used`: those that something is learned from.
+        left_out: rows that nothing is learned from, by reason.
+        answers_left_out: answers that are not learned although another of their row is, by reason.
+        first: of each reason, the first row and what was wrong with it.
+        columns, columns_left_out, fields, fields_left_out: in how many rows they stood.
+    """
+
+    rows: int = 0
+    used: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    answers_left_out: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+    columns: Counter[str] = field(default_factory=Counter)
+    columns_left_out: Counter[str] = field(default_factory=Counter)
+    fields: Counter[str] = field(default_factory=Counter)
+    fields_left_out: Counter[str] = field(default_factory=Counter)
+
+    def count_row(self, reasons: Iterable[str], where: Callable[[], str]) -> None:
+        """One row, by why each of its entries is left out (empty: it is used)."""
+        reasons = list(reasons)
+        self.rows += 1
+        if "" in reasons:
+            self.used += 1
+            self.answers_left_out.update(reason for reason in reasons if reason)
+        else:
+            self.left_out[reasons[0]] += 1
+        for reason in reasons:
+            if reason and reason not in self.first:
+                self.first[reason] = where()
+
+    def count_seen(self, seen: str, times: int = 1) -> None:
+        """The columns and fields of so many rows (see `seen_as`)."""
+        for counts, names in zip(
+            (self.columns, self.columns_left_out, self.fields, self.fields_left_out), json.loads(seen), strict=True
+        ):
+            for name in names:
+                counts[name] += times
+
+    @property
+    def report(self) -> str:
+        """All of it, in words, a subject a line."""
+        lines = [f"columns: {_names(self.columns)}" + _left_out("columns", self.columns_left_out, self.rows)]
+        if self.fields or self.fields_left_out:
+            lines.append(f"turn fields: {_names(self.fields)}" + _left_out("turn fields", self.fields_left_out, None))
+        lost = sum(self.left_out.values())
+        lines.append(f"rows: {self.rows:,} = {self.used:,} used + {lost:,} left out")
+        lines += [f"  {count:,} left out: {self._why(reason)}" for reason, count in self.left_out.most_common(_LISTED)]
+        if len(self.left_out) > _LISTED:
+            lines.append(f"  and {len(self.left_out) - _LISTED} more reasons")
+        lines += [
+            f"  {count:,} answers of rows that are used left out: {self._why(reason)}"
+            for reason, count in self.answers_left_out.most_common(_LISTED)
+        ]
+        return "\n".join(lines)
+
+    def _why(self, reason: str) -> str:
+        return f"{reason} (first: {self.first[reason]})"
+
+    def refusal(self) -> str:
+        """Why nothing is used at all, in a line."""
+        reasons = [f"{count:,} × {self._why(reason)}" for reason, count in self.left_out.most_common(3)]
+        return f"none of its {self.rows:,} rows can be used: {'; '.join(reasons)}"
+
+    def as_json(self) -> dict[str, Any]:
+        """For the checkpoint of a stream."""
+        return {name: (dict(value) if isinstance(value, dict) else value) for name, value in vars(self).items()}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Account":
+        """The account that `as_json` gave."""
+        account = cls()
+        for name, value in values.items():
+            setattr(account, name, Counter(value) if isinstance(getattr(account, name), Counter) else value)
+        return account
+
+
+def seen_as(columns: Iterable[str], left_out: Iterable[str], fields: Iterable[str], without: Iterable[str]) -> str:
+    """What was looked at in a row, as one text: most rows have the same."""
+    return json.dumps([sorted(columns), sorted(left_out), sorted(fields), sorted(without)])
+
+
+def _names(counts: Counter[str]) -> str:
+    return ", ".join(list(counts)[:_LISTED]) + (f" and {len(counts) - _LISTED} more" if len(counts) > _LISTED else "")
+
+
+def _left_out(what: str, counts: Counter[str], rows: int | None) -> str:
+    if not counts:
+        return ""
+    named = [
+        name if rows is None or count >= rows else f"{name} (in {count:,} rows)"
+        for name, count in counts.most_common(_LISTED)
+    ]
+    more = f" and {len(counts) - _LISTED} more" if len(counts) > _LISTED else ""
+    return f"; {what} left out: {', '.join(named)}{more}"

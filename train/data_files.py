@@ -1,0 +1,159 @@
+"""Which local files make up a split: those that are named, those of a folder, and what else lies there."""
+
+import hashlib
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from qwen3llada_jax.errors import InputError
+from train.readers import SUFFIXES
+
+_SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+_SAMPLE = 1 << 16  # bytes at either end of a file that tell it from another
+_LISTED = 10  # names in a message
+_DEFAULTS = {"dataset.split": "train", "evaluation.eval_split": "validation"}
+_NOT_DATA = re.compile(r"(licen[cs]e|copying|notice|readme|changelog|authors|contributors)s?([-_. ]|$)", re.IGNORECASE)
+
+
+def files(name: str, split: str, split_key: str) -> tuple[list[str], list[str]]:
+    """(files of the split, what else lies in the folder and why it is left out)."""
+    path = Path(name)
+    if path.is_file():
+        if path.suffix not in SUFFIXES:
+            raise InputError(f"{name}: unknown kind of file; use {', '.join(SUFFIXES)}")
+        if path.stat().st_size == 0:
+            raise InputError(f"{name}: the file is empty")
+        check_only_split(name, split, split_key, _split_in(name, Path(path.name)))
+        return [name], []
+    known, left_out = [], []
+    for file in _walk(path):
+        inside = file.relative_to(path)
+        if any(part.startswith(".") for part in inside.parts):
+            left_out.append(f"{inside} (hidden)")
+        elif file.suffix not in SUFFIXES:
+            left_out.append(str(inside))
+        elif _NOT_DATA.match(inside.name):
+            left_out.append(f"{inside} (by its name no data; name the file itself to train on it)")
+        else:
+            known.append(inside)
+    if not known:
+        raise InputError(f"{name}: holds no file of a known kind ({', '.join(SUFFIXES)})")
+    kinds = sorted({file.suffix for file in known})
+    if len(kinds) > 1 and kinds != [".json", ".jsonl"]:
+        raise InputError(f"{name}: holds files of several kinds ({', '.join(kinds)}); keep one kind, or name one file")
+    splits = {file: _split_in(name, file) for file in known}
+    named = {split for split in splits.values() if split}
+    if not named:  # nothing says a split: all are the training data
+        if split != "train":
+            raise InputError(f"{name}: has no split {split!r}; set {split_key} to one of train")
+        return [str(path / file) for file in known], left_out
+    used = [file for file in known if splits[file] == split]
+    if not used:
+        raise InputError(f"{name}: has no split {split!r}; set {split_key} to one of {', '.join(sorted(named))}")
+    left_out = [f"{file} (its name says no split)" for file in known if splits[file] is None] + left_out
+    others = [f"{file} (split {splits[file]})" for file in known if splits[file] not in (None, split)]
+    return [str(path / file) for file in used], others + left_out
+
+
+def _walk(folder: Path) -> list[Path]:
+    """Every file under a folder, in order, through links too but once."""
+    found, seen = [], set()
+    for place, inside, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            inside.clear()
+            continue
+        seen.add(real)
+        found += [Path(place) / file for file in files]
+    return sorted(found)
+
+
+def is_saved(name: str) -> bool:
+    path = Path(name)
+    return path.is_dir() and ((path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file())
+
+
+def is_ours(name: str) -> bool:
+    """Whether it is a file, or a folder whose files we choose: one without a card that says which files it means."""
+    path = Path(name)
+    if path.is_file():
+        return True
+    if path.is_dir():
+        return not _has_card(path)
+    if path.suffix in SUFFIXES or name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
+        raise InputError(f"{name}: no such file or folder")
+    return False
+
+
+def _has_card(folder: Path) -> bool:
+    card = folder / "README.md"
+    if not card.is_file():
+        return False
+    text = card.read_text(encoding="utf-8", errors="replace")
+    front = text.split("---")[1] if text.startswith("---") and text.count("---") > 1 else ""
+    return re.search(r"^(configs|dataset_info)\s*:", front, re.MULTILINE) is not None
+
+
+def card_files(name: str, dataset: Any, files: list[str] | None = None) -> tuple[list[str], list[str]]:
+    """Of a folder with a card: the files that the library reads, and the others."""
+    path = Path(name)
+    if not path.is_dir():
+        return [], []
+    if files is None:
+        import datasets
+
+        builder = datasets.load_dataset_builder(name)
+        files = [str(file) for file in (builder.config.data_files or {}).get(str(dataset.split), ())]
+    used = {Path(file).resolve() for file in files}
+    found = _walk(path)
+    left_out = [str(file.relative_to(path)) for file in found if file.resolve() not in used]
+    return [str(file) for file in found if file.resolve() in used], left_out
+
+
+def tag(file: str, *, dated: bool = False) -> str:
+    """Tells a data file from another: a hub file by its address, which names the commit; a local one by its ends."""
+    path = Path(file)
+    if not path.is_file():
+        return file
+    with path.open("rb") as data:
+        status = os.fstat(data.fileno())
+        size = status.st_size
+        head = data.read(_SAMPLE)
+        data.seek(max(0, size - _SAMPLE))
+        ends = hashlib.sha256(b"%d\0%s\0%s" % (size, head, data.read(_SAMPLE))).hexdigest()
+    # The name decides how a file is read, and rows are shown with their path: cached ones keep the one they had.
+    return f"{path.suffix}{ends}" + (f" {status.st_mtime_ns} {path.absolute()}" if dated else "")
+
+
+def check_only_split(name: str, split: str, split_key: str, named: str | None) -> None:
+    """What has a single split may be called by that name, by the one that its file's name says, or not at all."""
+    if split not in ("train", named, _DEFAULTS.get(split_key)):
+        raise InputError(
+            f"{name}: has no split {split!r}: it is not divided; leave {split_key} out, or name a part of it, as in "
+            "train[:90%]"
+        )
+
+
+def _split_in(name: str, path: Path) -> str | None:
+    """The split that a file's path says it belongs to; None: none.
+
+    Raises:
+        InputError: it says several.
+    """
+    words = re.split(r"[^a-z]+", path.with_suffix("").as_posix().lower())
+    said = sorted({split for split, known in _SPLITS.items() if set(words) & set(known)})
+    if len(said) > 1:
+        raise InputError(f"{name}: {path} names the splits {' and '.join(said)}; give it a name of one of them")
+    return said[0] if said else None
+
+
+def some(names: Any) -> str:
+    """The first few of them, and how many more there are."""
+    names = list(map(str, names))
+    more = f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
