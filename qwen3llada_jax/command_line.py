@@ -54,7 +54,7 @@ class Parser(argparse.ArgumentParser):
                 raise InputError(f"{names[0]} is given twice; leave one of the two out")
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (see --help)")
+        raise InputError(f"{message if len(message) < 300 else message[:300] + '…'} (see --help)")
 
 
 def nearest(word: str, known: Sequence[str]) -> str:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 import qwen3llada_jax as q
 from qwen3llada_jax import checkpoint, tokens
-from qwen3llada_jax.config import ModelConfig
+from qwen3llada_jax.config import ModelConfig, read_config_json
 from qwen3llada_jax.sampler_config import SamplerConfig
 from qwen3llada_jax.text_ends import with_text_ends
 
@@ -65,17 +66,48 @@ def look_at(flags: Any) -> Folder:
     return Folder(path, config, tokenizer, q.make_mesh(**sizes) if sizes else None)
 
 
+def identity(path: Path) -> str:
+    """Which weights stand there now: a run that trained on has others."""
+    item = checkpoint.params_item(path)
+    files = [item] if item is not None else sorted(path.glob("*.safetensors"))
+    return " ".join([str(path.resolve()), *(f"{f.name}:{f.stat().st_mtime_ns}" for f in files if f is not None)])
+
+
 def load(folder: Folder, dtype: str | None) -> q.Qwen3LLaDA:
     """Read the weights."""
     return checkpoint.load(folder.path, dtype, mesh=folder.mesh)
 
 
+def say_if_unadapted(folder: Folder) -> None:
+    """A line on standard error when a model has only ever looked to the left."""
+    source = read_config_json(folder.path)
+    is_plain = checkpoint.params_item(folder.path) is None and source.get("mask_token_id") is None
+    if source.get("is_adapted") is False or is_plain:
+        print(
+            f"{folder.path}: is fresh from its import and has not learned to fill masks, so what it writes is noise; "
+            "adapt it first: python -m train.run --mode pretrain",
+            file=sys.stderr,
+        )
+
+
 def say_if_approximate(settings: SamplerConfig, config: ModelConfig) -> None:
-    """A line on standard error when a cache changes what is written."""
+    """A line on standard error when a cache changes what is written, in any dtype."""
     if not q.is_exact(settings, config):
         visibility = settings.visibility or config.visibility
         print(
             f"cache {settings.cache}: approximate under visibility {visibility}, where keys and values of all tokens "
             "change with every written one; --cache none is exact",
+            file=sys.stderr,
+        )
+
+
+def say_if_rounded(model: q.Qwen3LLaDA, settings: SamplerConfig, rows: int = 1) -> None:
+    """A line on standard error when the dtype is too coarse for batch and cache to leave every token as it is."""
+    dtype = str(np.dtype(model.compute_dtype))
+    causes = [f"the batch ({rows} texts)"] * (rows > 1) + [f"the cache ({settings.cache})"] * (settings.cache != "none")
+    if dtype != "float32" and causes:
+        print(
+            f"computing in {dtype}: its rounding differs with {' and '.join(causes)}, and may put another token first "
+            "where two are near; --dtype float32 keeps them apart",
             file=sys.stderr,
         )
