@@ -42,14 +42,14 @@ def check_columns(requests: Sequence[Request]) -> None:
         for name, value in request.extra.items():
             if name in COLUMNS:
                 raise InputError(
-                    f"--out writes a column {name!r}; prompt {request.number} has one too: rename it there"
+                    f"--out writes a column {name!r}; prompt {request.number + 1} has one too: rename it there"
                 )
             try:
                 json.dumps(value, allow_nan=False)
             except ValueError as error:
                 raise InputError(
-                    f"prompt {request.number}: its column {name!r} holds NaN or an infinite number, which JSON has not "
-                    "and --out would carry through; write null there"
+                    f"prompt {request.number + 1}: its column {name!r} holds NaN or an infinite number, which JSON has "
+                    "not and --out would carry through; write null there"
                 ) from error
 
 

@@ -163,7 +163,8 @@ def encode(tokenizer: Any, text: str) -> list[int]:
         InputError: half of a surrogate pair in it (JSON's \\ud83d alone, a byte that is not UTF-8): no character.
     """
     try:
-        return tokenizer(check_text(text), add_special_tokens=False).input_ids
+        # Quiet about the length that a tokenizer is said to end at: positions are the model's matter.
+        return tokenizer(check_text(text), add_special_tokens=False, verbose=False).input_ids
     except BadRowError as error:
         raise InputError(f"the text {_as_input_error(error)}; write the whole character") from error
 
