@@ -57,7 +57,10 @@ def convert(src: str, dst: Path, *, dtype: str | None, mask_token_id: str, overw
     with new_folder(dst, overwrite=overwrite) as target:
         params = hf_import.import_params(folder, config, dtype)
         checkpoint.save_params(target / "params", params)
-        checkpoint.write_config(target, config, _what_export_restores(folder, config, dtype))
+        extra = _what_export_restores(folder, config, dtype)
+        if source.get("mask_token_id") is None:  # an autoregressive model, which the sampling programs say
+            extra["is_adapted"] = False
+        checkpoint.write_config(target, config, extra)
         copied = checkpoint.copy_tokenizer(folder, target)
     leaves = jax.tree.leaves(params)
     count, size = sum(x.size for x in leaves), sum(x.nbytes for x in leaves)

@@ -17,7 +17,7 @@ from qwen3llada_jax.model import Qwen3LLaDA
 from qwen3llada_jax.rope import rope_tables
 from qwen3llada_jax.sharding import constrain
 
-_AXES = ("layers", "batch", "length", "kv_heads", "head_dim")
+AXES = ("layers", "batch", "length", "kv_heads", "head_dim")
 
 
 class Cache(NamedTuple):
@@ -31,7 +31,7 @@ def blank(model: Qwen3LLaDA, rows: int, length: int) -> Cache:
     """A cache of zeros: 2 · layers · rows · length · K · H numbers of the compute dtype."""
     c = model.config
     shape = (c.num_hidden_layers, rows, length, c.num_key_value_heads, c.head_dim)
-    zeros = constrain(jnp.zeros(shape, model.compute_dtype), *_AXES)
+    zeros = constrain(jnp.zeros(shape, model.compute_dtype), *AXES)
     return Cache(zeros, zeros)
 
 
@@ -64,8 +64,8 @@ def hidden_at(
         normed = weights.normed(x)
         q, (k, v) = weights.queries(normed, rope), weights.keys_values(normed, rope)
         cache = Cache(
-            constrain(cache.keys.at[number, rows, into].set(k, mode="drop"), *_AXES),
-            constrain(cache.values.at[number, rows, into].set(v, mode="drop"), *_AXES),
+            constrain(cache.keys.at[number, rows, into].set(k, mode="drop"), *AXES),
+            constrain(cache.values.at[number, rows, into].set(v, mode="drop"), *AXES),
         )
         x = x + weights.output(attention.attention(q, cache.keys[number], cache.values[number], allowed, "xla"))
         return weights.with_mlp(x), cache

@@ -16,6 +16,7 @@ from qwen3llada_jax.cache import Cache
 from qwen3llada_jax.config import ModelConfig
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model import check_tokens
+from qwen3llada_jax.room import check_memory, check_positions
 from qwen3llada_jax.sampler_config import SamplerConfig
 
 
@@ -70,6 +71,22 @@ class Generation(NamedTuple):
         return [row[at[at < len(row)]].tolist() for row, at in zip(self.tokens, self.places, strict=True)]
 
 
+class NotFiniteError(InputError):
+    """The logits of some rows were NaN or infinite; `result` holds all rows, each as far as it was written.
+
+    Attributes:
+        rows: their numbers, from 0.
+    """
+
+    def __init__(self, result: Generation, rows: list[int]):
+        named = ", ".join(str(row + 1) for row in rows[:10]) + (f" and {len(rows) - 10} more" if len(rows) > 10 else "")
+        super().__init__(
+            f"row{'s' * (len(rows) > 1)} {named} of {len(result.tokens)}: the model's logits are not finite (NaN or "
+            "infinite), so nothing can be written; its weights are damaged, or float16 overflows: try float32"
+        )
+        self.result, self.rows = result, rows
+
+
 class Page(NamedTuple):
     """What never changes while writing.
 
@@ -112,13 +129,33 @@ class Progress(NamedTuple):
 
 def finish(written: Canvas) -> Generation:
     """The texts of a canvas, without the padding of its bucket, on the host (over several hosts: on each of them)."""
-    is_here = all(x.is_fully_addressable for x in written)
+    return _texts(_on_host(written))
+
+
+def finish_checked(written: Canvas) -> Generation:
+    """`finish` of a canvas on which nothing more will be written.
+
+    Raises:
+        NotFiniteError: rows ended with places still masked.
+    """
+    canvas = _on_host(written)
+    unfinished = np.flatnonzero(canvas.is_masked.any(axis=1)).tolist()
+    if unfinished:
+        raise NotFiniteError(_texts(canvas), unfinished)
+    return _texts(canvas)
+
+
+def _on_host(written: Canvas) -> Canvas:
+    is_here = all(x.is_fully_addressable for x in written if isinstance(x, jax.Array))
     canvas: Any = jax.device_get(written) if is_here else multihost_utils.process_allgather(written, tiled=True)
+    return canvas
+
+
+def _texts(canvas: Canvas) -> Generation:
     end = int(canvas.length.max())
-    tokens, written_at, confidence = (x[:, :end] for x in (canvas.tokens, canvas.written_at, canvas.confidence))
-    return Generation(
-        tokens, canvas.prompt_length, written_at, confidence, canvas.places, canvas.nfe, int(canvas.passes.max())
-    )
+    tokens, written_at, confidence = (np.asarray(x)[:, :end] for x in canvas[:1] + canvas[2:4])
+    places, prompt_length, nfe = (np.asarray(x) for x in (canvas.places, canvas.prompt_length, canvas.nfe))
+    return Generation(tokens, prompt_length, written_at, confidence, places, nfe, int(canvas.passes.max()))
 
 
 def bucket(length: int) -> int:
@@ -132,14 +169,18 @@ def continuation(
     prompts: Int[Array, "B P"] | Sequence[Sequence[int]],
     config: SamplerConfig,
     key: PRNGKeyArray | int | None,
+    room: int = 0,
 ) -> tuple[Canvas, Page]:
-    """Prompts followed by `gen_length` masks."""
+    """Prompts followed by `gen_length` masks, on a canvas for prompts of at least `room` tokens."""
     rows = [_ids(p, model.vocab_size) for p in arguments.rows_of_ids("prompts", prompts)]
     if not rows:
         raise InputError("no prompt to write after")
     lengths = [len(row) for row in rows]
+    check_positions(model, lengths, config.gen_length)
+    length = max(bucket(max(lengths)), room) + config.gen_length
+    check_memory(model, len(rows), length, config)
     rows = [np.concatenate([row, np.full(config.gen_length, -1, np.int32)]) for row in rows]
-    return _lay_out(model, rows, lengths, bucket(max(lengths)) + config.gen_length, config, key)
+    return _lay_out(model, rows, lengths, length, config, key)
 
 
 def for_holes(model: ModelConfig, texts: Sequence[Sequence[int | None]], config: SamplerConfig) -> SamplerConfig:
@@ -169,12 +210,16 @@ def with_holes(
     model: ModelConfig, texts: Sequence[Sequence[int | None]], config: SamplerConfig, key: PRNGKeyArray | int | None
 ) -> tuple[Canvas, Page]:
     """Texts with masks for their holes."""
+    texts = arguments.rows_of_ids("texts", texts, holes=True)
+    lengths = [len(text) for text in texts]
+    check_positions(model, lengths, 0)
+    check_memory(model, len(texts), bucket(max(lengths)), config)
     rows = []
-    for text in arguments.rows_of_ids("texts", texts, holes=True):
+    for text in texts:
         row = np.full(len(text), -1, np.int32)
         row[[token is not None for token in text]] = _ids([t for t in text if t is not None], model.vocab_size)
         rows.append(row)
-    return _lay_out(model, rows, [0] * len(rows), bucket(max(map(len, rows))), config, key)
+    return _lay_out(model, rows, [0] * len(rows), bucket(max(lengths)), config, key)
 
 
 def _lay_out(

@@ -29,6 +29,7 @@ from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.files import copy_file, home, write_text
 from qwen3llada_jax.hf_names import flatten
 from qwen3llada_jax.model import Qwen3LLaDA, Runtime
+from qwen3llada_jax.text_ends import with_text_ends
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -56,6 +57,8 @@ def load(
 ) -> Qwen3LLaDA:
     """Open a model folder, a training run (its newest step), RUN/checkpoints/<n>, or a folder of safetensors.
 
+    Its config names every id that ends a text and how many ids are tokens, as the tokenizer's files have them.
+
     Args:
         dtype: of the parameters, and of the computation unless `runtime` says otherwise; None: as stored.
         mesh: where to put the parameters; None: the first device.
@@ -64,7 +67,7 @@ def load(
         InputError: nothing there to open, or it is damaged.
     """
     path = Path(path)
-    config = read_model_config(path)
+    config = with_text_ends(read_model_config(path), path)
     params = load_params(path, config, dtype, mesh)
     graphdef, _, _ = model.abstract(config, runtime=runtime or Runtime())
     return nnx.merge(graphdef, params)

@@ -2,9 +2,16 @@
 
 import argparse
 import difflib
+import errno
+import io
+import os
 import shlex
+import signal
 import sys
+import threading
+import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from qwen3llada_jax.errors import InputError
@@ -47,7 +54,7 @@ class Parser(argparse.ArgumentParser):
                 raise InputError(f"{names[0]} is given twice; leave one of the two out")
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (see --help)")
+        raise InputError(f"{message if len(message) < 300 else message[:300] + '…'} (see --help)")
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
@@ -56,22 +63,141 @@ def nearest(word: str, known: Sequence[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def run(main: Callable[[], int | None]) -> NoReturn:
-    """Run a program: an `InputError` becomes one line on standard error and exit code 2."""
+def run(main: Callable[[], int | None], *, leaves_at_once: bool = False) -> NoReturn:
+    """Run a program: an `InputError` becomes one line on standard error and exit code 2.
+
+    So do what the machine lacks: the devices that JAX_PLATFORMS names, memory, a standard output that takes text.
+
+    Args:
+        leaves_at_once: Ctrl-C ends the process even while a compiled program runs, which Python cannot interrupt;
+            for programs that have nothing to put in order.
+    """
     sys.unraisablehook = _without_late_callbacks
+    _open_streams()
+    code = 2
     try:
-        code = main() or 0
+        if leaves_at_once:
+            _leave_on_interrupt()
+        try:
+            code = main() or 0
+        except SystemExit as stopped:  # --help
+            code = stopped.code if isinstance(stopped.code, int) else 0 if stopped.code is None else 1
         sys.stdout.flush()
     except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        code = 2
+        _say(f"error: {' '.join(str(error).split())}")
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _say("interrupted")
         code = 130
     except BrokenPipeError:  # the reader (`| head`) has seen enough
-        sys.stderr.close()
+        _discard_output()
         code = 0
+    except Exception as error:
+        lack = _what_the_machine_lacks(error)
+        if lack is None:
+            raise
+        _say(f"error: {lack}")
     raise SystemExit(code)
+
+
+def _say(line: str) -> None:
+    with suppress(OSError):  # nobody may be there to read it
+        print(line, file=sys.stderr, flush=True)
+
+
+def _what_the_machine_lacks(error: Exception) -> str | None:
+    """One line for an exception that tells of the machine, not of a mistake of ours."""
+    text = " ".join(str(error).split())
+    if traceback.extract_tb(error.__traceback__)[-1].filename.endswith("xla_bridge.py"):  # JAX looks for its devices
+        platforms = os.environ.get("JAX_PLATFORMS")
+        if platforms:
+            return f"JAX_PLATFORMS={platforms}: no such device here, or JAX was installed without it; unset it, or cpu"
+        return f"JAX finds no device ({text[:200]}); JAX_PLATFORMS=cpu does without"
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text or "Out of memory" in text:
+        return f"out of memory ({text[:200] or 'of this machine'}); do less at once: a smaller batch, shorter texts"
+    if isinstance(error, OSError) and error.filename is None and error.errno in _OUTPUT_ERRORS:
+        _discard_output()
+        return f"standard output cannot be written ({error.strerror}); give it a place that takes text"
+    return None
+
+
+_OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+
+
+def _open_streams() -> None:
+    """Streams that were closed before the program began, and letters that the terminal's encoding has not.
+
+    Python has None for a closed stream: `print` would drop what goes to standard output without a word, and put there
+    what was meant for standard error.
+    """
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - as long as the process
+    if sys.stdout is None:
+        sys.stdout = _Closed()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+class _Closed(io.TextIOBase):
+    """A standard output that was closed: an error when it is used, not before."""
+
+    encoding = "utf-8"
+
+    def write(self, text: str, /) -> int:
+        if text:
+            raise OSError(errno.EBADF, "it is closed")
+        return 0
+
+    def isatty(self) -> bool:
+        return False
+
+
+def check_output() -> None:
+    """Refuse, before the work begins, a standard output that was closed; for programs whose product goes there.
+
+    Raises:
+        InputError: it was.
+    """
+    if isinstance(sys.stdout, _Closed):
+        raise InputError("standard output is closed: nothing that is written would be seen; give it a place")
+
+
+def _discard_output() -> None:
+    """Nothing more can be written: else Python would try at its end, and report that it cannot."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _leave_on_interrupt() -> None:
+    """End the process on Ctrl-C, whatever its main thread is doing.
+
+    Python handles a signal between two of its own instructions; a compiled program, or compiling one, is one
+    instruction of minutes. A signal's byte in a pipe is written at once, and a thread waits for it.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background of a shell
+        return
+    receive, send = os.pipe()
+    os.set_blocking(send, False)
+    signal.set_wakeup_fd(send, warn_on_full_buffer=False)
+    signal.signal(signal.SIGINT, lambda *_: None)  # else a KeyboardInterrupt might end up in somebody's __del__
+
+    def wait() -> None:
+        while os.read(receive, 1) != bytes([signal.SIGINT]):
+            pass
+        _say("interrupted")
+        _leave(130)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process here and now: at a usual end JAX waits for what it is computing."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            if stream.isatty():
+                stream.write("\x1b[?25h")  # a live view hides the cursor
+            stream.flush()
+    os._exit(code)
 
 
 def _without_late_callbacks(unraisable: Any) -> None:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from qwen3llada_jax import arguments
 from qwen3llada_jax.config import VISIBILITIES, ModelConfig
 from qwen3llada_jax.errors import InputError, shown
+from qwen3llada_jax.model import Qwen3LLaDA
 from qwen3llada_jax.rules import CONFIDENCE_RULES, ConfidenceRule
 
 CACHES = ("none", "prefix", "dual")
@@ -253,9 +254,22 @@ def keeps_prompt(config: SamplerConfig, model: ModelConfig) -> bool:
     return visibility == "block_causal" or (visibility == "block_bias" and not model.prompt_sees_answer)
 
 
-def is_exact(config: SamplerConfig, model: ModelConfig) -> bool:
-    """Does the cache give, token for token, what sampling without one gives?"""
-    return config.cache in (None, "none") or keeps_prompt(config, model)
+def is_exact(config: SamplerConfig, model: ModelConfig | Qwen3LLaDA, dtype: str | None = None) -> bool:
+    """Does the cache give, token for token, what sampling without one gives?
+
+    Under `block_bias` and `block_causal` it computes the same sums in another order. Float32 rounds them alike but for
+    1e-6 or so, which decides only ties that `unmasking.TIE` breaks by place; bfloat16 and float16 round a hundred times
+    as coarsely, and now and then another token comes first.
+
+    Args:
+        model: of a `ModelConfig` alone the compute dtype is not known: give it, or float32 is meant.
+        dtype: of the computation; None: the model's.
+    """
+    if config.cache in (None, "none"):
+        return True
+    if not isinstance(model, ModelConfig):
+        dtype, model = dtype or str(np.dtype(model.compute_dtype)), model.config
+    return keeps_prompt(config, model) and dtype in (None, "float32")
 
 
 def _one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:

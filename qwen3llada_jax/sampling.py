@@ -4,7 +4,7 @@ A canvas holds a row's tokens, masks where something is to be written. The place
 `block_length` that are filled one after another. Each pass runs the model once, proposes a token for every masked
 position of the row's current block (proposals.py), and writes those that the rules choose (rules.py). Which positions
 are masked is carried along, never read back from the ids. Rows go on by themselves, each with its own block, pass
-and end; the whole trajectory of all rows is one compiled program.
+and end; the whole trajectory of all rows is one compiled program, and watching it runs the same one pass by pass.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,17 +12,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, SingleDeviceSharding
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from qwen3llada_jax import canvas as pages
-from qwen3llada_jax.canvas import Canvas, Generation, Page, Progress, finish
+from qwen3llada_jax.cache import AXES, Cache
+from qwen3llada_jax.canvas import Canvas, Generation, Page, Progress, finish_checked
 from qwen3llada_jax.layers import apart
 from qwen3llada_jax.model import Qwen3LLaDA
 from qwen3llada_jax.passes import first_cache, wide_differs
 from qwen3llada_jax.sampler_config import Dials, SamplerConfig
+from qwen3llada_jax.sharding import canonical_spec, constrain
 from qwen3llada_jax.unmasking import unmask
 
 Prompts = Int[Array, "B P"] | Sequence[Sequence[int]]
+_TO_THE_END = 2**31 - 1  # passes: more than any row takes
 
 
 def generate(
@@ -31,6 +36,7 @@ def generate(
     config: SamplerConfig = SamplerConfig(),
     *,
     key: PRNGKeyArray | int | None = None,
+    room: int = 0,
 ) -> Generation:
     """Write an answer to every prompt: the whole trajectory is one compiled program.
 
@@ -39,12 +45,15 @@ def generate(
         key: randomness of temperature and random rules: a seed, a key of JAX, or [B] one for each row; None: seed 0.
             A row's draws depend on its key (of one key: and its row number), the pass and the place in the answer,
             not on the other rows.
+        room: leave place for prompts of so many tokens, so that calls with longer prompts compile nothing (a chat's).
 
     Raises:
-        InputError: an id out of range, settings that do not fit together, or rows that the mesh does not divide.
+        InputError: an id out of range, settings that do not fit together, rows that the mesh does not divide, or more
+            than positions or memory hold.
+        NotFiniteError: (an InputError) some rows' logits are NaN or infinite; it holds what the others wrote.
     """
     config = config.for_model(model.config)
-    return _generate(model, *pages.continuation(model.config, prompts, config, key), config)
+    return _generate(model, *pages.continuation(model.config, prompts, config, key, room), config)
 
 
 def infill(
@@ -62,7 +71,9 @@ def infill(
         key: as in `generate`.
 
     Raises:
-        InputError: a row without a hole, an id out of range, or settings that do not fit together.
+        InputError: a row without a hole, an id out of range, settings that do not fit together, or more than positions
+            or memory hold.
+        NotFiniteError: as in `generate`.
     """
     config = pages.for_holes(model.config, texts, config)
     return _generate(model, *pages.with_holes(model.config, texts, config, key), config)
@@ -74,10 +85,11 @@ def watch(
     config: SamplerConfig = SamplerConfig(),
     *,
     key: PRNGKeyArray | int | None = None,
+    room: int = 0,
 ) -> Iterator[Canvas]:
-    """The same as `generate`, pass by pass: the blank canvas, then the canvas after every pass."""
+    """The same as `generate`, pass by pass, by the same program: the blank canvas, then that after every pass."""
     config = config.for_model(model.config)
-    yield from _watch(model, *pages.continuation(model.config, prompts, config, key), config)
+    yield from _watch(model, *pages.continuation(model.config, prompts, config, key, room), config)
 
 
 def watch_infill(
@@ -94,24 +106,74 @@ def watch_infill(
 
 def compilations() -> int:
     """How many sampling programs this process has compiled so far."""
-    return sum(program._cache_size() for programs in (_run, _begin, _pass_once) for program in programs.values())
+    return sum(program._cache_size() for programs in (_begin, _advance) for program in programs.values())
 
 
 def _generate(model: Qwen3LLaDA, canvas: Canvas, page: Page, config: SamplerConfig) -> Generation:
-    is_late = _is_converted_on_cpu(model)
-    model = _laid_out(model, config, is_late)
-    return finish(_run[is_late](model, canvas, page, config.dials(), config.outline()))
+    step = _stepper(model, canvas, page, config)
+    return finish_checked(step(_started(model, canvas, page, config), _TO_THE_END).canvas)
 
 
 def _watch(model: Qwen3LLaDA, canvas: Canvas, page: Page, config: SamplerConfig) -> Iterator[Canvas]:
+    step, state = _stepper(model, canvas, page, config), _started(model, canvas, page, config)
+    yield state.canvas
+    while not np.asarray(state.done).all():
+        state = step(state, 1)
+        yield state.canvas
+    finish_checked(state.canvas)
+
+
+def _stepper(
+    model: Qwen3LLaDA, canvas: Canvas, page: Page, config: SamplerConfig
+) -> Callable[[Progress, int], Progress]:
+    """So many passes more: the one program that `generate`, `watch` and everything that shows the writing run."""
     is_late = _is_converted_on_cpu(model)
     model, dials, outline = _laid_out(model, config, is_late), config.dials(), config.outline()
-    state = _begin[is_late](model, canvas, page, outline)
-    yield state.canvas
-    while not bool(state.done.all()):
-        wide = bool(state.begins.any())
-        state = _pass_once[is_late](model, state, page, dials, outline, wide)
-        yield state.canvas
+
+    def step(state: Progress, passes: int) -> Progress:
+        # The cache is ours alone, so it is renewed in its own memory; canvases are the caller's.
+        return _advance[is_late](state.cache, model, state._replace(cache=None), page, dials, np.int32(passes), outline)
+
+    return step
+
+
+def _started(model: Qwen3LLaDA, canvas: Canvas, page: Page, config: SamplerConfig) -> Progress:
+    """Nothing written yet, and the prompt in the cache where it never changes; where the passes leave it."""
+    assert config.block_length is not None
+    B, G = len(canvas.tokens), canvas.places.shape[1] // config.block_length if config.parallel_blocks else 1
+    zero, zeros, done = np.zeros(B, np.int32), np.zeros((B, G), np.int32), ~np.asarray(canvas.is_masked).any(axis=1)
+    cache = None
+    if config.cache != "none":
+        is_late = _is_converted_on_cpu(model)
+        cache = _begin[is_late](_laid_out(model, config, is_late), canvas, page, config.outline())
+    state: Any = (canvas, zero, zero, zeros, zeros, done, cache)
+    return _placed(Progress(*state), model)
+
+
+def _placed(state: Progress, model: Qwen3LLaDA) -> Progress:
+    """Where the passes leave it: else a second call would be compiled anew.
+
+    Over several hosts that stays: no host has the rows of the others.
+    """
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        weights = next(x for x in jax.tree.leaves(model) if isinstance(x, jax.Array))
+        return jax.device_put(state, SingleDeviceSharding(next(iter(weights.devices()))))
+    if jax.process_count() > 1:
+        return state
+    places = jax.tree.map(lambda axes: NamedSharding(mesh, canonical_spec(axes)), _axes(state), is_leaf=_is_axes)
+    return jax.device_put(state, places)
+
+
+def _axes(state: Progress) -> Any:
+    """The logical axes of every array of a state."""
+    rows = jax.tree.map(lambda x: ("batch",) + ("length",) * (np.ndim(x) - 1), state._replace(cache=None))
+    cache: Any = (AXES, AXES)
+    return rows._replace(cache=None if state.cache is None else Cache(*cache))
+
+
+def _is_axes(x: Any) -> bool:
+    return isinstance(x, tuple) and all(isinstance(axis, str) for axis in x)
 
 
 def _laid_out(model: Qwen3LLaDA, config: SamplerConfig, is_converted: bool) -> Qwen3LLaDA:
@@ -134,46 +196,46 @@ def _is_converted_on_cpu(model: Qwen3LLaDA) -> bool:
     return "cpu" in platforms and {str(x.dtype) for x in weights} | {str(jnp.dtype(model.compute_dtype))} != {"float32"}
 
 
-def _whole(model: Qwen3LLaDA, canvas: Canvas, page: Page, dials: Dials, config: SamplerConfig) -> Canvas:
-    """Wide passes where a row begins a block, narrow ones until the next row does."""
+def _passes(
+    cache: Cache | None,
+    model: Qwen3LLaDA,
+    state: Progress,
+    page: Page,
+    dials: Dials,
+    passes: Int[Array, ""],
+    config: SamplerConfig,
+) -> Progress:
+    """At most so many passes: wide ones where a row begins a block, narrow ones until the next row does."""
+    Carry = tuple[Progress, Array]
 
-    def one(wide: bool) -> Any:
-        return lambda state: unmask(model, state, page, dials, config, wide)
+    def goes_on(carry: Carry) -> Array:
+        return ~carry[0].done.all() & (carry[1] > 0)
 
-    def within_blocks(state: Progress) -> Array:
-        return ~state.done.all() & ~state.begins.any()
+    def one(wide: bool) -> Callable[[Carry], Carry]:
+        return lambda carry: (unmask(model, carry[0], page, dials, config, wide), carry[1] - 1)
 
-    def both(state: Progress) -> Progress:
-        return jax.lax.while_loop(within_blocks, one(False), one(True)(state))
+    def both(carry: Carry) -> Carry:
+        carry = jax.lax.while_loop(lambda c: goes_on(c) & c[0].begins.any(), one(True), carry)
+        return jax.lax.while_loop(lambda c: goes_on(c) & ~c[0].begins.any(), one(False), carry)
 
     body = both if wide_differs(model, config) else one(False)
-    return jax.lax.while_loop(lambda state: ~state.done.all(), body, _start(model, canvas, page, config)).canvas
+    state = jax.lax.while_loop(goes_on, body, (state._replace(cache=cache), passes))[0]
+    return jax.tree.map(lambda axes, x: constrain(x, *axes), _axes(state), state, is_leaf=_is_axes)
 
 
-def _start(model: Qwen3LLaDA, canvas: Canvas, page: Page, config: SamplerConfig) -> Progress:
-    """Nothing written yet, and the prompt in the cache where it never changes."""
-    B, G = len(canvas.tokens), _blocks_at_once(canvas, config)
-    zero = jnp.zeros(B, jnp.int32)
-    zeros = jnp.zeros((B, G), jnp.int32)
-    done = ~canvas.is_masked.any(axis=1)
-    return Progress(canvas, zero, zero, zeros, zeros, done, first_cache(model, canvas, page, config))
-
-
-def _blocks_at_once(canvas: Canvas, config: SamplerConfig) -> int:
-    assert config.block_length is not None
-    return canvas.places.shape[1] // config.block_length if config.parallel_blocks else 1
-
-
-def _programs(function: Callable[..., Any], *static: str) -> dict[bool, Any]:
+def _programs(function: Callable[..., Any], donated: tuple[str, ...] = ()) -> dict[bool, Any]:
     """A function compiled as XLA likes it; and (True) so that each layer's weights are converted where they are used.
 
     XLA likes to convert all weights before the first pass and to hold both.
     """
     late = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
-    return {is_late: jax.jit(function, static_argnames=static, compiler_options=late if is_late else None)
-            for is_late in (False, True)}  # fmt: skip
+    return {
+        is_late: jax.jit(
+            function, static_argnames="config", donate_argnames=donated, compiler_options=late if is_late else None
+        )
+        for is_late in (False, True)
+    }
 
 
-_run = _programs(_whole, "config")
-_begin = _programs(_start, "config")
-_pass_once = _programs(unmask, "config", "wide")
+_begin = _programs(first_cache)
+_advance = _programs(_passes, donated=("cache",))

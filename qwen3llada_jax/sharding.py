@@ -123,6 +123,14 @@ def mesh_axes(axis: str) -> tuple[str, ...]:
     return tuple(name for name in names if not mesh.empty and mesh.shape[name] > 1)
 
 
+def canonical_spec(axes: tuple[str, ...]) -> P:
+    """`spec` as a compiled program spells it: axes that split something, and nothing behind the last of them."""
+    parts = [names[0] if len(names) == 1 else names or None for names in map(mesh_axes, axes)]
+    while parts and parts[-1] is None:
+        parts.pop()
+    return P(*parts)
+
+
 def ways(axis: str) -> int:
     """Into how many parts a logical axis is split on the mesh in use."""
     return math.prod(jax.sharding.get_abstract_mesh().shape[name] for name in mesh_axes(axis))

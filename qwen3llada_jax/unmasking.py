@@ -14,10 +14,14 @@ from qwen3llada_jax.proposals import Proposal, propose, writable
 from qwen3llada_jax.sampler_config import Dials, SamplerConfig
 
 _NOT_A_PLACE = 1 << 30  # beyond every place in an answer
+TIE = 1e-5  # confidences nearer to each other are equal: what float32 rounds away differs from batch to batch
+_HAS_TIES = ("low_confidence", "margin", "entropy")  # rules on that scale whose order is the model's alone
 
 
 def unmask(model: Qwen3LLaDA, state: Progress, page: Page, dials: Dials, config: SamplerConfig, wide: bool) -> Progress:
     """One pass of the model and what it writes.
+
+    A row whose logits are not finite writes nothing and is done, with places still masked.
 
     Args:
         wide: compute all that a row needs that begins a block; else only what lies within blocks.
@@ -41,6 +45,8 @@ def unmask(model: Qwen3LLaDA, state: Progress, page: Page, dials: Dials, config:
     present = _present(canvas, model.config.vocab_size) if config.repetition_penalty != 1 else None
     allowed, eos = writable(model.config, config)
     proposal = propose(hidden, model.head, is_masked, place, keys, present, allowed, eos, dials, config)
+    # One logit that is NaN or infinite makes the probability of whatever is proposed there NaN.
+    is_broken = (is_masked & ~jnp.isfinite(proposal.probability)).any(axis=1)
 
     def blocks(x: Array) -> Array:
         return x.reshape(B, G, S)
@@ -48,7 +54,8 @@ def unmask(model: Qwen3LLaDA, state: Progress, page: Page, dials: Dials, config:
     masked = blocks(is_masked)
     to_write = jnp.where(state.begins[:, None], masked.sum(axis=2), state.to_write)
     goes_last = blocks(eos[proposal.token]) if config.eos == "last" else jnp.zeros_like(masked)
-    order = best_first(blocks(proposal.confidence), masked, goes_last)
+    has_ties = config.remasking in _HAS_TIES
+    order = best_first(blocks(proposal.confidence), masked, goes_last, TIE if has_ties else 0.0)
     count = how_many(
         jax.tree.map(blocks, proposal), masked, goes_last, order, to_write, state.step, page.steps, dials, config
     )
@@ -63,10 +70,11 @@ def unmask(model: Qwen3LLaDA, state: Progress, page: Page, dials: Dials, config:
         if config.revise_by == "random":
             at_random = jax.vmap(jax.vmap(lambda key, at: jax.random.uniform(jax.random.fold_in(key, at)), (None, 0)))
             sure = blocks(at_random(keys, place + _NOT_A_PLACE))  # draws that no proposal makes
-        again = first_of(best_first(-sure, written, jnp.zeros_like(written)), extra) & written
+        tie = 0.0 if config.revise_by == "random" else TIE
+        again = first_of(best_first(-sure, written, jnp.zeros_like(written), tie), extra) & written
         count, revised = count + extra, revised + extra
-    keep = (first_of(order, count) & masked).reshape(B, G * S)
-    again = again.reshape(B, G * S)
+    keep = (first_of(order, count) & masked).reshape(B, G * S) & ~is_broken[:, None]
+    again = again.reshape(B, G * S) & ~is_broken[:, None]
 
     def write(array: Array, new: Array | float, blank: Array | float) -> Array:
         value = jnp.where(keep, new, jnp.where(again, blank, at(array, 0)))
@@ -89,16 +97,32 @@ def unmask(model: Qwen3LLaDA, state: Progress, page: Page, dials: Dials, config:
         jnp.where(block_is_full, 0, state.step + 1),
         to_write,
         revised,
-        state.done | ~canvas.is_masked.any(axis=1),
+        state.done | is_broken | ~canvas.is_masked.any(axis=1),
         cache,
     )
 
 
 def best_first(
-    confidence: Float[Array, "B G S"], eligible: Bool[Array, "B G S"], goes_last: Bool[Array, "B G S"]
+    confidence: Float[Array, "B G S"],
+    eligible: Bool[Array, "B G S"],
+    goes_last: Bool[Array, "B G S"],
+    tie: float = 0.0,
 ) -> Int[Array, "B G S"]:
-    """The positions of each block by falling confidence, the first of equals first; the ineligible at the end."""
-    return jnp.lexsort((-confidence, jnp.where(eligible, goes_last.astype(jnp.int32), 2)), axis=-1)
+    """The positions of each block by falling confidence, the first of equals first; the ineligible at the end.
+
+    Args:
+        tie: a position is equal to the one before it in that order when it is behind by no more than this.
+    """
+    rank = jnp.where(eligible, goes_last.astype(jnp.int32), 2)
+    order = jnp.lexsort((-confidence, rank), axis=-1)
+    if not tie:
+        return order
+    sorted_confidence, sorted_rank = (jnp.take_along_axis(x, order, axis=-1) for x in (confidence, rank))
+    falls = sorted_confidence[..., :-1] - sorted_confidence[..., 1:] > tie
+    is_next = falls | (sorted_rank[..., :-1] != sorted_rank[..., 1:])
+    group = jnp.pad(jnp.cumsum(is_next, axis=-1), [(0, 0)] * (order.ndim - 1) + [(1, 0)])
+    by_place = jnp.lexsort((order, group), axis=-1)
+    return jnp.take_along_axis(order, by_place, axis=-1)
 
 
 def first_of(order: Int[Array, "B G S"], count: Int[Array, "B G"]) -> Bool[Array, "B G S"]:

@@ -2,10 +2,11 @@
 
     python -m sample.chat --model runs/chat [--system TEXT] [--threshold 0.9] …
 
-/clear forgets the conversation, /system TEXT sets the system prompt, /set NAME=VALUE changes a setting of the sampler
-(/set shows them), /save FILE writes the conversation as JSON, /quit ends. Ctrl-C stops an answer, not the program.
+/help says what can be typed: /clear, /system TEXT, /set NAME=VALUE, /save FILE, /quit. Everything else is said to the
+model, as it stands; a line that begins with a blank is never a command. Ctrl-C stops an answer, not the program.
 """
 
+import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ import jax
 
 import qwen3llada_jax as q
 from qwen3llada_jax import command_line
+from qwen3llada_jax.config import ModelConfig
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.files import write_text
 from qwen3llada_jax.sampler_config import SamplerConfig
@@ -23,14 +25,24 @@ from sample import flags as common
 from sample import opening
 from sample.live import show_live
 from sample.opening import Folder
-from sample.prompts import check_template, encode_chat, read_history, up_to_stop
+from sample.prompts import Turn, check_template, encode_chat, read_history, up_to_stop
+from sample.writing import text_of
 
-COMMANDS = ("/clear", "/system", "/set", "/save", "/quit")
+COMMANDS = {
+    "/help": "this list",
+    "/clear": "forget the conversation",
+    "/system TEXT": "set the system prompt; without a text there is none",
+    "/set NAME=VALUE": "change a setting of the sampler, `default` takes it back; without one they are shown",
+    "/save FILE": "write the conversation as JSON, which --history reads",
+    "/quit": "end (so does Ctrl-D); Ctrl-C stops an answer, not the program",
+}
+ROOM = 256  # tokens, and its doubles: what is compiled for, so that few turns of a conversation compile
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     flags = parse(arguments)
     wanted = common.settings_of(flags)
+    command_line.check_output()
     system, messages = flags.system, read_history(flags.history) if flags.history else []
     if messages and messages[0]["role"] == "system":
         if system is not None:
@@ -41,33 +53,47 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder = opening.look_at(flags)
     check_template(folder.tokenizer)
     settings = folder.ending(wanted)
-    opening.say_if_approximate(settings.for_model(folder.config), folder.config)
+    complete = settings.for_model(folder.config)
+    opening.say_if_unadapted(folder)
+    opening.say_if_approximate(complete, folder.config)
     model = opening.load(folder, flags.dtype)
+    opening.say_if_rounded(model, complete)
     turn = 0
     for line in lines_typed():
         word, _, rest = line.partition(" ")
-        rest = rest.strip()
         try:
             if word == "/quit":
                 return
-            if word == "/clear":
+            if word == "/help":
+                show_help()
+            elif word == "/clear":
                 messages = []
             elif word == "/system":
-                system = rest or None
+                system = rest if rest.strip() else None
             elif word == "/set":
-                settings = changed(settings, rest, folder)
+                settings = changed(settings, rest.strip(), folder)
             elif word == "/save":
-                save(rest, with_system(system, messages))
+                save(rest.strip(), with_system(system, messages), flags.history)
             elif word.startswith("/"):
-                raise InputError(f"unknown command {word!r}" + command_line.nearest(word, COMMANDS))
+                near = command_line.nearest(word, [command.split()[0] for command in COMMANDS])
+                raise InputError(f"unknown command {word!r}{near}; put a blank before what is no command")
             else:
                 asked = [*messages, {"role": "user", "content": line}]
                 key = jax.random.fold_in(jax.random.key(flags.seed), turn)
-                answer = reply(model, folder, with_system(system, asked), settings, key)
+                answer = reply(model, folder, system, asked, settings, key, flags.enable_thinking)
                 messages = messages if answer is None else [*asked, {"role": "assistant", "content": answer}]
                 turn += 1
         except InputError as error:  # a slip of the keyboard ends no conversation
             print(f"error: {error}", file=sys.stderr)
+
+
+def show_help() -> None:
+    """What can be typed."""
+    for command, text in COMMANDS.items():
+        print(f"{command:<16} {text}", file=sys.stderr)
+    print("settings:", file=sys.stderr)
+    for name, (_, text) in common.SETTINGS.items():
+        print(f"  {name:<18} {text}", file=sys.stderr)
 
 
 def parse(arguments: Sequence[str] | None) -> Any:
@@ -75,47 +101,96 @@ def parse(arguments: Sequence[str] | None) -> Any:
     parser = command_line.Parser(__doc__)
     common.add_model_flags(parser)
     parser.add_argument("--system", metavar="TEXT", help="the system prompt")
+    parser.add_argument(
+        "--enable-thinking", action="store_true", help="let answers begin with their reasoning (default: off)"
+    )
     parser.add_argument("--history", type=Path, metavar="FILE", help="go on with a chat that /save wrote")
     common.add_setting_flags(parser)
     return parser.parse(arguments)
 
 
 def lines_typed() -> Iterator[str]:
-    """What is typed, or piped in, line by line; Ctrl-D ends it, Ctrl-C only clears the line."""
+    """What is typed, or piped in, line by line, as it stands; Ctrl-D ends it, Ctrl-C only clears the line."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a byte that is no letter: an error of its line, not the end
     while True:
         try:
-            line = input("> " if sys.stdin.isatty() else "").strip()
+            line = input("> " if sys.stdin.isatty() else "").removesuffix("\r")
         except KeyboardInterrupt:
             print(file=sys.stderr)
             continue
         except EOFError:
             return
-        if line:
+        if line.strip():
             yield line
 
 
-def with_system(system: str | None, messages: list[dict[str, str]]) -> list[dict[str, str]]:
+def with_system(system: str | None, messages: list[Turn]) -> list[Turn]:
     """The conversation as the chat template takes it."""
-    return ([{"role": "system", "content": system}] if system else []) + messages
+    return ([] if system is None else [{"role": "system", "content": system}]) + messages
 
 
 def reply(
-    model: q.Qwen3LLaDA, folder: Folder, messages: list[dict[str, str]], settings: SamplerConfig, key: jax.Array
+    model: q.Qwen3LLaDA,
+    folder: Folder,
+    system: str | None,
+    messages: list[Turn],
+    settings: SamplerConfig,
+    key: jax.Array,
+    enable_thinking: bool = False,
 ) -> str | None:
     """The answer, shown while it is written and printed when it is; None if it was stopped."""
-    ids = encode_chat(folder.tokenizer, messages)
+    ids = fitting(folder, system, messages, settings, enable_thinking)
+    stops = settings.eos_token_ids or ()
     try:
         with folder.on_mesh():
             # Passes and not the whole trajectory, so that Ctrl-C is heard between two of them.
-            canvases = q.watch(model, [ids] * folder.ways, settings, key=key)
-            last = show_live(only_answer(canvases), folder.tokenizer, transient=True)
+            room = room_for(len(ids), folder.config, settings.gen_length)
+            canvases = q.watch(model, [ids] * folder.ways, settings, key=key, room=room)
+            last = show_live(only_answer(canvases), folder.tokenizer, stops=stops, transient=True)
     except KeyboardInterrupt:
         print("stopped; the question is forgotten", file=sys.stderr)
         return None
-    answer = q.finish(last).answers()[0]
-    text = folder.tokenizer.decode(up_to_stop(answer, settings.eos_token_ids or ()), skip_special_tokens=True)
+    text = text_of(folder.tokenizer, up_to_stop(q.finish(last).answers()[0], stops))
     print(text, flush=True)
     return text
+
+
+def fitting(
+    folder: Folder, system: str | None, messages: list[Turn], settings: SamplerConfig, enable_thinking: bool
+) -> list[int]:
+    """The ids of the conversation; of one longer than the model's positions without its first turns, saying so.
+
+    Raises:
+        InputError: the question alone is too long.
+    """
+    config, kept = folder.config, messages
+    while True:
+        ids = encode_chat(folder.tokenizer, with_system(system, kept), None, enable_thinking)
+        if config.rope_scaling is not None or len(ids) + settings.gen_length <= config.max_position_embeddings:
+            break
+        later = [i for i, turn in enumerate(kept) if i and turn["role"] == "user"]
+        if not later:
+            raise InputError(
+                f"the question ({len(ids):,} tokens) and {settings.gen_length:,} to write are beyond the "
+                f"{config.max_position_embeddings:,} positions the model was made for; ask shorter, or /set gen_length"
+            )
+        kept = kept[later[0] :]
+    if len(kept) < len(messages):
+        print(
+            f"the conversation is longer than the model's {config.max_position_embeddings:,} positions: its first "
+            f"{len(messages) - len(kept)} messages are left out (/clear forgets all)",
+            file=sys.stderr,
+        )
+    elif len(ids) + settings.gen_length > config.max_position_embeddings:
+        print(f"beyond the {config.max_position_embeddings:,} positions the model was trained on", file=sys.stderr)
+    return ids
+
+
+def room_for(length: int, config: ModelConfig, gen_length: int) -> int:
+    """Tokens of prompt to compile for: doubles of `ROOM`, within the model's positions while the prompt is."""
+    room = max(ROOM, 1 << (length - 1).bit_length())
+    return max(length, min(room, config.max_position_embeddings - gen_length))
 
 
 def only_answer(canvases: Iterator[q.Canvas]) -> Iterator[q.Canvas]:
@@ -138,7 +213,7 @@ def only_answer(canvases: Iterator[q.Canvas]) -> Iterator[q.Canvas]:
 
 
 def changed(settings: SamplerConfig, text: str, folder: Folder) -> SamplerConfig:
-    """Settings with `NAME=VALUE` changed; the value `none` takes it back. Without a text they are shown.
+    """Settings with `NAME=VALUE` changed; the value `default` takes it back. Without a text they are shown.
 
     Raises:
         InputError: no such setting, or an impossible value.
@@ -154,16 +229,21 @@ def changed(settings: SamplerConfig, text: str, folder: Folder) -> SamplerConfig
     return settings
 
 
-def save(name: str, messages: list[dict[str, str]]) -> None:
+def save(name: str, messages: list[Turn], history: Path | None) -> None:
     """Write the conversation as JSON, which --history reads.
 
     Raises:
-        InputError: no name, nothing said, or the file cannot be written.
+        InputError: no name, nothing said, a file that is no conversation, or it cannot be written.
     """
     if not name:
         raise InputError("/save takes the name of a file")
     if not messages:
         raise InputError("nothing was said yet; there is nothing to save")
+    if Path(name).is_file() and Path(name) != history:
+        try:
+            read_history(Path(name))
+        except InputError as error:
+            raise InputError(f"{name} is there and is no conversation; choose another name") from error
     write_text(Path(name), json.dumps(messages, indent=1, ensure_ascii=False) + "\n")
     print(f"{name}: {len(messages)} messages", file=sys.stderr)
 

@@ -3,10 +3,12 @@
     python -m sample.compare --model runs/sort --data held_out.jsonl --chat --gen-length 16 \\
         --rules low_confidence,margin,random,threshold=0.9,entropy+entropy_bound=0.3 --steps 16,8,4,2 --out out/compare
 
---data is a .jsonl with `prompt` and, if there is a right answer, `answer` (or `completion`); or with `messages`, whose
-last turn, if the assistant's, is the answer. Quality is then the share of exact answers. Without answers it is the
-model's own opinion of the finished text: the mean log-probability of its tokens, each given all others (quality.py),
-together with the share of distinct 4-grams, because a text that repeats itself is likely too.
+--data is a .jsonl with `prompt` and, if there is a right answer, `answer` (or `completion`); or with conversations in
+any format that training reads, whose last turn, if the assistant's, is the answer. Quality is then the share of right
+answers: --match exact, contains, last-number (for GSM8K), or regex=PATTERN, looked for in the text and in the answer
+alike; an empty think block at the head of a text is left out. Without answers it is the model's own opinion of the
+finished text: the mean log-probability of its tokens, each given all others (quality.py), together with the share of
+distinct 4-grams, because a text that repeats itself is likely too.
 
 A rule is a confidence rule, or SETTING=VALUE (threshold=0.9, factor=1, cache=dual, temperature=0.7), or several joined
 by `+`; steps= is no part of one. Rules with a fixed budget run once for each of --steps, adaptive ones once, without a
@@ -33,8 +35,10 @@ from qwen3llada_jax.pictures import pyplot, write_picture
 from qwen3llada_jax.rules import CONFIDENCE_RULES
 from qwen3llada_jax.sampler_config import ADAPTIVE, SamplerConfig
 from sample import opening, prompts, quality, writing
-from sample.flags import SETTINGS, add_model_flags, add_setting_flags, changed, settings_of
+from sample.flags import SETTINGS, add_model_flags, add_setting_flags, changed, settings_of, whole
+from sample.matching import KINDS, check_references, match_of, without_empty_thought
 from sample.opening import Folder
+from sample.places import check_place
 
 _SPEED = {"nfe": "NFE", "tokens_per_forward": "tokens a forward", "tokens_per_second": "tokens/s"}
 
@@ -53,15 +57,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     flags = parse(arguments)
     variants = variants_of(settings_of(flags), flags.rules, flags.steps_list)
     rows, answers = read(flags.data, flags.limit)
+    if answers[0] is not None:
+        check_references(match_of(flags.match)[1], answers, flags.match)
+    elif flags.match != "exact":
+        raise InputError(f"--match {flags.match}: {flags.data} has no answers to match; leave it out")
     if flags.out:
         pyplot()
         make_folder(flags.out)
+        for name in ("compare.json", "compare.png"):
+            check_place("--out", flags.out / name, {"--data": flags.data}, Path(flags.model))
+    command_line.check_output()
     folder = opening.look_at(flags)
     variants = [dataclasses.replace(v, settings=folder.ending(v.settings)) for v in variants]
     for variant in variants:
         opening.say_if_approximate(variant.settings.for_model(folder.config), folder.config)
-    requests = prompts.requests_of(rows, folder.tokenizer, chat=flags.chat)
+    requests = prompts.requests_of(rows, folder.tokenizer, chat=flags.chat, enable_thinking=flags.enable_thinking)
+    size = writing.rows_of_a_batch(len(requests), flags.batch_size, folder.ways)
+    for variant in variants:
+        writing.check(requests, variant.settings, folder.config, size)
+    opening.say_if_unadapted(folder)
     model = opening.load(folder, flags.dtype)
+    opening.say_if_rounded(model, variants[0].settings.for_model(folder.config), size)
     quiet = not sys.stderr.isatty()
     found = [
         measure(model, folder, requests, answers, variant, flags)
@@ -81,15 +97,19 @@ def parse(arguments: Sequence[str] | None) -> Any:
         help="joined by commas; see above (default: %(default)s)",
     )
     parser.add_argument("--chat", action="store_true", help="put prompts through the tokenizer's chat template")
-    parser.add_argument("--limit", type=int, help="only so many lines of --data")
-    parser.add_argument("--batch-size", type=int, default=32, help="prompts written together (default: %(default)s)")
+    parser.add_argument("--enable-thinking", action="store_true", help="let answers begin with their reasoning")
+    parser.add_argument(
+        "--match", default="exact", metavar="HOW", help=f"what is right: {', '.join(KINDS)} (default: %(default)s)"
+    )
+    parser.add_argument("--limit", type=whole, help="only so many lines of --data")
+    parser.add_argument("--batch-size", type=whole, default=32, help="prompts written together (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="folder for compare.json and compare.png")
     add_setting_flags(parser)
     steps = next(action for action in parser._actions if "--steps" in action.option_strings)
     steps.type, steps.help = str, "budgets of the rules with a fixed one, as 32,16,8 (default: one pass for each token)"
     flags = parser.parse(arguments)
     try:
-        flags.steps_list = [int(n) for n in flags.steps.split(",")] if flags.steps else [None]
+        flags.steps_list = [whole(n) for n in flags.steps.split(",")] if flags.steps else [None]
     except ValueError as error:
         raise InputError(f"--steps takes numbers joined by commas, not {flags.steps!r}") from error
     flags.steps = None
@@ -107,18 +127,19 @@ def read(path: Path, limit: int | None) -> tuple[list[dict[str, Any]], list[str 
     """
     if path.suffix != ".jsonl":
         raise InputError(f"{path}: unknown kind of file; --data is a .jsonl")
-    rows, answers = [], []
+    rows: list[dict[str, Any]] = []
+    answers: list[str | None] = []
     for line in prompts.from_file(path)[:limit]:
         row = line
         if "infill" in row:
             raise InputError(f"{path}: has texts with holes; --data asks with prompt or messages")
-        answer: Any = row.get("answer", row.get("completion"))
+        answer: Any = next((row[name] for name in ("answer", "completion", "response") if name in row), None)
         if "messages" in row and row["messages"][-1]["role"] == "assistant":
             answer, row = line["messages"][-1]["content"], line | {"messages": line["messages"][:-1]}
             if not row["messages"]:
                 raise InputError(f"{path}: a chat has an answer and no question")
         if answer is not None and not isinstance(answer, str):
-            raise InputError(f"{path}: an answer must be a text, not {str(answer)[:60]}")
+            raise InputError(f"{path}: prompt {len(rows) + 1}: an answer must be a text, not {str(answer)[:60]}")
         rows.append(row)
         answers.append(answer)
     if len({answer is None for answer in answers}) > 1:
@@ -182,12 +203,16 @@ def measure(
                 found = quality.log_probability(model, batch.result, variant.settings)
             log_p += [x[np.isfinite(x)] for x in found[: len(batch.written)]]
         written += batch.written
+    if any(w.error for w in written):
+        raise InputError(f"rule {variant.rule}: {next(w.error for w in written if w.error)}; weights are damaged")
     tokens, nfe = sum(w.tokens for w in written), sum(w.nfe for w in written)
     n = len(written)
     result: dict[str, Any] = {"rule": variant.rule, "steps": variant.steps}
     if answers[0] is not None:
-        right = sum(w.text.strip() == str(a).strip() for w, a in zip(written, answers, strict=True)) / n
-        result |= {"exact": right, "standard_error": (right * (1 - right) / n) ** 0.5}
+        name, match = match_of(flags.match)
+        pairs = [(without_empty_thought(w.text), str(a)) for w, a in zip(written, answers, strict=True)]
+        right = sum(match(text, without_empty_thought(answer)) for text, answer in pairs) / n
+        result |= {name: right, "standard_error": (right * (1 - right) / n) ** 0.5}
     else:
         every = np.concatenate(log_p)
         result |= {"log_probability": float(every.mean()) if every.size else None}
@@ -197,23 +222,27 @@ def measure(
 
 def report(found: list[dict[str, Any]], flags: Any) -> None:
     """The table, and with --out the figures and their picture."""
-    has_answers = "exact" in found[0]
-    measured = "exact" if has_answers else "log p a token"
+    measure = flags.match.partition("=")[0]
+    has_answers = measure in found[0]
+    measured = measure if has_answers else "log p a token"
     table = Table(
         Column("rule", overflow="fold", min_width=14), "steps", measured, "distinct 4-grams", *_SPEED.values()
     )
     for row in found:
         if has_answers:
-            good = f"{row['exact']:.1%} ± {row['standard_error']:.1%}"
+            good = f"{row[measure]:.1%} ± {row['standard_error']:.1%}"
         else:
             good = "—" if row["log_probability"] is None else f"{row['log_probability']:.3f}"
         numbers = [f"{row['nfe']:.1f}", f"{row['tokens_per_forward']:.2f}", f"{row['tokens_per_second']:.1f}"]
         table.add_row(row["rule"], str(row["steps"] or "—"), good, f"{row['distinct_4grams']:.1%}", *numbers)
-    Console().print(table)
+    # A pipe has no columns to be cut at.
+    Console(width=None if sys.stdout.isatty() else 1 << 12).print(table)
     if flags.out:
         asked = {name: str(value) if isinstance(value, Path) else value for name, value in vars(flags).items()}
-        write_text(flags.out / "compare.json", json.dumps({"flags": asked, "results": found}, indent=1) + "\n")
-        draw(found, "exact" if has_answers else "log_probability", flags.out / "compare.png")
+        write_text(
+            flags.out / "compare.json", json.dumps({"flags": asked, "results": found}, indent=1, allow_nan=False) + "\n"
+        )
+        draw(found, measure if has_answers else "log_probability", flags.out / "compare.png")
         print(f"{flags.out}: compare.json, compare.png", file=sys.stderr)
 
 
@@ -226,7 +255,7 @@ def draw(found: Sequence[Mapping[str, Any]], measure: str, path: Path) -> None:
         for axis, name in zip(axes, ("nfe", "tokens_per_second"), strict=True):
             errors = [r.get("standard_error", 0.0) for r in rows]
             axis.errorbar([r[name] for r in rows], [r[measure] for r in rows], errors, fmt="o-", capsize=2, label=rule)
-    what = "exact answers" if measure == "exact" else "log p a token, given all others (nats)"
+    what = "log p a token, given all others (nats)" if measure == "log_probability" else f"right answers ({measure})"
     axes[0].set(xlabel="forward passes a text (NFE)", ylabel=what, xscale="log")
     axes[1].set(xlabel="tokens/s", xscale="log")
     axes[0].legend(fontsize="small")
@@ -235,4 +264,4 @@ def draw(found: Sequence[Mapping[str, Any]], measure: str, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, leaves_at_once=True)

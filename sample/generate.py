@@ -13,7 +13,7 @@ import contextlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from rich.console import Console
 from rich.progress import track
@@ -21,10 +21,12 @@ from rich.progress import track
 import qwen3llada_jax as q
 from qwen3llada_jax import command_line
 from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.room import most_tokens
 from qwen3llada_jax.sampler_config import SamplerConfig
 from sample import answers, opening, prompts, writing
-from sample.flags import add_model_flags, add_setting_flags, settings_of
+from sample.flags import add_model_flags, add_setting_flags, settings_of, whole
 from sample.live import show_live
+from sample.places import check_place
 from sample.trace import Trace, check_trace_path, write_trace
 from sample.writing import Batch
 
@@ -33,27 +35,109 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Whatever can be refused is refused before the weights are read."""
     flags = parse(arguments)
     wanted, rows = settings_of(flags), asked(flags)
+    check_places(flags)
     folder = opening.look_at(flags)
     wanted = folder.ending(wanted)
     requests = prompts.requests_of(
-        rows, folder.tokenizer, chat=flags.chat, system=flags.system, samples=flags.num_samples
+        rows,
+        folder.tokenizer,
+        chat=flags.chat,
+        system=flags.system,
+        enable_thinking=flags.enable_thinking,
+        samples=flags.num_samples,
+        most=most_tokens(folder.config),
     )
     if flags.out:
-        answers.check_out(flags.out, requests)
+        answers.check_columns(requests)
     size = writing.rows_of_a_batch(len(requests), flags.batch_size, folder.ways)
     settings = writing.check(requests, wanted, folder.config, size)
+    opening.say_if_unadapted(folder)
     opening.say_if_approximate(settings, folder.config)
+    texts: list[writing.Written] = []
+    with _output(flags, folder, requests, wanted, size) as (stream, begin):
+        if begin < len(requests):
+            texts = _write(flags, folder, requests[begin:], settings, wanted, size, stream)
+    if stream is not None:
+        print(f"{flags.out}: {len(requests)} answers", file=sys.stderr)
+    check_written(texts)
 
+
+@contextlib.contextmanager
+def _output(
+    flags: Any, folder: opening.Folder, requests: Sequence[prompts.Request], settings: SamplerConfig, size: int
+) -> Iterator[tuple[BinaryIO | None, int]]:
+    """(the file of --out, if there is one; how many answers it has already)."""
+    if not flags.out:
+        yield None, 0
+        return
+    command = {
+        **{name: getattr(value, "__name__", value) for name, value in vars(settings).items()},
+        "model": opening.identity(folder.path),
+        "dtype": flags.dtype,
+        "seed": flags.seed,
+        "trace": str(flags.trace),
+        "asked": answers.fingerprint(requests),
+    }
+    with answers.growing(flags.out, command, requests, size) as (stream, begin):
+        yield stream, begin
+
+
+def _write(
+    flags: Any,
+    folder: opening.Folder,
+    requests: Sequence[prompts.Request],
+    settings: SamplerConfig,
+    wanted: SamplerConfig,
+    size: int,
+    stream: BinaryIO | None,
+) -> list[writing.Written]:
+    """Read the weights, write every text, and say what it took."""
     model = opening.load(folder, flags.dtype)
+    opening.say_if_rounded(model, settings, size)
     trace = Trace() if flags.trace and wanted.revise else None
-    watcher = watcher_of(flags, folder.tokenizer, trace)
+    watcher = watcher_of(flags, folder.tokenizer, trace, wanted.eos_token_ids or ())
     batches: Iterable[Batch] = writing.write(
         model, folder, requests, wanted, seed=flags.seed, rows=size, watcher=watcher
     )
     count = -(-len(requests) // size)
     quiet = count == 1 or flags.live or not sys.stderr.isatty()
     batches = track(batches, "batches", count, console=Console(stderr=True), disable=quiet, transient=True)
-    print(summary(put_out(batches, flags, folder.tokenizer, settings, trace), flags.seed), file=sys.stderr)
+    done = put_out(batches, flags, folder.tokenizer, settings, trace, stream)
+    print(summary(done, flags.seed), file=sys.stderr)
+    return done[0]
+
+
+def check_written(texts: Sequence[writing.Written]) -> None:
+    """Refuse to end as if all were well.
+
+    Raises:
+        InputError: naming the texts that could not be written.
+    """
+    failed = [written for written in texts if written.error]
+    if failed:
+        named = ", ".join(str(w.request.number + 1) for w in failed[:10]) + (", …" if len(failed) > 10 else "")
+        raise InputError(
+            f"{len(failed)} of {len(texts)} texts could not be written: {failed[0].error}; weights are damaged, or "
+            f"float16 overflows (--dtype float32). Prompts: {named}"
+        )
+
+
+def check_places(flags: Any) -> None:
+    """Refuse places that cannot be written to, or that are read.
+
+    Raises:
+        InputError: saying which.
+    """
+    inputs, model = {"--prompts": flags.prompts, "--history": flags.history}, Path(flags.model)
+    if flags.out:
+        if flags.out.suffix != ".jsonl":
+            raise InputError(f"--out {flags.out}: unknown kind of file; use .jsonl")
+        check_place("--out", flags.out, inputs, model)
+    else:
+        command_line.check_output()
+    if flags.trace:
+        check_trace_path(flags.trace)
+        check_place("--trace", flags.trace, {**inputs, "--out": flags.out}, model)
 
 
 def parse(arguments: Sequence[str] | None) -> Any:
@@ -61,13 +145,16 @@ def parse(arguments: Sequence[str] | None) -> Any:
     parser = command_line.Parser(__doc__)
     ask = parser.add_argument_group("what to write")
     ask.add_argument("--prompt", action="append", help="text to go on from; several make a batch")
-    ask.add_argument("--prompts", type=Path, metavar="FILE", help=".txt, or .jsonl with prompt, messages or infill")
+    ask.add_argument(
+        "--prompts", type=Path, metavar="FILE", help=".txt, or .jsonl with prompt, infill, or a conversation"
+    )
     ask.add_argument("--infill", action="append", help="text with holes to fill: <mask>, or <mask:N> for N tokens")
     ask.add_argument("--chat", action="store_true", help="put prompts through the tokenizer's chat template")
     ask.add_argument("--system", metavar="TEXT", help="the chat's system prompt")
+    ask.add_argument("--enable-thinking", action="store_true", help="let a chat's answers begin with their reasoning")
     ask.add_argument("--history", type=Path, metavar="FILE", help="the chat so far: a .json list of {role, content}")
-    ask.add_argument("--num-samples", type=int, default=1, metavar="N", help="texts for each prompt (default: 1)")
-    ask.add_argument("--batch-size", type=int, default=8, metavar="N", help="texts written together (default: 8)")
+    ask.add_argument("--num-samples", type=whole, default=1, metavar="N", help="texts for each prompt (default: 1)")
+    ask.add_argument("--batch-size", type=whole, default=8, metavar="N", help="texts written together (default: 8)")
     out = parser.add_argument_group("what comes out")
     out.add_argument("--out", type=Path, metavar="FILE", help="answers to this .jsonl instead of standard output")
     out.add_argument("--live", action="store_true", help="show the text while it is unmasked")
@@ -87,8 +174,6 @@ def parse(arguments: Sequence[str] | None) -> Any:
     is_random = is_random or (flags.revise and flags.revise_by == "random")
     if flags.num_samples > 1 and not is_random:
         raise InputError("--num-samples: without randomness all samples are the same; set --temperature")
-    if flags.trace:
-        check_trace_path(flags.trace)
     return flags
 
 
@@ -122,7 +207,7 @@ def asked(flags: Any) -> list[dict[str, Any]]:
     return rows
 
 
-def watcher_of(flags: Any, tokenizer: Any, trace: Trace | None) -> writing.Watcher | None:
+def watcher_of(flags: Any, tokenizer: Any, trace: Trace | None, stops: tuple[int, ...]) -> writing.Watcher | None:
     """What looks at the canvases: the live view, the trace's memory of what was masked again, or nobody."""
     if not flags.live and trace is None:
         return None
@@ -134,7 +219,7 @@ def watcher_of(flags: Any, tokenizer: Any, trace: Trace | None) -> writing.Watch
             canvases = trace.recording(canvases)
         is_first = False
         if flags.live:
-            return show_live(canvases, tokenizer)
+            return show_live(canvases, tokenizer, stops=stops)
         *_, last = canvases
         return last
 
@@ -142,26 +227,30 @@ def watcher_of(flags: Any, tokenizer: Any, trace: Trace | None) -> writing.Watch
 
 
 def put_out(
-    batches: Iterable[Batch], flags: Any, tokenizer: Any, settings: SamplerConfig, trace: Trace | None
+    batches: Iterable[Batch],
+    flags: Any,
+    tokenizer: Any,
+    settings: SamplerConfig,
+    trace: Trace | None,
+    stream: BinaryIO | None,
 ) -> tuple[list[writing.Written], float, float]:
     """Print or write every text when its batch is done; (all of them, seconds, seconds of compiling)."""
     done: list[writing.Written] = []
     seconds = compiling = 0.0
-    with answers.growing(flags.out) if flags.out else contextlib.nullcontext() as stream:
-        for batch in batches:
-            if stream is not None:
-                answers.add(stream, answers.records(batch, flags.seed))
-            else:
-                for written in batch.written:
-                    goes_on = written.request.kind == "prompt" and not flags.chat
+    for batch in batches:
+        if flags.trace and not done:  # before the lines, so that whoever goes on behind them has it
+            rows = [i for i, written in enumerate(batch.written) if not written.error]
+            note = write_trace(flags.trace, trace or Trace(), batch.result, tokenizer, settings, rows)
+            print(f"{flags.trace}: {note}", file=sys.stderr)
+        if stream is not None:
+            answers.add(stream, answers.records(batch, flags.seed))
+        else:
+            for written in batch.written:
+                goes_on = written.request.kind == "prompt" and not flags.chat
+                if not written.error:
                     print(written.request.given + written.text if goes_on else written.text, flush=True)
-            if flags.trace and not done:
-                note = write_trace(flags.trace, trace or Trace(), batch.result, tokenizer, settings, len(batch.written))
-                print(f"{flags.trace}: when each token was written{note}", file=sys.stderr)
-            done += batch.written
-            seconds, compiling = seconds + batch.seconds, compiling + batch.compiling
-    if flags.out:
-        print(f"{flags.out}: {len(done)} answers", file=sys.stderr)
+        done += batch.written
+        seconds, compiling = seconds + batch.seconds, compiling + batch.compiling
     return done, seconds, compiling
 
 
@@ -176,4 +265,4 @@ def summary(done: tuple[list[writing.Written], float, float], seed: int) -> str:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, leaves_at_once=True)

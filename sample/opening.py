@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 import qwen3llada_jax as q
 from qwen3llada_jax import checkpoint, tokens
-from qwen3llada_jax.config import ModelConfig
+from qwen3llada_jax.config import ModelConfig, read_config_json
 from qwen3llada_jax.sampler_config import SamplerConfig
+from qwen3llada_jax.text_ends import with_text_ends
 
 
 @dataclass(frozen=True)
@@ -22,13 +24,12 @@ class Folder:
     """A model folder whose weights are not read yet.
 
     Attributes:
-        stops: ids that end a text: the model's and the tokenizer's EOS, and the end of a chat turn.
+        config: with every id that ends a text, as `q.load` gives it.
     """
 
     path: Path
     config: ModelConfig
     tokenizer: Any
-    stops: tuple[int, ...]
     mesh: Mesh | None
 
     @property
@@ -38,7 +39,7 @@ class Folder:
 
     def ending(self, settings: SamplerConfig) -> SamplerConfig:
         """Settings under which the sampler ends a text where the programs do, unless they say otherwise."""
-        ends = self.stops if settings.eos_token_ids is None else settings.eos_token_ids
+        ends = self.config.eos_token_ids if settings.eos_token_ids is None else settings.eos_token_ids
         return dataclasses.replace(settings, eos_token_ids=ends)
 
     @contextmanager
@@ -58,30 +59,55 @@ def look_at(flags: Any) -> Folder:
         InputError: no model there, no tokenizer, or a mesh that the devices do not make.
     """
     path = Path(flags.model)
-    config, tokenizer = checkpoint.read_model_config(path), tokens.load_tokenizer(path)
-    if config.live_vocab_size is None:  # a plain Hugging Face folder does not say which rows are tokens
-        live = min(tokens.live_vocab_size(tokenizer), config.vocab_size)
-        config = dataclasses.replace(config, live_vocab_size=live)
-    ends = (*config.eos_token_ids, tokenizer.eos_token_id, tokenizer.get_vocab().get("<|im_end|>"))
-    stops = tuple(dict.fromkeys(i for i in ends if i is not None and i < config.vocab_size))
+    config = with_text_ends(checkpoint.read_model_config(path), path)
+    tokenizer = tokens.load_tokenizer(path)
     sizes = {axis: getattr(flags, f"mesh_{axis}") for axis in ("data", "fsdp", "tensor")}
     sizes = {axis: size for axis, size in sizes.items() if size is not None}
-    return Folder(path, config, tokenizer, stops, q.make_mesh(**sizes) if sizes else None)
+    return Folder(path, config, tokenizer, q.make_mesh(**sizes) if sizes else None)
+
+
+def identity(path: Path) -> str:
+    """Which weights stand there now: a run that trained on has others."""
+    item = checkpoint.params_item(path)
+    files = [item] if item is not None else sorted(path.glob("*.safetensors"))
+    return " ".join([str(path.resolve()), *(f"{f.name}:{f.stat().st_mtime_ns}" for f in files if f is not None)])
 
 
 def load(folder: Folder, dtype: str | None) -> q.Qwen3LLaDA:
     """Read the weights."""
-    model = checkpoint.load(folder.path, dtype, mesh=folder.mesh)
-    model.config = folder.config
-    return model
+    return checkpoint.load(folder.path, dtype, mesh=folder.mesh)
+
+
+def say_if_unadapted(folder: Folder) -> None:
+    """A line on standard error when a model has only ever looked to the left."""
+    source = read_config_json(folder.path)
+    is_plain = checkpoint.params_item(folder.path) is None and source.get("mask_token_id") is None
+    if source.get("is_adapted") is False or is_plain:
+        print(
+            f"{folder.path}: is fresh from its import and has not learned to fill masks, so what it writes is noise; "
+            "adapt it first: python -m train.run --mode pretrain",
+            file=sys.stderr,
+        )
 
 
 def say_if_approximate(settings: SamplerConfig, config: ModelConfig) -> None:
-    """A line on standard error when a cache changes what is written."""
+    """A line on standard error when a cache changes what is written, in any dtype."""
     if not q.is_exact(settings, config):
         visibility = settings.visibility or config.visibility
         print(
             f"cache {settings.cache}: approximate under visibility {visibility}, where keys and values of all tokens "
             "change with every written one; --cache none is exact",
+            file=sys.stderr,
+        )
+
+
+def say_if_rounded(model: q.Qwen3LLaDA, settings: SamplerConfig, rows: int = 1) -> None:
+    """A line on standard error when the dtype is too coarse for batch and cache to leave every token as it is."""
+    dtype = str(np.dtype(model.compute_dtype))
+    causes = [f"the batch ({rows} texts)"] * (rows > 1) + [f"the cache ({settings.cache})"] * (settings.cache != "none")
+    if dtype != "float32" and causes:
+        print(
+            f"computing in {dtype}: its rounding differs with {' and '.join(causes)}, and may put another token first "
+            "where two are near; --dtype float32 keeps them apart",
             file=sys.stderr,
         )

@@ -1,7 +1,9 @@
 """What is asked: prompts, chats and texts with holes, from the command line or a file, as rows of ids.
 
-A line of a .jsonl file has `prompt` (text), `messages` ([{"role", "content"}, …], for the chat template) or `infill`
-(text with holes: `<mask>` of one token, `<mask:5>` of five). Its other columns are carried through to the answers.
+A line of a .jsonl file has `prompt` (text), `infill` (text with holes: `<mask>` of one token, `<mask:5>` of five), or a
+conversation in any format that training reads (messages, conversations, question + answer, instruction + output, …;
+qwen3llada_jax/conversations.py), which always goes through the chat template. An answer at its end is not shown to the
+model. All columns are carried through to the answers.
 """
 
 import json
@@ -11,13 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qwen3llada_jax.chat_template import ChatWriter
 from qwen3llada_jax.command_line import nearest
+from qwen3llada_jax.conversations import FORMATS, read_conversation, read_messages
 from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.jsonl import BadRowError, NoFormatError, check_text, kind_of, parse_row, shortened
+from qwen3llada_jax.room import memory
 
-Turn = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+Turn = dict[str, Any]  # {"role": "system" | "user" | "assistant" | "tool", "content": text, …}
 KINDS = ("prompt", "messages", "infill")
-ROLES = ("system", "user", "assistant")
-_HOLE = re.compile(r"<mask(?::(\d+))?>")
+_HOLE = re.compile(r"<mask(?::(\d+))?>", re.ASCII)
+_BYTES_OF_A_REQUEST = 200
 
 
 @dataclass(frozen=True)
@@ -42,17 +48,29 @@ class Request:
 
 
 def requests_of(
-    rows: Sequence[Mapping[str, Any]], tokenizer: Any, *, chat: bool, system: str | None = None, samples: int = 1
+    rows: Sequence[Mapping[str, Any]],
+    tokenizer: Any,
+    *,
+    chat: bool,
+    system: str | None = None,
+    enable_thinking: bool = False,
+    samples: int = 1,
+    most: int = 1 << 20,
 ) -> list[Request]:
     """The lines of a file as the sampler wants them, each `samples` times.
 
     Args:
         chat: put prompts through the chat template; messages always go.
         system: begins every chat.
+        enable_thinking: as the chat template takes it.
+        most: tokens of a text with holes.
 
     Raises:
-        InputError: no chat template, a text without a hole, or texts with holes among prompts.
+        InputError: no chat template or one that does not write a chat, a text without a hole or with too many, texts
+            with holes among prompts, or more texts than memory has place for.
     """
+    if len(rows) * samples * _BYTES_OF_A_REQUEST > memory():
+        raise InputError(f"--num-samples: {len(rows) * samples:,} texts are more than memory has place for")
     kinds = {kind for row in rows for kind in KINDS if kind in row}
     if "infill" in kinds and len(kinds) > 1:
         raise InputError("some texts have holes to fill and some go on from a prompt; use two files")
@@ -60,25 +78,53 @@ def requests_of(
         raise InputError("a text with holes is taken as it stands; leave out --chat and --system")
     if system is not None and not chat and "messages" not in kinds:
         raise InputError("--system belongs to a chat; add --chat")
+    if enable_thinking and not chat and "messages" not in kinds:
+        raise InputError("--enable-thinking belongs to a chat; add --chat")
     requests = []
     for number, row in enumerate(rows):
-        kind = next(k for k in KINDS if k in row)
+        kind = next(k for k in ("infill", "messages", "prompt") if k in row)
         given = row[kind]
-        ids: Sequence[int | None]
-        if kind == "infill":
-            ids = encode_holes(tokenizer, given)
-        elif kind == "messages" or chat:
-            turns = given if kind == "messages" else [{"role": "user", "content": given}]
-            ids = encode_chat(tokenizer, turns, system)
-        else:
-            ids = encode(tokenizer, given)
+        try:
+            ids = _ids_of(row, kind, tokenizer, chat, system, enable_thinking, most)
+        except (BadRowError, InputError) as error:
+            if len(rows) == 1:
+                raise _as_input_error(error) from error
+            raise InputError(f"prompt {number + 1}: {_as_input_error(error)}") from error
         extra = {k: v for k, v in row.items() if k != kind}
         requests += [Request(number, sample, kind, given, tuple(ids), extra) for sample in range(samples)]
     return requests
 
 
+def _ids_of(
+    row: Mapping[str, Any],
+    kind: str,
+    tokenizer: Any,
+    chat: bool,
+    system: str | None,
+    enable_thinking: bool,
+    most: int,
+) -> Sequence[int | None]:
+    if kind == "infill":
+        return encode_holes(tokenizer, row[kind], most)
+    if kind == "prompt" and not chat:
+        return encode(tokenizer, row[kind])
+    tools = row.get("tools") or None
+    if kind == "messages":
+        return encode_chat(tokenizer, question_of(row[kind]), system, enable_thinking, tools)
+    own = row.get("system")
+    if own is not None and system is not None:
+        raise InputError("the prompt has a column system of its own; leave out --system")
+    return encode_chat(tokenizer, [{"role": "user", "content": row[kind]}], system or own, enable_thinking, tools)
+
+
+def question_of(messages: Sequence[Turn]) -> list[Turn]:
+    """The turns before an answer at the end."""
+    is_answered = len(messages) > 1 and messages[-1]["role"] == "assistant"
+    return list(messages[:-1] if is_answered else messages)
+
+
 def from_file(path: Path) -> list[dict[str, Any]]:
-    """The lines of a .jsonl file (with `prompt`, `messages` or `infill`), or of a .txt file, one prompt each.
+    """The lines of a .jsonl file (with one of `KINDS`: conversations as `messages`), or of a .txt, one prompt each.
 
     Raises:
         InputError: no such file, another kind, an empty one, or a line that asks nothing.
@@ -89,8 +135,8 @@ def from_file(path: Path) -> list[dict[str, Any]]:
     if not lines:
         raise InputError(f"{path}: no prompt in it")
     if path.suffix == ".txt":
-        return [{"prompt": line.rstrip("\r")} for _, line in lines]
-    return [_json_row(f"{path}: line {n}", line) for n, line in lines]
+        return [{"prompt": line} for _, line in lines]
+    return [_asked(f"{path}: line {n}", line) for n, line in lines]
 
 
 def read_history(path: Path) -> list[Turn]:
@@ -100,31 +146,27 @@ def read_history(path: Path) -> list[Turn]:
         InputError: no such file, or not a list of messages.
     """
     try:
-        messages = json.loads(_read(path))
-    except ValueError as error:
-        raise InputError(f"{path}: is not JSON ({error})") from error
-    return checked(messages, str(path))
-
-
-def checked(messages: Any, where: str) -> list[Turn]:
-    """Messages, if they are such.
-
-    Raises:
-        InputError: not a list of {role, content}, or none.
-    """
-    if not isinstance(messages, list) or not messages:
-        raise InputError(f"{where}: messages is a list of {{role, content}}, not {_short(str(messages))}")
-    for turn in messages:
-        if not isinstance(turn, dict) or turn.get("role") not in ROLES or not isinstance(turn.get("content"), str):
-            raise InputError(
-                f"{where}: a message has a role ({', '.join(ROLES)}) and a text as content, not {_short(str(turn))}"
-            )
-    return [{"role": turn["role"], "content": turn["content"]} for turn in messages]
+        messages = list(read_messages(json.loads(_read(path))))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: is not JSON ({shortened(str(error), 100)})") from error
+    except BadRowError as error:
+        raise InputError(f"{path}: {_as_input_error(error)}") from error
+    if not messages:
+        raise InputError(f"{path}: has no messages in it")
+    return messages
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
-    """A text's ids."""
-    return tokenizer(text, add_special_tokens=False).input_ids
+    """A text's ids.
+
+    Raises:
+        InputError: half of a surrogate pair in it (JSON's \\ud83d alone, a byte that is not UTF-8): no character.
+    """
+    try:
+        # Quiet about the length that a tokenizer is said to end at: positions are the model's matter.
+        return tokenizer(check_text(text), add_special_tokens=False, verbose=False).input_ids
+    except BadRowError as error:
+        raise InputError(f"the text {_as_input_error(error)}; write the whole character") from error
 
 
 def check_template(tokenizer: Any) -> None:
@@ -137,44 +179,54 @@ def check_template(tokenizer: Any) -> None:
         raise InputError("the model's tokenizer has no chat template; leave out --chat, or add chat_template.jinja")
 
 
-def encode_chat(tokenizer: Any, messages: Sequence[Turn], system: str | None = None) -> list[int]:
+def encode_chat(
+    tokenizer: Any,
+    messages: Sequence[Turn],
+    system: str | None = None,
+    enable_thinking: bool = False,
+    tools: list[Any] | None = None,
+) -> list[int]:
     """A chat's ids, up to where the assistant begins to speak.
 
     Raises:
-        InputError: no chat template, one that refuses these messages, nothing to answer, or two system messages.
+        InputError: no chat template, one that does not write these messages whole, nothing to answer, or two system
+            messages.
     """
-    from jinja2 import TemplateError
-
     check_template(tokenizer)
-    if messages[-1]["role"] != "user":
+    if messages[-1]["role"] not in ("user", "tool"):
         raise InputError(f"the last message must be the user's, for the model to answer, not {messages[-1]['role']}'s")
     if system is not None:
         if messages[0]["role"] == "system":
             raise InputError("the chat has a system message of its own; leave out --system")
         messages = [{"role": "system", "content": system}, *messages]
     try:
-        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-    except TemplateError as error:
-        raise InputError(f"the chat template refuses these messages ({error})") from error
+        for message in messages:
+            check_text(message["content"])
+        text = ChatWriter(tokenizer, enable_thinking=enable_thinking).prompt(messages, tools)
+    except BadRowError as error:
+        raise _as_input_error(error) from error
     return encode(tokenizer, text)
 
 
-def encode_holes(tokenizer: Any, text: str) -> list[int | None]:
+def encode_holes(tokenizer: Any, text: str, most: int = 1 << 20) -> list[int | None]:
     """Ids of a text, with a None for `<mask>` and N of them for `<mask:N>`.
 
     Raises:
-        InputError: no hole in it.
+        InputError: no hole in it, or more than `most`.
     """
+    sizes = [hole[1] or "1" for hole in _HOLE.finditer(text)]
+    if any(len(size) > 18 for size in sizes) or sum(map(int, sizes)) > most:
+        raise InputError(f"{shortened(text)!r} has more to fill than the {most:,} tokens that the model can hold")
     ids: list[int | None] = []
     begin = 0
-    for hole in _HOLE.finditer(text):
+    for hole, size in zip(_HOLE.finditer(text), sizes, strict=True):
         ids += encode(tokenizer, text[begin : hole.start()])
-        ids += [None] * int(hole[1] or 1)
+        ids += [None] * int(size)
         begin = hole.end()
     ids += encode(tokenizer, text[begin:])
     if None not in ids:
         raise InputError(
-            f"nothing to fill in {_short(text)!r}: write <mask> or <mask:5> for a hole of one or five tokens"
+            f"nothing to fill in {shortened(text)!r}: write <mask> or <mask:5> for a hole of one or five tokens"
         )
     return ids
 
@@ -185,22 +237,33 @@ def up_to_stop(answer: list[int], stops: tuple[int, ...]) -> list[int]:
     return answer[:end]
 
 
-def _json_row(where: str, line: str) -> dict[str, Any]:
+def _asked(where: str, line: str) -> dict[str, Any]:
+    """A line as one of `KINDS`, with all its columns."""
     try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{where} is not JSON ({error})") from error
-    if not isinstance(row, dict):
-        raise InputError(f'{where} is no row like {{"prompt": "…"}} but {_short(line)}')
-    asked = [kind for kind in KINDS if kind in row]
-    if len(asked) != 1:
-        guess = next((g for key in row if (g := nearest(key, KINDS))), "") if not asked else ""
-        raise InputError(f"{where} needs one of prompt, messages, infill; it has {', '.join(row) or 'none'}{guess}")
-    if asked == ["messages"]:
-        return row | {"messages": checked(row["messages"], where)}
-    if not isinstance(row[asked[0]], str):
-        raise InputError(f"{where}: {asked[0]} is no text but {_short(str(row[asked[0]]))}")
+        row = parse_row(line)
+        is_chat = any(row.get(name) is not None for name in ("messages", "conversations"))
+        if "infill" not in row and (is_chat or not isinstance(row.get("prompt", []), str)):
+            return row | {"messages": list(read_conversation(row).messages)}
+    except NoFormatError as error:
+        if "prompt" in row:
+            what = f"{kind_of(row['prompt'])}, not a text"
+            raise InputError(f"{where}: prompt is {what} ({shortened(row['prompt'])})") from error
+        guess = next((g for key in row if (g := nearest(key, KINDS))), "")
+        raise InputError(f"{where} needs one of infill, prompt, {FORMATS.rpartition(', or')[0]}{guess}") from error
+    except BadRowError as error:
+        raise InputError(f"{where} {_as_input_error(error)}") from error
+    kinds = [kind for kind in KINDS if kind in row]
+    if len(kinds) > 1:
+        raise InputError(f"{where} has {' and '.join(kinds)}, which all say what to write; keep one of them")
+    if not isinstance(row[kinds[0]], str):
+        raise InputError(f"{where}: {kinds[0]} is {kind_of(row[kinds[0]])}, not a text ({shortened(row[kinds[0]])})")
     return row
+
+
+def _as_input_error(error: Exception) -> InputError:
+    if isinstance(error, BadRowError):
+        return InputError(f"{error}{f' ({error.detail})' if error.detail else ''}")
+    return InputError(str(error))
 
 
 def _read(path: Path) -> str:
@@ -210,7 +273,3 @@ def _read(path: Path) -> str:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not text (byte {error.start} is not UTF-8)") from error
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 60 else text[:60] + "…"

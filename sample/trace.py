@@ -16,7 +16,7 @@ trace is of the first batch; a picture, a page or a film shows at most sixteen o
 
 import json
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,26 +64,26 @@ def check_trace_path(path: Path) -> None:
     """
     if path.suffix not in KINDS:
         raise InputError(f"--trace {path}: unknown kind of file; use one of {' '.join(KINDS)}")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"--trace {path}: no such folder {path.parent}")
     if path.suffix in (".png", ".gif"):
         pyplot()
 
 
 def write_trace(
-    path: Path, trace: Trace, result: Generation, tokenizer: Any, settings: SamplerConfig, rows: int
+    path: Path, trace: Trace, result: Generation, tokenizer: Any, settings: SamplerConfig, rows: Sequence[int]
 ) -> str:
-    """Write the trace of the first `rows` texts; returns what is to be said if not all is shown.
+    """Write the trace of these rows; returns what is to be said of it.
 
     Raises:
         InputError: the file cannot be written.
     """
-    shown = rows if path.suffix == ".json" else min(rows, _ROWS)
-    texts, note = [_row(trace, result, i, tokenizer) for i in range(shown)], ""
+    if not rows:
+        return "not drawn, for nothing was written"
+    shown = rows if path.suffix == ".json" else rows[:_ROWS]
+    texts, note = [_row(trace, result, i, tokenizer) for i in shown], ""
     if path.suffix == ".json":
         names = {k: getattr(v, "__name__", v) for k, v in vars(settings).items()}
         record = {"settings": names, "passes": int(result.passes), "rows": texts}
-        write_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        write_text(path, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     elif path.suffix == ".html":
         from sample.trace_page import page
 
@@ -99,7 +99,8 @@ def write_trace(
                 (draw if path.suffix == ".png" else draw_moving)(path, texts)
         except OSError as error:
             raise InputError(f"{path}: cannot be written ({error.strerror})") from error
-    return ("" if shown == rows else f", of the first {shown} texts") + note
+    of = "" if len(shown) == len(rows) else f", of the first {len(shown)} texts"
+    return f"when each token was written{of}{note}"
 
 
 def _row(trace: Trace, result: Generation, i: int, tokenizer: Any) -> dict[str, Any]:

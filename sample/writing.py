@@ -1,5 +1,6 @@
 """Writing many texts: batches of one size, a random key for every text, and what it cost."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +10,9 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 import qwen3llada_jax as q
-from qwen3llada_jax.canvas import for_holes
+from qwen3llada_jax.canvas import NotFiniteError, for_holes
 from qwen3llada_jax.config import ModelConfig
+from qwen3llada_jax.room import beyond, check_memory, check_positions
 from qwen3llada_jax.sampler_config import SamplerConfig
 from sample.clock import Clock
 from sample.opening import Folder
@@ -27,12 +29,14 @@ class Written:
         text: without prompt, end and what follows the end; of an infilling the whole text.
         tokens: that the model wrote in it. Neither the end nor what follows it is one of them.
         nfe: forward passes that its row took part in.
+        error: why nothing could be written.
     """
 
     request: Request
     text: str
     tokens: int
     nfe: int
+    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,13 +64,24 @@ def check(requests: Sequence[Request], settings: SamplerConfig, config: ModelCon
     """The settings as the sampler will use them (of an infilling: for the first batch of `rows`).
 
     Raises:
-        InputError: they do not fit together, in any batch.
+        InputError: they do not fit together, or positions or memory do not hold them, in any batch.
     """
-    if requests[0].kind != "infill":
-        return settings.for_model(config)
-    texts = [request.ids for request in requests]
-    complete = [for_holes(config, texts[i : i + rows], settings) for i in range(0, len(texts), rows)]
-    return complete[0]
+    texts, to_write = [request.ids for request in requests], 0
+    if requests[0].kind == "infill":
+        complete, *_ = [for_holes(config, texts[i : i + rows], settings) for i in range(0, len(texts), rows)]
+    else:
+        complete, to_write = settings.for_model(config), settings.gen_length
+    lengths = [len(text) for text in texts]
+    check_positions(config, lengths, to_write, "prompt")
+    check_memory(config, rows, max(lengths) + to_write, complete)
+    stretched = beyond(config, lengths, to_write)
+    if stretched:
+        print(
+            f"{stretched:,} of {len(texts):,} texts go beyond the {config.max_position_embeddings:,} positions the "
+            "model was trained on, by its rope_scaling",
+            file=sys.stderr,
+        )
+    return complete
 
 
 def write(
@@ -94,10 +109,13 @@ def write(
         clock = Clock()
         with folder.on_mesh():
             keys = keys_of(seed, full)
-            result = _call(model, full, settings, keys, watcher)
-            jax.block_until_ready(result.tokens)
+            broken: list[int] = []
+            try:
+                result = _call(model, full, settings, keys, watcher)
+            except NotFiniteError as error:  # these rows are lost, the others are not
+                result, broken = error.result, error.rows
         seconds, compiling = clock.seconds, clock.compiling
-        written = _read(result, part, folder.tokenizer, settings.eos_token_ids or ())
+        written = _read(result, part, folder.tokenizer, settings.eos_token_ids or (), broken)
         yield Batch(written, result, max(seconds - compiling, 1e-9), compiling)
 
 
@@ -127,14 +145,35 @@ def _call(
     return q.finish(watcher((q.watch_infill if with_holes else q.watch)(model, ids, settings, key=keys)))
 
 
-def _read(result: q.Generation, requests: Sequence[Request], tokenizer: Any, stops: tuple[int, ...]) -> list[Written]:
+def text_of(tokenizer: Any, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+    """The text of ids, nothing in it tidied up."""
+    return tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
+
+
+def _read(
+    result: q.Generation, requests: Sequence[Request], tokenizer: Any, stops: tuple[int, ...], broken: list[int]
+) -> list[Written]:
     nfe, tokens = np.asarray(result.nfe), np.asarray(result.tokens)
     written = []
     for i, (request, answer) in enumerate(zip(requests, result.answers(), strict=False)):
+        if i in broken:
+            written.append(Written(request, "", 0, int(nfe[i]), _NOT_FINITE))
+            continue
         if request.kind == "infill":
             ids, count = tokens[i, : len(request.ids)].tolist(), len(answer)
+            text = _filled(tokenizer, request, ids)
         else:
             ids = up_to_stop(answer, stops)
-            count = len(ids)
-        written.append(Written(request, tokenizer.decode(ids, skip_special_tokens=True), count, int(nfe[i])))
+            text, count = text_of(tokenizer, ids), len(ids)
+        written.append(Written(request, text, count, int(nfe[i])))
     return written
+
+
+_NOT_FINITE = "the model's logits are not finite (NaN or infinite)"
+
+
+def _filled(tokenizer: Any, request: Request, ids: list[int]) -> str:
+    """A text with its holes filled: the special tokens that it held stay, those that were written are no text."""
+    special = set(tokenizer.all_special_ids)
+    kept = [now for now, given in zip(ids, request.ids, strict=True) if given is not None or now not in special]
+    return text_of(tokenizer, kept, skip_special_tokens=False)
