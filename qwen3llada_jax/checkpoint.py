@@ -9,7 +9,6 @@ checkpoints opens by its own path, and a Hugging Face folder of safetensors dire
 """
 
 import json
-import logging
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -40,11 +39,6 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "generation_config.json",
 )
-
-# orbax logs its doings and, with a traceback, what it is about to raise, and asyncio the second write of several that
-# failed together; what matters reaches us as an exception.
-for _name in ("absl", "asyncio"):
-    logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
 def load(

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import logging
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -57,8 +58,15 @@ def nearest(word: str, known: Sequence[str]) -> str:
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
-    """Run a program: an `InputError` becomes one line on standard error and exit code 2."""
+    """Run a program: an `InputError` becomes one line on standard error and exit code 2.
+
+    The process is the program's own, so what its libraries say beside that line is silenced here, and only here.
+    """
     sys.unraisablehook = _without_late_callbacks
+    # orbax logs its doings and, with a traceback, what it is about to raise, and asyncio the second write of several
+    # that failed together; what matters reaches us as an exception.
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         code = main() or 0
         sys.stdout.flush()
