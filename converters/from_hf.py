@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from qwen3llada_jax import checkpoint, command_line, hf_import, mask_token, tokens
-from qwen3llada_jax.config import ModelConfig, read_config_json, unknown_keys
+from qwen3llada_jax.config import ModelConfig, read_config_json, read_model_config, unknown_keys
 from qwen3llada_jax.errors import InputError, listed
 from qwen3llada_jax.files import new_folder
 from qwen3llada_jax.hub import model_folder
@@ -48,7 +48,7 @@ def convert(src: str, dst: Path, *, dtype: str | None, mask_token_id: str, overw
     """
     folder = model_folder(src)
     source = read_config_json(folder)
-    config, mask = _with_mask_token(folder, ModelConfig.from_hf(source), mask_token_id)
+    config, mask = _with_mask_token(folder, read_model_config(folder), mask_token_id)
     ignored = unknown_keys(source)
     if ignored:
         _notice(f"config.json has keys that a Qwen3 does not use, left out: {listed(ignored)}")

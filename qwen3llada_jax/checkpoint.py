@@ -9,7 +9,6 @@ checkpoints opens by its own path, and a Hugging Face folder of safetensors dire
 """
 
 import json
-import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -23,9 +22,9 @@ from etils import epath
 from flax import nnx
 from jax.sharding import Mesh, SingleDeviceSharding
 
-from qwen3llada_jax import hf_import, model, sharding
-from qwen3llada_jax.config import ModelConfig, read_config_json
-from qwen3llada_jax.errors import InputError
+from qwen3llada_jax import arguments, hf_import, model, sharding
+from qwen3llada_jax.config import ModelConfig, read_model_config
+from qwen3llada_jax.errors import InputError, listed
 from qwen3llada_jax.files import copy_file, home, write_text
 from qwen3llada_jax.hf_names import flatten
 from qwen3llada_jax.model import Qwen3LLaDA, Runtime
@@ -41,11 +40,6 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "generation_config.json",
 )
-
-# orbax logs its doings and, with a traceback, what it is about to raise, and asyncio the second write of several that
-# failed together; what matters reaches us as an exception.
-for _name in ("absl", "asyncio"):
-    logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
 def load(
@@ -73,19 +67,9 @@ def load(
     return nnx.merge(graphdef, params)
 
 
-def read_model_config(path: Path) -> ModelConfig:
-    """The architecture of any folder that `load` opens.
-
-    Raises:
-        InputError: no such folder, or not the config of a Qwen3.
-    """
-    return ModelConfig.from_hf(read_config_json(path))
-
-
 def load_params(path: Path, config: ModelConfig, dtype: str | None = None, mesh: Mesh | None = None) -> dict[str, Any]:
     """The parameter tree of any folder that `load` opens."""
-    if dtype is not None and dtype not in ("float32", "bfloat16", "float16"):
-        raise InputError(f"dtype {dtype!r} is unknown; choose float32, bfloat16 or float16")
+    dtype = None if dtype is None else arguments.dtype("dtype", dtype)
     item = params_item(path)
     if item is not None:
         return _restore_params(item, config, dtype, mesh)
@@ -213,7 +197,7 @@ def _check_stored(item: Path, stored: dict[str, Any], wanted: dict[str, Any]) ->
         if tuple(stored[name].shape) != tuple(wanted[name].shape)
     ]
     if problems:
-        raise InputError(f"{item}: parameters and config.json do not agree: " + "; ".join(problems))
+        raise InputError(f"{item}: parameters and config.json do not agree: {listed(problems, '; ')}")
 
 
 # How tensorstore begins what it says of files that are missing, cut short, or do not match their own checksums.

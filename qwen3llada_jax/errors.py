@@ -3,9 +3,17 @@
 from collections.abc import Iterable
 from typing import Any
 
+MOST = 480  # characters of a line that a terminal shows without scrolling its head away
+
 
 class InputError(ValueError):
-    """Bad input from outside (a file, a flag, a token id). Programs print it as one line and exit with 2."""
+    """Bad input from outside (a file, a flag, a token id). Programs print it as one line and exit with 2.
+
+    A message longer than a screen, because of a name that it quotes, loses its middle: thing and fix stand at its ends.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(message if len(message) <= MOST else brief(message, MOST))
 
 
 def listed(items: Iterable[str], separator: str = ", ", *, most: int = 10, room: int = 260) -> str:

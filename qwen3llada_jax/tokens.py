@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from qwen3llada_jax.config import ModelConfig, read_config_json
+from qwen3llada_jax.config import ModelConfig, read_model_config
 from qwen3llada_jax.errors import InputError, brief, shown
 from qwen3llada_jax.files import home
 
@@ -48,7 +48,7 @@ def load_tokenizer(folder: Path | str) -> Any:
     else:
         _check_against_vocab_and_merges(folder, tokenizer, vocabulary)
     if (folder / "config.json").is_file():
-        check_vocabulary(tokenizer, ModelConfig.from_hf(read_config_json(folder)), folder)
+        check_vocabulary(tokenizer, read_model_config(folder), folder)
     return tokenizer
 
 
