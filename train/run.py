@@ -156,13 +156,13 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
     with jax.set_mesh(mesh):
         resumed = first_state(config, output, origin, start, batches.fingerprint, tx, shapes, shardings, mesh)
     first = int(resumed.state["step"])
-    if first >= steps:
+    if first >= steps and not resumed.ledger.get("owes"):
         say(f"{output}: already at update {first} of {steps}, nothing to do")
         if distributed.is_main() and (output / "checkpoints").is_dir():  # it may have been moved since
             write_owner(output, logs, hold_folders(output, logs, holds))
         return None
     batches.restore(resumed.place, first)
-    profile = Profile(logs / "profile", config.project.profile, first, steps)
+    profile = Profile(logs / "profile", config.project.profile if first < steps else 0, first, steps)
 
     # ---- run folder ---------------------------------------------------------------------------------------
     if distributed.is_main():
@@ -178,8 +178,9 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
     compile_step = compiler(step_fn)
     ahead = prefetch(feed(batches, first, steps, mesh))
     with jax.set_mesh(mesh):
-        batch = next(ahead)
-        compile_step(resumed.state, batch.on_devices, say)
+        batch = next(ahead, None)  # none where only an evaluation is left to do
+        if batch is not None:
+            compile_step(resumed.state, batch.on_devices, say)
         if held_out is not None:
             one = next(batches_of(held_out, tokenizer.eos_token_id, config, mesh))
             with announced("the evaluation", say):
