@@ -138,11 +138,12 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
 
     # ---- data ---------------------------------------------------------------------------------------------
     slots = order.host_slots(rows_sharding(mesh), config.training.batch_size)
+    held_out = None
+    if config.evaluation.do_eval_loss:  # the smaller ones first: what is wrong with them is told sooner
+        held_out = held_out_rows(config, tokenizer, architecture.vocab_size)
     batches = training_batches(config, tokenizer, architecture.vocab_size, slots)
     say(f"training data: {batches.report}")
-    held_out = None
-    if config.evaluation.do_eval_loss:
-        held_out = held_out_rows(config, tokenizer, architecture.vocab_size)
+    if held_out is not None:
         say(f"held-out data: {held_out.report}")
     if steps is None:
         assert batches.rows_per_epoch is not None  # a stream asks for max_steps
