@@ -133,6 +133,25 @@ def test_k1_what_the_system_calls_is_put_back():
         signal.signal(signal.SIGTERM, was)
 
 
+WORKERS = """
+import multiprocessing, time
+from train.signals import leave_on_sigterm
+with leave_on_sigterm():
+    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    worker.start()
+    time.sleep(0.5)
+    worker.terminate()  # SIGTERM, by which a pool ends those that tokenise
+    worker.join(10)
+    print("worker", worker.exitcode, flush=True)
+"""
+
+
+def test_k1_sigterm_of_a_worker_is_none_of_the_run():
+    process = started(WORKERS)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (0, "worker -15\n"), err
+
+
 RUN = """
 import ctypes, sys
 from pathlib import Path
