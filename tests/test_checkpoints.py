@@ -416,8 +416,10 @@ jax.distributed.initialize(f"localhost:{port}", 2, number)
 from qwen3llada_jax import ModelConfig, make_mesh
 from train import checkpoints
 from train.config import Config
-from train.signals import stop_requests
+from train.signals import leave_on_sigterm, stop_requests
 
+with leave_on_sigterm():  # takes SIGTERM from jax for a while, and gives it back
+    pass
 mesh, configs = make_mesh(1, 2, 1), (Config(), ModelConfig(64, 16, 32, 2, 2, 1, 8))
 state = {"params": {"a": jnp.zeros((8, 4096))}, "opt": {"m": jnp.zeros(3)}, "step": jnp.int32(0)}
 split, everywhere = jax.NamedSharding(mesh, jax.P("fsdp")), jax.NamedSharding(mesh, jax.P())

@@ -25,6 +25,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from qwen3llada_jax.checkpoint import params_handler, reading, short, writing
 from qwen3llada_jax.config import ModelConfig
 from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.files import write_text
 from train.checksums import checksums, first_difference
 from train.config import Config, flat
 from train.distributed import is_main
@@ -139,6 +140,18 @@ def save(
             metrics={"eval_loss": eval_loss} if eval_loss is not None and math.isfinite(eval_loss) else None,
             force=True,
         )
+
+
+def settle(manager: ocp.CheckpointManager, step: int) -> None:
+    """Note in a checkpoint that the run owes nothing any more at that update.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    path = Path(manager.directory) / str(step) / "meta" / "metadata"
+    if is_main() and path.is_file():
+        meta = json.loads(path.read_text())
+        write_text(path, json.dumps(meta | {"ledger": meta["ledger"] | {"owes": []}}))
 
 
 def check_written(manager: ocp.CheckpointManager) -> None:

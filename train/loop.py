@@ -40,7 +40,7 @@ class Ready(NamedTuple):
         held_out: rows of the held-out loss; None: none is computed.
         first: updates done before this start.
         steps: updates when the run ends.
-        next: the batch of the first update.
+        next: the batch of the first update; None: no update is left.
         ahead: those behind it, made ahead.
         compile_step: compiles the training step for a batch, where its shape is new.
     """
@@ -52,7 +52,7 @@ class Ready(NamedTuple):
     resumed: checkpoints.Resumed
     first: int
     steps: int
-    next: Ahead
+    next: Ahead | None
     ahead: Generator[Ahead]
     profile: Profile
     graphdef: Any
@@ -81,7 +81,7 @@ def run_loop(config: Config, output: Path, logs: Path, ready: Ready) -> None:
         best = manager.best_step() if keep_best and every.do_eval_loss else None
     if ready.batches.counts():
         say("data read: " + ready.batches.counts().replace("\n", "\n  "))
-    if loop.done < ready.steps:
+    if loop.done < ready.steps or loop.owes:
         say(loop.stopped())
         return
     if best not in (None, ready.steps):
@@ -117,10 +117,11 @@ class _Loop:
             self.look(self.owes)
             if self.stop():
                 return
+            checkpoints.settle(self.manager, self.done)
         for step in range(ready.first, ready.steps):
             with self.stop.rescued(self.save_and_leave):
                 with self.meter.waiting():
-                    batch, on_devices, place = ready.next if step == ready.first else next(ready.ahead)
+                    batch, on_devices, place = ready.next if ready.next and step == ready.first else next(ready.ahead)
                 with self.meter.paused(None):
                     ready.compile_step(self.state, on_devices, watch.say)
             ready.profile.before(step, self.state)

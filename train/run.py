@@ -151,11 +151,12 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
 
     # ---- data ---------------------------------------------------------------------------------------------
     slots = order.host_slots(rows_sharding(mesh), config.training.batch_size)
+    held_out = None
+    if config.evaluation.do_eval_loss:  # the smaller ones first: what is wrong with them is told sooner
+        held_out = held_out_rows(config, tokenizer, architecture.vocab_size)
     batches = training_batches(config, tokenizer, architecture.vocab_size, slots)
     say("training data: " + batches.report.replace("\n", "\n  "))
-    held_out = None
-    if config.evaluation.do_eval_loss:
-        held_out = held_out_rows(config, tokenizer, architecture.vocab_size)
+    if held_out is not None:
         say("held-out data: " + held_out.report.replace("\n", "\n  "))
         if (warning := trained_on_too(config)) is not None:
             notice(warning)
@@ -178,13 +179,13 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
     with jax.set_mesh(mesh):
         resumed = first_state(config, output, origin, start, batches.fingerprint, tx, shapes, shardings, mesh)
     first = int(resumed.state["step"])
-    if first >= steps:
+    if first >= steps and not resumed.ledger.get("owes"):
         say(f"{output}: already at update {first} of {steps}, nothing to do")
         if distributed.is_main() and (output / "checkpoints").is_dir():  # it may have been moved since
             write_owner(output, logs, hold_folders(output, logs, holds))
         return None
     batches.restore(resumed.place, first)
-    profile = Profile(logs / "profile", config.project.profile, first, steps)
+    profile = Profile(logs / "profile", config.project.profile if first < steps else 0, first, steps)
 
     # ---- run folder ---------------------------------------------------------------------------------------
     if distributed.is_main():
@@ -200,8 +201,9 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
     compile_step = compiler(step_fn)
     ahead = prefetch(feed(batches, first, steps, mesh))
     with jax.set_mesh(mesh):
-        batch = next(ahead)
-        compile_step(resumed.state, batch.on_devices, say)
+        batch = next(ahead, None)  # none where only an evaluation is left to do
+        if batch is not None:
+            compile_step(resumed.state, batch.on_devices, say)
         if held_out is not None:
             one = next(batches_of(held_out, tokenizer.eos_token_id, config, mesh))
             with announced("the evaluation", say):

@@ -36,6 +36,7 @@ def leave_on_sigterm() -> Iterator[None]:
             _tell("stopped: there is nothing to save")
             os._exit(0)
         if not over.wait(GRACE):  # ctrl-C raises an exception, but not deep in a compile
+            _tell("interrupted")
             os._exit(128 + number)
 
     # The preemption service of jax.distributed has put its own in place, which Python cannot put back.
@@ -158,11 +159,26 @@ def _listening(act: Callable[[int], None]) -> Iterator[None]:
 
     threading.Thread(target=listen, name="signals", daemon=True).start()
     before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    _listeners.append(writer)
     try:
         yield
     finally:
+        _listeners.remove(writer)
         signal.set_wakeup_fd(before)
         os.close(writer)
+
+
+_listeners: list[int] = []
+
+
+def _be_deaf() -> None:
+    """In a forked worker, whose pool ends it by SIGTERM: what it hears is no notice to the run, which shares the pipe."""
+    if _listeners:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+os.register_at_fork(after_in_child=_be_deaf)
 
 
 def _tell(text: str) -> None:
