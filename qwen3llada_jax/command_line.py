@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.libtpu import leave_it_unless_there_is_a_tpu
 
 
 class Parser(argparse.ArgumentParser):
@@ -59,6 +60,7 @@ def nearest(word: str, known: Sequence[str]) -> str:
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Run a program: an `InputError` becomes one line on standard error and exit code 2."""
     sys.unraisablehook = _without_late_callbacks
+    leave_it_unless_there_is_a_tpu()
     try:
         code = main() or 0
         sys.stdout.flush()

@@ -1,5 +1,8 @@
 """What the model must know of a tokenizer: which ids are text, and which id may stand for "unknown yet"."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +19,28 @@ def load_tokenizer(folder: Path) -> Any:
     folder = home(folder)
     if not (folder / "tokenizer_config.json").is_file() and not (folder / "tokenizer.json").is_file():
         raise InputError(f"{folder}: no tokenizer in it; copy tokenizer.json and tokenizer_config.json there")
-    from transformers import AutoTokenizer  # takes seconds to import
+    with _without_torch_notice():
+        from transformers import AutoTokenizer  # takes seconds to import
 
     try:
         return AutoTokenizer.from_pretrained(str(folder))
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder}: its tokenizer cannot be read ({error})") from error
+
+
+@contextmanager
+def _without_torch_notice() -> Iterator[None]:
+    """Drop transformers' "PyTorch was not found", said once when it is imported: nothing here uses its models."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("PyTorch was not found")
+
+    logger = logging.getLogger("transformers")
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
 
 
 def live_vocab_size(tokenizer: Any) -> int:

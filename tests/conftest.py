@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from no_skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401 (hooks)
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from qwen3llada_jax.tokens import load_tokenizer
