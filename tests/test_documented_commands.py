@@ -214,7 +214,7 @@ def typed(home: Path, command: str, said: str | None = None, **more: str) -> str
     environment |= more
     done = subprocess.run(
         ["bash", "-c", command], check=False, cwd=home, env=environment, input=said, capture_output=True, text=True,
-        timeout=400,
+        timeout=900,
     )  # fmt: skip
     both = done.stdout + done.stderr
     assert done.returncode == 0, f"{command}\nexit {done.returncode}\n{both[-4000:]}"
