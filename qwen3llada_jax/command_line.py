@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.libtpu import leave_it_unless_there_is_a_tpu
 
 
 class Parser(argparse.ArgumentParser):
@@ -80,6 +81,7 @@ def run(main: Callable[[], int | None], *, leaves_at_once: bool = False) -> NoRe
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     _open_streams()
+    leave_it_unless_there_is_a_tpu()
     code = 2
     try:
         if leaves_at_once:

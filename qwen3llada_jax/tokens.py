@@ -5,6 +5,9 @@ describe: a tokenizer is held against its files before anything is written or tr
 """
 
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,8 @@ def load_tokenizer(folder: Path | str) -> Any:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     _check_files(folder)
-    from transformers import AutoTokenizer, __version__  # takes seconds to import
+    with _without_torch_notice():
+        from transformers import AutoTokenizer, __version__  # takes seconds to import
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
@@ -75,6 +79,21 @@ def check_vocabulary(tokenizer: Any, config: ModelConfig, folder: Path | str) ->
             f"{folder}: config.json says that token {strange[0]} ends a text, but the tokenizer's ids end at "
             f"{live - 1}; they belong to different models, or files of the tokenizer are missing"
         )
+
+
+@contextmanager
+def _without_torch_notice() -> Iterator[None]:
+    """Drop transformers' "PyTorch was not found", said once when it is imported: nothing here uses its models."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("PyTorch was not found")
+
+    logger = logging.getLogger("transformers")
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
 
 
 def live_vocab_size(tokenizer: Any) -> int:

@@ -290,9 +290,9 @@ HELD_OUT = {"step": 7, "eval_loss": 3.5}
 
 
 @pytest.mark.parametrize(("key", "value", "package"), [("tensorboard", True, "tensorboardX"), ("wandb", "p", "wandb")])
-def test_a_missing_tracker_names_its_extra(monkeypatch, key, value, package):
+def test_a_missing_tracker_names_its_package(monkeypatch, key, value, package):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(q.InputError, match=rf"evaluation.{key} needs {package}: pip install {package}"):
+    with pytest.raises(q.InputError, match=rf"evaluation.{key} needs {package}: pip install {package}$"):
         trackers.require(config_of(**{f"evaluation.{key}": value}))
     trackers.require(config_of())
 

@@ -23,7 +23,7 @@ def require(config: Config) -> None:
     """Refuse a configuration whose packages are not installed.
 
     Raises:
-        InputError: naming the extra to install.
+        InputError: naming the package to install.
     """
     if config.evaluation.tensorboard:
         _package("tensorboardX", "evaluation.tensorboard")
