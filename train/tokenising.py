@@ -6,6 +6,7 @@ functions on a few rows at a time.
 
 import hashlib
 import itertools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -381,17 +382,20 @@ def _tokenised(
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        mapped = dataset.map(
-            of_batch,
-            batched=True,
-            with_indices=True,
-            remove_columns=dataset.column_names,
-            num_proc=num_proc,
-            features=datasets.Features(features),
-            cache_file_name=str(folder / f"{fingerprint}.arrow"),
-            new_fingerprint=fingerprint,
-            desc="tokenising",
-        )
+        with warnings.catch_warnings():
+            # The workers only tokenise: they never touch the threads of JAX that a fork leaves behind.
+            warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+            mapped = dataset.map(
+                of_batch,
+                batched=True,
+                with_indices=True,
+                remove_columns=dataset.column_names,
+                num_proc=num_proc,
+                features=datasets.Features(features),
+                cache_file_name=str(folder / f"{fingerprint}.arrow"),
+                new_fingerprint=fingerprint,
+                desc="tokenising",
+            )
         lists = mapped.data["ids"].chunks
         pieces = [chunk.flatten().to_numpy() for chunk in lists]
         sizes = [np.diff(chunk.offsets.to_numpy()) for chunk in lists]
