@@ -240,7 +240,7 @@ def up_to_stop(answer: list[int], stops: tuple[int, ...]) -> list[int]:
 def _asked(where: str, line: str) -> dict[str, Any]:
     """A line as one of `KINDS`, with all its columns."""
     try:
-        row = parse_row(line)
+        row = {name: value for name, value in parse_row(line).items() if name not in KINDS or value is not None}
         is_chat = any(row.get(name) is not None for name in ("messages", "conversations"))
         if "infill" not in row and (is_chat or not isinstance(row.get("prompt", []), str)):
             return row | {"messages": list(read_conversation(row).messages)}
