@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 DEMO := out/demo
 
-.PHONY: setup demo test soak lint bench clean
+.PHONY: setup demo test soak journey lint bench clean
 
 setup: .venv/ready
 
@@ -32,6 +32,10 @@ test: .venv/ready
 soak: .venv/ready
 	$(BIN)/python -m pytest -n auto -m soak
 
+# What a user types: the commands of README and docs, and the wheel alone in an environment without PyTorch.
+journey: .venv/ready
+	$(BIN)/python -m pytest -n auto --dist loadfile -m journey
+
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -48,4 +52,4 @@ bench: .venv/ready
 	$(BIN)/python -m benchmarks.sampling --trained out/sorting
 
 clean:
-	rm -rf .venv out
+	rm -rf .venv out build dist

@@ -64,6 +64,7 @@ def work(batches: Path, flags: list[str]) -> None:
                 stream.write(line)
             return result
 
+        step.lower = step_fn.lower  # type: ignore[attr-defined]
         return step
 
     run.make_train_step = make_noting

@@ -71,7 +71,7 @@ def measure(name: str, folder: str, steps: int) -> dict[str, Any]:
     losses, times = [], []
     with jax.set_mesh(mesh):
         output, made_of = Path(config.project.output_dir), batches.fingerprint
-        state, _ = first_state(config, output, start, made_of, tx, shapes, shardings, mesh)
+        state = first_state(config, output, None, start, made_of, tx, shapes, shardings, mesh).state
         key = jax.random.key(config.project.seed)
         step_fn = make_train_step(graphdef, config, tx, shardings, key, mask_id, live)
         for step in range(steps):

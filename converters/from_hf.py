@@ -13,11 +13,12 @@ from typing import Any
 
 import jax
 
-from qwen3llada_jax import checkpoint, command_line, hf_import, tokens
-from qwen3llada_jax.config import LLADA_MASK_TOKEN_ID, ModelConfig, read_config_json, unknown_keys
-from qwen3llada_jax.errors import InputError
+from qwen3llada_jax import checkpoint, command_line, hf_import, mask_token, tokens
+from qwen3llada_jax.config import ModelConfig, read_config_json, read_model_config, unknown_keys
+from qwen3llada_jax.errors import InputError, listed
 from qwen3llada_jax.files import new_folder
 from qwen3llada_jax.hub import model_folder
+from qwen3llada_jax.mask_token import MaskToken
 
 
 def main() -> None:
@@ -29,9 +30,10 @@ def main() -> None:
     )
     parser.add_argument(
         "--mask-token-id",
-        default=str(LLADA_MASK_TOKEN_ID),
+        default="auto",
         metavar="N|auto",
-        help="mask token: an id, or auto: the first embedding row without a token (default: %(default)s, LLaDA's)",
+        help="mask token: an id, or auto: what config.json names, else the tokenizer's own mask token, else the first "
+        "embedding row without a token (default: %(default)s)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a model folder that stands at --dst")
     flags = parser.parse()
@@ -46,10 +48,10 @@ def convert(src: str, dst: Path, *, dtype: str | None, mask_token_id: str, overw
     """
     folder = model_folder(src)
     source = read_config_json(folder)
-    config = _with_mask_token(folder, ModelConfig.from_hf(source), mask_token_id)
+    config, mask = _with_mask_token(folder, read_model_config(folder), mask_token_id)
     ignored = unknown_keys(source)
     if ignored:
-        _notice(f"config.json has keys that a Qwen3 does not use, left out: {', '.join(ignored)}")
+        _notice(f"config.json has keys that a Qwen3 does not use, left out: {listed(ignored)}")
     if dst.resolve() == folder.resolve() or dst.resolve() in folder.resolve().parents:
         raise InputError(f"{dst}: would overwrite its own source {folder}; choose another --dst")
     with new_folder(dst, overwrite=overwrite) as target:
@@ -64,42 +66,24 @@ def convert(src: str, dst: Path, *, dtype: str | None, mask_token_id: str, overw
     count, size = sum(x.size for x in leaves), sum(x.nbytes for x in leaves)
     dtypes = ", ".join(sorted({str(x.dtype) for x in leaves}))
     print(f"{dst}: {count:,} parameters, {size / 1e6:,.0f} MB, {dtypes}; {len(copied)} tokenizer files")
-    print(f"mask token: {config.mask_token_id}{_meaning(config)}")
+    print(f"mask token: {mask}")
     return config
 
 
-def _with_mask_token(folder: Path, config: ModelConfig, choice: str) -> ModelConfig:
-    has_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
-    if choice == "auto":
-        tokenizer = tokens.load_tokenizer(folder)
-        mask = tokens.first_free_row(tokenizer, config.vocab_size)
-        return dataclasses.replace(config, mask_token_id=mask, live_vocab_size=_live(tokenizer, config))
-    try:
-        mask = int(choice)
-    except ValueError as error:
-        raise InputError(f"--mask-token-id {choice!r} is neither a number nor 'auto'") from error
-    config = dataclasses.replace(config, mask_token_id=mask)
-    if not has_tokenizer:
-        _notice(f"{folder} has no tokenizer, so it is not known whether token {mask} occurs in real text")
-        return config
-    tokenizer = tokens.load_tokenizer(folder)
-    text = tokens.token_text(tokenizer, mask)
-    if text is not None:
-        _notice(
-            f"mask token {mask} is {text!r} in this tokenizer, a token of real text; the noise is tracked apart, so "
-            "such text stays readable, but the model cannot tell it from a mask: consider --mask-token-id auto"
-        )
-    return dataclasses.replace(config, live_vocab_size=_live(tokenizer, config))
-
-
-def _live(tokenizer: Any, config: ModelConfig) -> int:
+def _with_mask_token(folder: Path, config: ModelConfig, asked: str) -> tuple[ModelConfig, MaskToken]:
+    tokenizer = tokens.load_tokenizer(folder) if tokens.has_tokenizer(folder) else None
+    mask = mask_token.choose(asked, folder, config, tokenizer, "--mask-token-id")
+    assert mask is not None  # what is asked for is an id or auto
+    named, where = mask_token.named_by(folder, config)
+    if named not in (None, mask.id):
+        _notice(f"{where} names mask token {named}, with which the model may have been trained; it becomes {mask.id}")
+    if mask.warning:
+        _notice(mask.warning)
+    if tokenizer is None:
+        _notice(f"{folder} has no tokenizer, so it is not known whether token {mask.id} occurs in real text")
+        return dataclasses.replace(config, mask_token_id=mask.id), mask
     live = tokens.live_vocab_size(tokenizer)
-    if live > config.vocab_size:
-        raise InputError(
-            f"the tokenizer has ids up to {live - 1} but the embedding only {config.vocab_size} rows; "
-            "they belong to different models"
-        )
-    return live
+    return dataclasses.replace(config, mask_token_id=mask.id, live_vocab_size=live), mask
 
 
 def _what_export_restores(folder: Path, config: ModelConfig, dtype: str | None) -> dict[str, Any]:
@@ -113,12 +97,6 @@ def _what_export_restores(folder: Path, config: ModelConfig, dtype: str | None) 
         if dtypes:
             export["dtypes"] = dtypes
     return {"hf_export": export} if export else {}
-
-
-def _meaning(config: ModelConfig) -> str:
-    if config.live_vocab_size is None or config.mask_token_id is None or config.mask_token_id < config.live_vocab_size:
-        return ""
-    return f", a row that no token uses (the tokenizer's last is {config.live_vocab_size - 1})"
 
 
 def _notice(text: str) -> None:

@@ -14,9 +14,9 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
-from qwen3llada_jax import checkpoint, command_line, model
-from qwen3llada_jax.config import ModelConfig, read_config_json
-from qwen3llada_jax.errors import InputError
+from qwen3llada_jax import arguments, checkpoint, command_line, model
+from qwen3llada_jax.config import ModelConfig, read_config_json, read_model_config
+from qwen3llada_jax.errors import InputError, brief, shown
 from qwen3llada_jax.files import new_folder, write_text
 from qwen3llada_jax.hf_names import TIED_HEAD, flatten, hf_tensors
 from qwen3llada_jax.safetensors_folder import INDEX
@@ -49,10 +49,10 @@ def export(
     if dst.resolve() == src.resolve() or dst.resolve() in src.resolve().parents:
         raise InputError(f"{dst}: would overwrite its own source {src}; choose another --dst")
     source = read_config_json(src)
-    config = ModelConfig.from_hf(source)
+    config = read_model_config(src)
     params = flatten(checkpoint.load_params(src, config, dtype))
-    export_notes = source.get("hf_export", {}) if dtype is None else {}
-    plan = list(_tensors(params, config, export_notes, tied_head=source.get("hf_export", {}).get("tied_head_written")))
+    dtypes, tied_head = _notes(src, source)
+    plan = list(_tensors(params, config, dtypes if dtype is None else {}, tied_head=tied_head))
     shards = _shards(plan, limit)
     with new_folder(dst, overwrite=overwrite) as target:
         weight_map: dict[str, str] = {}
@@ -63,7 +63,7 @@ def export(
             try:
                 save_file(tensors, target / name, metadata={"format": "pt"})
             except Exception as error:  # safetensors reports a full disk as its own SafetensorError
-                raise InputError(f"{dst}: cannot be written ({error})") from error
+                raise InputError(f"{dst}: cannot be written ({brief(error)})") from error
             weight_map |= dict.fromkeys(shard, name)
             total += sum(t.nbytes for t in tensors.values())
         if len(shards) > 1:
@@ -75,14 +75,30 @@ def export(
     print(f"{dst}: {len(weight_map)} tensors, {total / 1e6:,.0f} MB in {len(shards)} file(s)")
 
 
+def _notes(src: Path, source: dict[str, Any]) -> tuple[dict[str, str], bool]:
+    """(dtypes of tensors that lie among others of another dtype, whether a tied head was stored), by the import.
+
+    Raises:
+        InputError: config.json says something else in their place.
+    """
+    notes = source.get("hf_export") or {}
+    dtypes = notes.get("dtypes", {}) if isinstance(notes, dict) else None
+    tied_head = notes.get("tied_head_written", False) if isinstance(notes, dict) else None
+    if not isinstance(dtypes, dict) or not isinstance(tied_head, bool):
+        raise InputError(f"{src}: config.json: hf_export is not what an import wrote: {shown(notes)}; remove it")
+    for name, dtype in dtypes.items():
+        arguments.dtype(f"{src}: config.json: hf_export of {brief(name)}:", dtype)
+    return dtypes, tied_head
+
+
 def _tensors(
-    params: dict[str, jax.Array], config: ModelConfig, notes: dict[str, Any], *, tied_head: bool | None
+    params: dict[str, jax.Array], config: ModelConfig, dtypes: dict[str, str], *, tied_head: bool
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """(Hugging Face name, where it comes from) of every tensor to write."""
     axes = flatten(model.abstract(config)[2])
     for ours, array in params.items():
         for layer, (hf, shape) in enumerate(hf_tensors(ours, array.shape, axes[ours]).items()):
-            dtype = np.dtype(notes.get("dtypes", {}).get(hf, array.dtype))
+            dtype = np.dtype(dtypes.get(hf, array.dtype))
             yield (
                 hf,
                 {"ours": ours, "layer": layer if axes[ours][0] == "layers" else None, "shape": shape, "dtype": dtype},

@@ -3,8 +3,10 @@
 import qwen3llada_jax as q
 
 model = q.load("models/qwen3-0.6b", dtype="float32")   # our folder, a training run, or a Hugging Face folder
-logits = model(tokens)                                  # [B, L] ids → [B, L, V] float32, bidirectional
+logits = model(tokens)                                  # [B, L] ids → [B, L, V] float32, no causal mask
 answer = q.generate(model, prompts, q.SamplerConfig(gen_length=128, steps=64))
+text = q.write(model, q.load_tokenizer("models/qwen3-0.6b"), "The capital of France is")
+q.save(model, "models/mine", tokenizer="models/qwen3-0.6b")
 """
 
 from qwen3llada_jax.canvas import Canvas, Generation, finish
@@ -17,7 +19,10 @@ from qwen3llada_jax.masks import Mask
 from qwen3llada_jax.model import Qwen3LLaDA, Runtime
 from qwen3llada_jax.sampler_config import SamplerConfig, is_exact
 from qwen3llada_jax.sampling import compilations, generate, infill, watch, watch_infill
+from qwen3llada_jax.saving import save
 from qwen3llada_jax.sharding import make_mesh
+from qwen3llada_jax.text import write
+from qwen3llada_jax.tokens import load_tokenizer
 
 __all__ = [
     "PRESETS",
@@ -39,10 +44,13 @@ __all__ = [
     "infill",
     "is_exact",
     "load",
+    "load_tokenizer",
     "make_mesh",
     "pretrain_loss",
+    "save",
     "sft_loss",
     "watch",
     "watch_infill",
+    "write",
 ]
 __version__ = "0.1.0"

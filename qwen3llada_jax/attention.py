@@ -44,6 +44,8 @@ def attention(
     """
     if isinstance(mask, Mask) and mask.sees_everything:
         mask = None
+    if mask is not None and not isinstance(mask, Mask) and mask.dtype != bool:
+        raise InputError(f"a mask must be bool, True where a query may attend, not {mask.dtype}")
     match choose(implementation, q.dtype, q.shape[1], q.shape[3]):
         case "xla":
             return _xla(q, k, v, masks.dense(mask, q.shape[1]) if isinstance(mask, Mask) else mask)
@@ -130,7 +132,7 @@ def _rule_and_segments(mask: Mask | Array | None, B: int, L: int) -> tuple[Array
     """Block rule [R L L] (numpy: known while compiling) and segment ids [B L]: documents and padding."""
     if not isinstance(mask, Mask):
         return (None if mask is None else jnp.asarray(mask)), None  # rows of a dense mask may differ
-    rule = None if mask.kind == "full" else masks.block_rule(mask, L)
+    rule = None if mask.hides_no_block else masks.block_rule(mask, L)
     if mask.segment_ids is None and mask.is_real is None:
         return rule, None
     ids = jnp.zeros((B, L), jnp.int32) if mask.segment_ids is None else mask.segment_ids

@@ -11,6 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from qwen3llada_jax import arguments, sharding
 from qwen3llada_jax.cache import Cache
 from qwen3llada_jax.config import ModelConfig
 from qwen3llada_jax.errors import InputError
@@ -167,13 +168,11 @@ def continuation(
     model: ModelConfig,
     prompts: Int[Array, "B P"] | Sequence[Sequence[int]],
     config: SamplerConfig,
-    key: PRNGKeyArray | None,
+    key: PRNGKeyArray | int | None,
     room: int = 0,
 ) -> tuple[Canvas, Page]:
     """Prompts followed by `gen_length` masks, on a canvas for prompts of at least `room` tokens."""
-    if any(np.ndim(p) != 1 for p in prompts):
-        raise InputError("prompts must be rows of token ids: a list of lists, or an array [B, P]")
-    rows = [_ids(p, model.vocab_size) for p in prompts]
+    rows = [_ids(p, model.vocab_size) for p in arguments.rows_of_ids("prompts", prompts)]
     if not rows:
         raise InputError("no prompt to write after")
     lengths = [len(row) for row in rows]
@@ -190,7 +189,7 @@ def for_holes(model: ModelConfig, texts: Sequence[Sequence[int | None]], config:
     Raises:
         InputError: no holes, or settings that do not go with them.
     """
-    holes = [sum(token is None for token in row) for row in texts]
+    holes = [sum(token is None for token in row) for row in arguments.rows_of_ids("texts", texts, holes=True)]
     if not holes or not min(holes):
         raise InputError("nothing to fill: every text needs at least one hole (None)")
     block = config.block_length or model.block_length or min(32, max(holes))
@@ -208,9 +207,10 @@ def for_holes(model: ModelConfig, texts: Sequence[Sequence[int | None]], config:
 
 
 def with_holes(
-    model: ModelConfig, texts: Sequence[Sequence[int | None]], config: SamplerConfig, key: PRNGKeyArray | None
+    model: ModelConfig, texts: Sequence[Sequence[int | None]], config: SamplerConfig, key: PRNGKeyArray | int | None
 ) -> tuple[Canvas, Page]:
     """Texts with masks for their holes."""
+    texts = arguments.rows_of_ids("texts", texts, holes=True)
     lengths = [len(text) for text in texts]
     check_positions(model, lengths, 0)
     check_memory(model, len(texts), bucket(max(lengths)), config)
@@ -228,11 +228,12 @@ def _lay_out(
     prompt_length: list[int],
     length: int,
     config: SamplerConfig,
-    key: PRNGKeyArray | None,
+    key: PRNGKeyArray | int | None,
 ) -> tuple[Canvas, Page]:
     """Rows with -1 where something is to be written, padded to `length`."""
     assert config.mask_token_id is not None
     B = len(rows)
+    sharding.check_rows(B)
     tokens = np.full((B, length), config.mask_token_id, np.int32)
     is_masked, is_given = np.zeros((B, length), bool), np.zeros((B, length), bool)
     places = np.full((B, config.gen_length), length, np.int32)
@@ -258,16 +259,14 @@ def _lay_out(
     return Canvas(*arrays), Page(*still)
 
 
-def _ids(row: Any, vocab_size: int) -> Int[np.ndarray, " P"]:
-    array = np.asarray(row)
-    if array.size and array.dtype.kind not in "iu":
-        raise InputError(f"prompts must be rows of token ids, whole numbers, not of {array.dtype}")
+def _ids(row: list[int], vocab_size: int) -> Int[np.ndarray, " P"]:
+    array = np.asarray(row, dtype=object)  # of any size: what lies outside the table is named
     check_tokens(array, vocab_size)
     return array.astype(np.int32)
 
 
-def _keys(key: PRNGKeyArray | None, rows: int) -> PRNGKeyArray:
-    key = jax.random.key(0) if key is None else key
+def _keys(key: PRNGKeyArray | int | None, rows: int) -> PRNGKeyArray:
+    key = arguments.key(0 if key is None else key)
     if key.ndim:
         if key.shape != (rows,):
             raise InputError(f"key must be one, or one for each of the {rows} rows, not {key.shape}")

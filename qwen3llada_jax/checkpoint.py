@@ -9,24 +9,23 @@ checkpoints opens by its own path, and a Hugging Face folder of safetensors dire
 """
 
 import json
-import logging
 import re
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from flax import nnx
 from jax.sharding import Mesh, SingleDeviceSharding
 
-from qwen3llada_jax import hf_import, model, sharding
-from qwen3llada_jax.config import ModelConfig, read_config_json
-from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.files import home, write_text
+from qwen3llada_jax import arguments, hf_import, model, sharding
+from qwen3llada_jax.config import ModelConfig, read_model_config
+from qwen3llada_jax.errors import InputError, listed
+from qwen3llada_jax.files import copy_file, home, write_text
 from qwen3llada_jax.hf_names import flatten
 from qwen3llada_jax.model import Qwen3LLaDA, Runtime
 from qwen3llada_jax.text_ends import with_text_ends
@@ -41,11 +40,6 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "generation_config.json",
 )
-
-# orbax logs its doings and, with a traceback, what it is about to raise, and asyncio the second write of several that
-# failed together; what matters reaches us as an exception.
-for _name in ("absl", "asyncio"):
-    logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
 def load(
@@ -73,28 +67,31 @@ def load(
     return nnx.merge(graphdef, params)
 
 
-def read_model_config(path: Path) -> ModelConfig:
-    """The architecture of any folder that `load` opens.
-
-    Raises:
-        InputError: no such folder, or not the config of a Qwen3.
-    """
-    return ModelConfig.from_hf(read_config_json(path))
-
-
 def load_params(path: Path, config: ModelConfig, dtype: str | None = None, mesh: Mesh | None = None) -> dict[str, Any]:
     """The parameter tree of any folder that `load` opens."""
-    if dtype is not None and dtype not in ("float32", "bfloat16", "float16"):
-        raise InputError(f"dtype {dtype!r} is unknown; choose float32, bfloat16 or float16")
+    dtype = None if dtype is None else arguments.dtype("dtype", dtype)
     item = params_item(path)
     if item is not None:
         return _restore_params(item, config, dtype, mesh)
     if any(path.glob("*.safetensors*")):
         return hf_import.import_params(path, config, dtype, mesh)
-    raise InputError(
-        f"{path}: no weights in it; a model folder holds params/, a training run checkpoints/, "
-        "a Hugging Face folder *.safetensors"
-    )
+    raise _no_weights(path)
+
+
+def check_params(path: Path, config: ModelConfig) -> None:
+    """Refuse weights that are not there or not those of the model, without reading them.
+
+    Raises:
+        InputError: as in `load`.
+    """
+    item = params_item(path)
+    if item is not None:
+        with _reading(item):
+            _check_stored(item, flatten(_stored(item)), flatten(model.abstract(config)[1]))
+    elif any(path.glob("*.safetensors*")):
+        hf_import.plan(path, config)
+    else:
+        raise _no_weights(path)
 
 
 def params_item(path: Path) -> Path | None:
@@ -146,22 +143,38 @@ def copy_tokenizer(source: Path, target: Path) -> list[str]:
     source = home(source)
     names = [name for name in TOKENIZER_FILES if (source / name).is_file()]
     for name in names:
-        with writing(Path(target) / name):
-            shutil.copyfile(source / name, Path(target) / name)
+        copy_file(source / name, Path(target) / name)
     return names
+
+
+def _no_weights(path: Path) -> InputError:
+    return InputError(
+        f"{path}: no weights in it; a model folder holds params/, a training run checkpoints/, "
+        "a Hugging Face folder *.safetensors"
+    )
+
+
+def _stored(item: Path) -> Any:
+    """Shapes and dtypes of an item. Asked of the handler: a checkpointer keeps to itself why it cannot read."""
+    return params_handler().metadata(epath.Path(item.absolute())).tree
+
+
+def _reading(item: Path) -> AbstractContextManager[None]:
+    def damaged(reason: str) -> InputError:
+        return InputError(f"{item}: damaged parameters ({reason}); convert or copy the model again")
+
+    def refused(reason: str) -> InputError:
+        return InputError(
+            f"{item}: its parameters cannot be read ({reason}), which need not mean that they are damaged"
+        )
+
+    return reading(damaged, refused)
 
 
 def _restore_params(item: Path, config: ModelConfig, dtype: str | None, mesh: Mesh | None) -> dict[str, Any]:
     _, shapes, axes = model.abstract(config)
-
-    def damaged(reason: str) -> InputError:
-        return InputError(f"{item}: damaged parameters ({reason}); convert or copy the model again")
-
-    with reading(damaged), ocp.Checkpointer(params_handler()) as checkpointer:
-        metadata = checkpointer.metadata(item.absolute()).item_metadata
-        if metadata is None:
-            raise ValueError("its metadata cannot be read")
-        stored = metadata.tree
+    with _reading(item), ocp.Checkpointer(params_handler()) as checkpointer:
+        stored = _stored(item)
         _check_stored(item, flatten(stored), flatten(shapes))
         where = SingleDeviceSharding(jax.devices()[0])
         placed = sharding.shardings(axes, shapes, mesh) if mesh else jax.tree.map(lambda _: where, shapes)
@@ -184,12 +197,20 @@ def _check_stored(item: Path, stored: dict[str, Any], wanted: dict[str, Any]) ->
         if tuple(stored[name].shape) != tuple(wanted[name].shape)
     ]
     if problems:
-        raise InputError(f"{item}: parameters and config.json do not agree: " + "; ".join(problems))
+        raise InputError(f"{item}: parameters and config.json do not agree: {listed(problems, '; ')}")
+
+
+# How tensorstore begins what it says of files that are missing, cut short, or do not match their own checksums.
+_DAMAGE = ("DATA_LOSS", "OUT_OF_RANGE", "NOT_FOUND", "FAILED_PRECONDITION")
 
 
 @contextmanager
-def reading(damaged: Callable[[str], Exception]) -> Iterator[None]:
-    """Turn orbax's errors about a stored item that cannot be read into `damaged(reason)`; others pass."""
+def reading(damaged: Callable[[str], Exception], refused: Callable[[str], Exception]) -> Iterator[None]:
+    """Turn orbax's errors about a stored item into `damaged(reason)`, where they show damage, else `refused(reason)`.
+
+    A path that it does not like, a file that may not be read, a format that it does not know are no damage, and
+    whoever is told so throws good weights away. Errors that are nothing of an item (no memory, say) pass.
+    """
     try:
         yield
     except InputError:
@@ -200,7 +221,9 @@ def reading(damaged: Callable[[str], Exception]) -> Iterator[None]:
         cause = error.__cause__ if wrapped else error
         if not isinstance(cause, (ValueError, OSError, KeyError, TypeError)):
             raise
-        raise damaged(short(cause)) from error
+        is_damage = isinstance(cause, (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError))
+        is_damage |= str(cause).startswith(_DAMAGE)
+        raise (damaged if is_damage else refused)(short(cause)) from error
 
 
 def short(error: Exception) -> str:

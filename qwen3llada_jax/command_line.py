@@ -4,6 +4,7 @@ import argparse
 import difflib
 import errno
 import io
+import logging
 import os
 import shlex
 import signal
@@ -15,6 +16,7 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.libtpu import leave_it_unless_there_is_a_tpu
 
 
 class Parser(argparse.ArgumentParser):
@@ -66,14 +68,20 @@ def nearest(word: str, known: Sequence[str]) -> str:
 def run(main: Callable[[], int | None], *, leaves_at_once: bool = False) -> NoReturn:
     """Run a program: an `InputError` becomes one line on standard error and exit code 2.
 
-    So do what the machine lacks: the devices that JAX_PLATFORMS names, memory, a standard output that takes text.
+    So do what the machine lacks: the devices that JAX_PLATFORMS names, memory, a standard output that takes text. The
+    process is the program's own, so what its libraries say beside that line is silenced here, and only here.
 
     Args:
         leaves_at_once: Ctrl-C ends the process even while a compiled program runs, which Python cannot interrupt;
             for programs that have nothing to put in order.
     """
     sys.unraisablehook = _without_late_callbacks
+    # orbax logs its doings and, with a traceback, what it is about to raise, and asyncio the second write of several
+    # that failed together; what matters reaches us as an exception.
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     _open_streams()
+    leave_it_unless_there_is_a_tpu()
     code = 2
     try:
         if leaves_at_once:

@@ -6,15 +6,15 @@ kind, …) is refused by name, never ignored.
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.files import home
+from qwen3llada_jax import arguments
+from qwen3llada_jax.errors import InputError, brief, listed, shown
+from qwen3llada_jax.files import home, put_back
 
-LLADA_MASK_TOKEN_ID = 126336
 VISIBILITIES = ("full", "block_bias", "block_causal")
 ROPE_KINDS = ("default", "linear", "dynamic", "yarn", "llama3")
 
@@ -25,6 +25,16 @@ _INERT_KEYS = frozenset(
     "problem_type id2label label2id is_encoder_decoder _attn_implementation attn_implementation "
     "hf_export sliding_window".split()
 )
+
+_SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "max_position_embeddings",
+)  # fmt: skip
+_REALS = ("rms_norm_eps", "rope_theta", "initializer_range")
+_FLAGS = ("tie_word_embeddings", "attention_bias", "prompt_sees_answer", "enable_thinking")
+_IDS = ("bos_token_id", "pad_token_id", "mask_token_id")
+_MOST_SIZE = 2**31 - 1  # dimensions are counted in 32 bits in a program
+_MOST_LAYERS = 10_000  # beyond it a config is damaged, and going through its layers would take for ever
 
 # What each kind of rope scaling cannot do without.
 _ROPE_NEEDS = {
@@ -51,6 +61,21 @@ class RopeScaling:
     mscale_all_dim: float | None = None
     truncate: bool = True
 
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            name, value = f"config: rope parameter {f.name}", getattr(self, f.name)
+            if f.name == "truncate":
+                arguments.flag(name, value)
+            elif f.name == "original_max_position_embeddings" and value is not None:
+                object.__setattr__(self, f.name, arguments.whole(name, value))
+            elif f.name != "kind" and value is not None:
+                object.__setattr__(self, f.name, arguments.number(name, value))
+            if f.name in ("kind", "truncate") or value is None:
+                continue
+            may_be_0 = f.name in ("mscale", "mscale_all_dim")
+            if not 0 <= value < float("inf") or (value == 0 and not may_be_0):
+                raise InputError(f"{name} must be a number above 0, not {shown(value)}")
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -58,7 +83,8 @@ class ModelConfig:
 
     `mask_token_id` is the token that stands for "not known yet". `live_vocab_size` is the number of leading
     embedding rows that a token owns (None: all); the rest can never be sampled. `visibility` and
-    `block_length` are what the model was trained with and the default when sampling.
+    `block_length` are what the model was trained with and the default when sampling; so is `enable_thinking`, whether
+    its answers in a chat begin with their reasoning.
     """
 
     vocab_size: int
@@ -83,15 +109,23 @@ class ModelConfig:
     visibility: str = "full"
     block_length: int | None = None
     prompt_sees_answer: bool = False
+    enable_thinking: bool = False
 
     def __post_init__(self) -> None:
-        sizes = (
-            "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
-            "head_dim max_position_embeddings"
-        )
-        for name in sizes.split():
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise InputError(f"config: {name} must be a whole number above 0, not {getattr(self, name)!r}")
+        self._take(arguments.whole, *_SIZES, *_IDS, "live_vocab_size", "block_length")
+        self._take(arguments.number, *_REALS)
+        self._take(arguments.flag, *_FLAGS)
+        eos = self.eos_token_id
+        if eos is not None and not isinstance(eos, int):
+            object.__setattr__(self, "eos_token_id", arguments.ids("config: eos_token_id", eos))
+        for name in _SIZES:
+            most = _MOST_LAYERS if name == "num_hidden_layers" else _MOST_SIZE
+            if not 1 <= getattr(self, name) <= most:
+                value = shown(getattr(self, name))
+                raise InputError(f"config: {name} must be a whole number above 0 and at most {most}, not {value}")
+        for name in _REALS:
+            if not 0 < getattr(self, name) < float("inf") and (name, getattr(self, name)) != ("initializer_range", 0):
+                raise InputError(f"config: {name} must be a number above 0, not {getattr(self, name)}")
         if self.num_attention_heads % self.num_key_value_heads:
             raise InputError(
                 f"config: num_attention_heads {self.num_attention_heads} is not a multiple of "
@@ -99,17 +133,29 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise InputError(f"config: head_dim {self.head_dim} is odd; rotary embedding needs an even one")
+        rows = f"the embedding table (0 … {self.vocab_size - 1})"
         if self.mask_token_id is not None and not 0 <= self.mask_token_id < self.vocab_size:
             raise InputError(
-                f"mask_token_id {self.mask_token_id} is outside the embedding table (0 … {self.vocab_size - 1}); "
-                "choose an id inside it, or `auto` for its first row that no token uses"
+                f"mask_token_id {shown(self.mask_token_id)} is outside {rows}; choose an id inside it, or `auto` for "
+                "its first row that no token uses"
+            )
+        if self.live_vocab_size is not None and not 0 < self.live_vocab_size <= self.vocab_size:
+            raise InputError(
+                f"config: live_vocab_size {shown(self.live_vocab_size)} is 0, or more rows than {rows} has"
             )
         if self.visibility not in VISIBILITIES:
-            raise InputError(f"visibility {self.visibility!r} is unknown; choose one of {', '.join(VISIBILITIES)}")
+            raise InputError(f"visibility {shown(self.visibility)} is unknown; choose one of {', '.join(VISIBILITIES)}")
+        if self.block_length is not None and self.block_length < 1:
+            raise InputError(f"block_length must be at least 1, not {shown(self.block_length)}")
         if self.visibility != "full" and not self.block_length:
             raise InputError(f"visibility {self.visibility} needs a block_length")
-        if self.block_length is not None and self.block_length < 1:
-            raise InputError(f"block_length must be at least 1, not {self.block_length}")
+
+    def _take(self, kind: Callable[[str, Any], Any], *names: str) -> None:
+        """Values as Python's own; None stays where it may."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None or getattr(type(self), name, ...) is not None:
+                object.__setattr__(self, name, kind(f"config: {name}", value))
 
     @classmethod
     def from_hf(cls, source: Mapping[str, Any]) -> "ModelConfig":
@@ -123,8 +169,8 @@ class ModelConfig:
             return cls._from_hf(source)
         except InputError:
             raise
-        except (TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"config.json: a value is of the wrong kind ({error})") from error
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise InputError(f"config.json: a value is of the wrong kind ({brief(error)})") from error
 
     @classmethod
     def _from_hf(cls, source: dict[str, Any]) -> "ModelConfig":
@@ -141,7 +187,7 @@ class ModelConfig:
         required = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
         missing = [name for name in required if values.get(name) is None]
         if missing:
-            raise InputError(f"config.json lacks {', '.join(missing)}; is it the config of a Qwen3 model?")
+            raise InputError(f"config.json lacks {listed(missing)}; is it the config of a Qwen3 model?")
         # transformers' own default where the file is silent
         values.setdefault("tie_word_embeddings", False)
         values.setdefault("max_position_embeddings", 32_768)
@@ -190,18 +236,34 @@ def read_config_json(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: no such folder or file, or not JSON.
     """
+    put_back(folder)
     path = home(folder) / "config.json"
     if not Path(folder).is_dir():
         raise InputError(f"{folder}: no such folder")
     if not path.is_file():
         raise InputError(f"{folder}: no config.json in it; a model folder holds config.json beside its weights")
     try:
-        source = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid JSON ({error}); download it again") from error
+        source = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, nested too deeply
+        raise InputError(f"{path}: not valid JSON ({brief(error)}); download it again") from error
     if not isinstance(source, dict):
         raise InputError(f"{path}: not a JSON object; download it again")
     return source
+
+
+def read_model_config(folder: Path) -> ModelConfig:
+    """The architecture of a model folder, of a training run, or of one of its checkpoints.
+
+    Raises:
+        InputError: no such folder, or not the config of a Qwen3.
+    """
+    source = read_config_json(folder)
+    try:
+        return ModelConfig.from_hf(source)
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from error
 
 
 def _refuse_what_we_do_not_do(source: Mapping[str, Any]) -> None:
@@ -209,8 +271,10 @@ def _refuse_what_we_do_not_do(source: Mapping[str, Any]) -> None:
     if kind == "qwen3_moe" or source.get("num_experts"):
         raise InputError("config: mixture of experts (qwen3_moe) is not supported; use a dense Qwen3")
     if kind != "qwen3":
-        raise InputError(f"config: model_type is {kind!r}, not 'qwen3'; only dense Qwen3 models can be imported")
+        raise InputError(f"config: model_type is {shown(kind)}, not 'qwen3'; only dense Qwen3 models can be imported")
     layer_types = source.get("layer_types") or []
+    if not isinstance(layer_types, list):
+        raise InputError(f"config: layer_types must be a list, not {shown(layer_types)}")
     if source.get("use_sliding_window") or any(t != "full_attention" for t in layer_types):
         raise InputError("config: sliding-window layers are not supported; use_sliding_window must be false")
     refusals = {
@@ -221,37 +285,66 @@ def _refuse_what_we_do_not_do(source: Mapping[str, Any]) -> None:
     }
     for key, (only, mend) in refusals.items():
         if source.get(key, only) not in (only, None):
-            raise InputError(f"config: {key} is {source[key]!r}; {mend}")
+            raise InputError(f"config: {key} is {shown(source[key])}; {mend}")
 
 
 def _read_rope(source: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     """Base and scaling from `rope_parameters` (transformers ≥ 5) or `rope_theta` + `rope_scaling` (before)."""
-    rope = dict(source.get("rope_scaling") or {}) | dict(source.get("rope_parameters") or {})
-    theta = rope.pop("rope_theta", None) or source.get("rope_theta")
+    rope = _without_contradiction(source)
+    theta = rope.pop("rope_theta", None)
     if theta is None:
         raise InputError("config: neither rope_theta nor rope_parameters.rope_theta is there; Qwen3 uses 1000000")
-    kind = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
-    rope.pop("type", None)
+    theta = arguments.number("config: rope_theta", theta)
+    kind = rope.pop("rope_type", "default")
     if kind not in ROPE_KINDS:
-        raise InputError(f"config: rope kind {kind!r} is not supported; known kinds are {', '.join(ROPE_KINDS)}")
-    if rope.pop("partial_rotary_factor", 1.0) not in (1, None):
+        raise InputError(f"config: rope kind {shown(kind)} is not supported; known kinds are {', '.join(ROPE_KINDS)}")
+    if rope.pop("partial_rotary_factor", 1.0) != 1:
         raise InputError(
             "config: partial_rotary_factor is not 1; rotary embedding of a part of the head is not supported"
         )
-    if kind == "default":
-        return float(theta), None
-    known = {f.name for f in dataclasses.fields(RopeScaling)}
+    known = {f.name for f in dataclasses.fields(RopeScaling)} if kind != "default" else set()
     strangers = sorted(set(rope) - known)
     if strangers:
-        raise InputError(f"config: rope kind {kind!r} has the unknown parameter {strangers[0]!r}")
-    values = {k: v for k, v in rope.items() if v is not None}
-    missing = [name for name in _ROPE_NEEDS[kind] if name not in values]
+        hint = "; name the kind (rope_type) that it belongs to" if kind == "default" else ""
+        raise InputError(f"config: rope kind {kind!r} has the unknown parameter {shown(strangers[0])}{hint}")
+    if kind == "default":
+        return theta, None
+    missing = [name for name in _ROPE_NEEDS[kind] if name not in rope]
     if missing:
         raise InputError(f"config: rope kind {kind!r} needs {', '.join(missing)}")
     if kind in ("yarn", "llama3"):
         fallback = source.get("original_max_position_embeddings") or source.get("max_position_embeddings", 32_768)
-        values.setdefault("original_max_position_embeddings", fallback)
-    return float(theta), RopeScaling(kind=kind, **values)
+        rope.setdefault("original_max_position_embeddings", fallback)
+    return theta, RopeScaling(kind=kind, **rope)
+
+
+def _without_contradiction(source: Mapping[str, Any]) -> dict[str, Any]:
+    """What the three places that may speak of rope say together.
+
+    A file of one transformers version edited by the advice for another says it twice; taking one of the two would drop
+    a scaling without a word.
+    """
+    found: dict[str, Any] = {}
+    for place in ("rope_theta", "rope_scaling", "rope_parameters"):
+        said = source.get(place)
+        if place == "rope_theta":
+            said = None if said is None else {"rope_theta": said}
+        if said is not None and not isinstance(said, dict):
+            raise InputError(f"config: {place} must be an object with keys (or null), of the wrong kind: {shown(said)}")
+        said = {k: v for k, v in (said or {}).items() if v is not None}
+        if "type" in said:
+            kind = said.pop("type")
+            if said.setdefault("rope_type", kind) != kind:
+                raise InputError(f"config: {place} says type {shown(kind)} and rope_type {shown(said['rope_type'])}")
+        for name, value in said.items():
+            if found.setdefault(name, value) != value:
+                raise InputError(
+                    f"config: rope_theta, rope_scaling and rope_parameters contradict each other about {shown(name)} "
+                    f"({shown(found[name])} and {shown(value)}); leave one of them out"
+                )
+        if place == "rope_parameters" and said and "rope_type" not in said and "rope_type" not in found:
+            found["rope_type"] = "default"
+    return found
 
 
 def _qwen3(hidden: int, mlp: int, layers: int, heads: int, *, tied: bool) -> ModelConfig:

@@ -11,11 +11,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from qwen3llada_jax import arguments
 from qwen3llada_jax.errors import InputError
 
-SCHEDULES = ("uniform", "cosine", "power", "sigmoid")
+SCHEDULES = ("uniform", "cosine", "md4_cosine", "power", "sigmoid")
 NOISE_TYPES = ("mask", "random_replace")
 WEIGHTS = ("reference", "elbo")
 
@@ -26,7 +28,9 @@ class NoiseConfig:
 
     Attributes:
         eps: smallest noise probability: p = (1 − eps) · s(t) + eps.
-        schedule: s(t): `uniform` t, `cosine` (1 − cos πt)/2, `power` t², `sigmoid` 1/(1 + e^(−12(t − ½))).
+        schedule: s(t): `uniform` t, `cosine` (1 − cos πt)/2 (the PyTorch system's, not that of MD4 and dllm),
+            `md4_cosine` sin(πt/2), what MD4 (arXiv 2406.04329) and dllm call cosine, `power` t², `sigmoid`
+            1/(1 + e^(−12(t − ½))).
         weight: `reference` weighs a noised token by 1/p. `elbo` weighs it by s′/s of the schedule (with
             eps), the weight under which the loss of any schedule bounds the likelihood (without
             `at_least_one`, spans and random tokens); for `uniform` both agree up to eps.
@@ -53,6 +57,11 @@ class NoiseConfig:
     at_least_one: bool = True
 
     def __post_init__(self) -> None:
+        for name in ("eps", "min_masking_rate", "mask_contiguous_region_prob", "random_length_prob", "reweight_cap"):
+            if name != "reweight_cap" or self.reweight_cap is not None:
+                object.__setattr__(self, name, arguments.number(f"noise {name}", getattr(self, name)))
+        for name in ("antithetic", "at_least_one"):
+            object.__setattr__(self, name, arguments.flag(f"noise {name}", getattr(self, name)))
         for name, known in (("schedule", SCHEDULES), ("noise_type", NOISE_TYPES), ("weight", WEIGHTS)):
             if getattr(self, name) not in known:
                 raise InputError(f"noise {name} {getattr(self, name)!r} is unknown; choose one of {', '.join(known)}")
@@ -61,7 +70,7 @@ class NoiseConfig:
         for name in ("min_masking_rate", "mask_contiguous_region_prob", "random_length_prob"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"noise {name} must lie in [0, 1], not {getattr(self, name)}")
-        if self.reweight_cap is not None and self.reweight_cap <= 0:
+        if self.reweight_cap is not None and not self.reweight_cap > 0:
             raise InputError(f"noise reweight_cap must be above 0, not {self.reweight_cap}")
         if self.weight == "elbo" and (self.min_masking_rate > 0 or self.reweight_cap is not None):
             raise InputError("noise weight 'elbo' is no bound with min_masking_rate or reweight_cap; use 'reference'")
@@ -128,7 +137,7 @@ def loss_weight(t: Float[Array, "..."], config: NoiseConfig) -> Float[Array, "..
 
 
 def forward_process(
-    keys: PRNGKeyArray,
+    keys: PRNGKeyArray | int,
     tokens: Int[Array, "B L"],
     mask_token_id: int,
     config: NoiseConfig = NoiseConfig(),
@@ -140,19 +149,30 @@ def forward_process(
     """Noise each row at its own level (LLaDA, algorithm 1).
 
     Args:
-        keys: [B] one per row, from `row_keys`; a single key is split over the rows.
-        tokens: clean ids.
+        keys: [B] one per row, from `row_keys`; a single key, or a seed, is split over the rows.
+        tokens: clean ids; lists will do.
         can_noise: positions that may be noised (False: prompts and padding); None: all.
         t: noise levels, drawn from `keys` if not given.
         vocab_size: ids below it replace tokens under `random_replace`.
+
+    Raises:
+        InputError: arguments whose kind or shape does not fit, or `random_replace` without `vocab_size`.
     """
+    tokens, keys = jnp.asarray(arguments.rows("tokens", tokens)), arguments.key(keys)
     B, L = tokens.shape
     if keys.ndim == 0:
         keys = jax.random.split(keys, B)
     if can_noise is None:
         can_noise = jnp.ones((B, L), bool)
+    can_noise = jnp.asarray(arguments.truth("can_noise", can_noise))
+    if not isinstance(mask_token_id, jax.core.Tracer):
+        mask_token_id = arguments.whole("mask_token_id", mask_token_id)
+    for name, array, shape in (("keys", keys, (B,)), ("can_noise", can_noise, (B, L)), ("t", t, (B,))):
+        if array is not None and np.shape(array) != shape:
+            raise InputError(f"{name} must be of shape {list(shape)} for these tokens, not {list(np.shape(array))}")
     if config.noise_type == "random_replace" and vocab_size is None:
-        raise ValueError("random_replace needs vocab_size")
+        raise InputError("noise_type random_replace needs vocab_size: it puts ids below that")
+    t = None if t is None else jnp.asarray(t)
     if t is None:
         t = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 0)))(keys)
     p = noise_probability(t, config)
@@ -193,7 +213,10 @@ def pretrain_loss(
         weight: replaces 1/p.
         is_real: False for padding, which is not counted; None: every token is real.
     """
-    weight = 1.0 / p if weight is None else weight
+    is_noised = jnp.asarray(arguments.truth("is_noised", is_noised))
+    ce, p = jnp.asarray(ce), jnp.asarray(p)
+    weight = 1.0 / p if weight is None else jnp.asarray(weight)
+    is_real = None if is_real is None else jnp.asarray(arguments.truth("is_real", is_real))
     count = ce.size if is_real is None else is_real.sum()
     return jnp.where(is_noised, ce * weight, 0.0).sum() / count
 
@@ -207,7 +230,9 @@ def sft_loss(
     weight: Float[Array, "B L"] | None = None,
 ) -> Float[Array, ""]:
     """Mean over rows of Σ is_noised · ce / p / answer_length (LLaDA, equation 5, and its guidelines)."""
-    weight = 1.0 / p if weight is None else weight
+    is_noised = jnp.asarray(arguments.truth("is_noised", is_noised))
+    ce, p, answer_length = jnp.asarray(ce), jnp.asarray(p), jnp.asarray(answer_length)
+    weight = 1.0 / p if weight is None else jnp.asarray(weight)
     per_row = jnp.where(is_noised, ce * weight, 0.0).sum(axis=1) / answer_length
     return per_row.mean()
 
@@ -218,6 +243,8 @@ def _schedule(t: Float[Array, "..."], name: str) -> Float[Array, "..."]:
             return t
         case "cosine":
             return jnp.sin(jnp.pi * t / 2) ** 2  # = (1 − cos πt) / 2, without its cancellation
+        case "md4_cosine":
+            return jnp.sin(jnp.pi * t / 2)
         case "power":
             return t**2
         case _:

@@ -1,11 +1,12 @@
 """Writing files and folders so that a reader, or a crash, never meets half of one."""
 
+import glob
 import os
 import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -30,6 +31,22 @@ def write_text(path: Path, text: str) -> None:
         with suppress(OSError):  # the place may not even exist
             part.unlink()
         raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file whole or not at all.
+
+    Raises:
+        InputError: `source` cannot be read, the disk is full or the place cannot be written.
+    """
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        shutil.copyfile(source, part)
+        part.replace(target)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink()
+        raise InputError(f"{target}: cannot be copied from {source} ({error.strerror or error})") from error
 
 
 def make_folder(path: Path) -> None:
@@ -80,7 +97,8 @@ def check_file(path: Path) -> None:
 def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """An empty folder to fill; it takes `target`'s place when the block ends without an exception.
 
-    Until then an old `target` stays as it is, and after a failure nothing is left behind.
+    Until then an old `target` stays as it is, and after a failure nothing is left behind. A process killed at the one
+    moment when neither stands under the name leaves the old one for `put_back`.
 
     Args:
         overwrite: replace a `target` that holds something.
@@ -90,6 +108,7 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """
     _refuse_address(target)
     target = Path(os.path.abspath(target))
+    put_back(target)
     if target.exists() and not target.is_dir():
         raise InputError(f"{target}: is a file, not a folder; choose another place")
     if target.is_dir() and any(target.iterdir()) and not overwrite:
@@ -116,6 +135,42 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     _remove(old)
 
 
+def put_back(target: Path) -> None:
+    """Give a folder back its name, if a writer was killed between the two renames of `new_folder`; else do nothing.
+
+    Raises:
+        InputError: it cannot be renamed.
+    """
+    target = Path(os.path.abspath(target))
+    if target.exists():
+        return
+    left = [p for p in target.parent.glob(f".{glob.escape(target.name)}.*.old") if _is_orphan(p)]
+    if left:
+        old = max(left, key=lambda p: p.stat().st_mtime)
+        try:
+            old.rename(target)
+        except OSError as error:
+            raise InputError(
+                f"{target}: its writer was killed while it replaced it, and it is now {old}, which cannot be renamed "
+                f"({error.strerror}); rename it back"
+            ) from error
+        print(f"{target}: put back; its writer was killed while it replaced it", file=sys.stderr)
+
+
+def _is_orphan(old: Path) -> bool:
+    """Whether the writer of `.NAME.PID.old` is gone: a living one needs the name for a moment only."""
+    number = old.name.split(".")[-2]
+    if not number.isdigit():
+        return False
+    try:
+        os.kill(int(number), 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:  # somebody else's process
+        pass
+    return int(number) == os.getpid() or time.time() - old.stat().st_ctime > 60
+
+
 def _refuse_address(path: Path) -> None:
     """Else gs://bucket/run would become a folder `gs:` here, another one on every host."""
     if re.match(r"[a-z][a-z0-9+.-]+:/", str(path)):
@@ -138,8 +193,12 @@ def home(folder: Path) -> Path:
     return place.parents[1] if place.name.isdigit() and place.parent.name == "checkpoints" else Path(folder)
 
 
-def remove_parts(folder: Path) -> None:
-    """Remove what `write_text` left in a folder when its process was killed; no other may be writing there."""
-    for part in Path(folder).glob(".*.part"):
-        if part.is_file():
-            part.unlink(missing_ok=True)
+def remove_parts(folder: Path, names: Collection[str]) -> None:
+    """Remove what `write_text` and `copy_file` left of these files when their process was killed.
+
+    To be called by whoever holds the folder: nobody else may be writing those files. Other parts are let be.
+    """
+    for name in names:
+        for part in Path(folder).glob(f".{glob.escape(name)}.*.part"):
+            if part.is_file():
+                part.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """From a Hugging Face Qwen3 folder to our parameter tree, one stacked weight at a time."""
 
 import mmap
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from jax.sharding import Mesh
 
 from qwen3llada_jax import model, sharding
 from qwen3llada_jax.config import ModelConfig
-from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.hf_names import TIED_HEAD, flatten, hf_tensors, unflatten
+from qwen3llada_jax.errors import InputError, listed
+from qwen3llada_jax.hf_names import TIED_HEAD, flatten, hf_tensors, likely_cause, unflatten
 from qwen3llada_jax.safetensors_folder import Reader, StoredTensor, reader, stored_tensors
 
 
@@ -55,8 +56,25 @@ def plan(folder: Path, config: ModelConfig) -> list[Stack]:
         expected.add(TIED_HEAD)
     problems += [f"unexpected {name}" for name in sorted(set(tensors) - expected)]
     if problems:
-        raise InputError(f"{folder}: weights and config.json do not agree: " + "; ".join(problems))
+        cause = likely_cause(expected, set(tensors)) or _of_another_shape(config, expected, set(tensors))
+        because = f" ({cause})" if cause else ""
+        raise InputError(f"{folder}: weights and config.json do not agree{because}: {listed(problems, '; ')}")
     return stacks
+
+
+def _of_another_shape(config: ModelConfig, expected: set[str], stored: set[str]) -> str | None:
+    """What in the config is the likely cause of tensors that are missing or too many."""
+    missing, unexpected = expected - stored - {TIED_HEAD}, stored - expected
+    if unexpected and not missing and all(name.endswith(".bias") for name in unexpected):
+        return "they have biases; set attention_bias to true in config.json"
+    if missing and not unexpected and all(name.endswith(".bias") for name in missing):
+        return "they have no biases; set attention_bias to false in config.json"
+    if missing and all(re.search(r"self_attn\.[qk]_norm\.", name) for name in missing):
+        return "no norms of queries and keys: this is a Qwen2 or Llama, not a Qwen3"
+    layers = {int(name.split(".")[2]) for name in stored if re.match(r"model\.layers\.\d{1,6}\.", name)}
+    if layers and max(layers) + 1 != config.num_hidden_layers:
+        return f"config.json has num_hidden_layers {config.num_hidden_layers}, the weights {max(layers) + 1}"
+    return None
 
 
 def import_params(

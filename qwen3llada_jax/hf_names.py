@@ -61,3 +61,34 @@ def hf_tensors(ours: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> dict
         else:
             sizes.append(size)
     return {name.format(i): tuple(sizes) for i in range(shape[0] if is_stacked else 1)}
+
+
+# What others put before (or leave out of) these names, and what it means.
+_PREFIXES = {
+    "module.": "they were saved from a DistributedDataParallel model",
+    "_orig_mod.": "they were saved from a compiled model",
+    "base_model.model.": "they were saved from a PEFT model",
+    "model.language_model.": "they are the text part of a model for images",
+    "language_model.": "they are the text part of a model for images",
+    "transformer.": "they were saved by another library",
+    "_fsdp_wrapped_module.": "they were saved from an FSDP model",
+}
+
+
+def likely_cause(expected: set[str], stored: set[str]) -> str | None:
+    """Why the names of a folder's tensors are others than a Qwen3's, where they share one difference."""
+
+    def fit(names: set[str]) -> bool:
+        return len(names & expected) > len(stored) / 2
+
+    if fit(stored):
+        return None
+    if fit({f"model.{name}" for name in stored}):
+        return "the names lack `model.`: saved from the bare Qwen3Model; save them from Qwen3ForCausalLM"
+    if any("lora_" in name for name in stored):
+        return "these are the weights of a LoRA adapter; merge it into its model and import that"
+    for prefix, why in _PREFIXES.items():
+        bare = {name.removeprefix(prefix) for name in stored}
+        if bare != stored and (fit(bare) or fit({f"model.{name}" for name in bare})):
+            return f"the names begin with `{prefix}`: {why}; save them from the plain Qwen3ForCausalLM"
+    return None

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.files import put_back
 
 
 def model_folder(source: str) -> Path:
@@ -13,6 +14,7 @@ def model_folder(source: str) -> Path:
         InputError: neither a folder nor a model the hub gives out.
     """
     path = Path(source)
+    put_back(path)
     if path.is_dir():
         return path
     if path.exists():

@@ -3,6 +3,8 @@
 import json
 from typing import Any
 
+from qwen3llada_jax.errors import brief
+
 
 class BadRowError(Exception):
     """A row that cannot be used; its text says why, in the same words for every row of that fault.
@@ -40,9 +42,7 @@ def parse_row(text: str) -> dict[str, Any]:
 
 def shortened(value: Any, most: int = 60) -> str:
     """A value as it is shown to people: one line, not long."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    text = " ".join(text.split())
-    return text if len(text) <= most else text[: most - 1] + "…"
+    return brief(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str), most)
 
 
 def kind_of(value: Any) -> str:

@@ -16,10 +16,10 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_policies
 from jaxtyping import Array, Bool, Float, Int
 
-from qwen3llada_jax import attention, masks
+from qwen3llada_jax import arguments, attention, masks
 from qwen3llada_jax.config import ModelConfig
 from qwen3llada_jax.embedding import lookup
-from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.errors import InputError, shown
 from qwen3llada_jax.layers import Layers, new_weight, rms_norm
 from qwen3llada_jax.masks import Mask
 from qwen3llada_jax.rope import rope_tables
@@ -55,9 +55,18 @@ class Runtime:
     attention: str = "auto"
     remat: str = "none"
 
+    def __post_init__(self) -> None:
+        if self.dtype is not None:
+            object.__setattr__(self, "dtype", arguments.dtype("runtime dtype", self.dtype))
+        for name, known in (("attention", attention.IMPLEMENTATIONS), ("remat", tuple(REMAT_POLICIES))):
+            if getattr(self, name) not in known:
+                raise InputError(f"{name} {shown(getattr(self, name))} is unknown; choose one of {', '.join(known)}")
+
 
 class Qwen3LLaDA(nnx.Module):
-    """Tokens [B, L] in, a distribution over every position's token out, each seeing all others.
+    """Tokens [B, L] in, a distribution over every position's token out.
+
+    Who sees whom is `config.visibility` unless a mask says otherwise: everyone sees everyone in a plain import.
 
     A tied head is the embedding table itself, one array, in memory, in training and on disk.
     """
@@ -81,14 +90,18 @@ class Qwen3LLaDA(nnx.Module):
         """Logits of every position, float32.
 
         Args:
-            tokens: ids in [0, V).
-            mask: who attends to whom: a rule, or a bool array with R = B or 1, True = may attend;
-                None: everyone to everyone.
-            positions: rotary positions; None means 0 … L-1 in every row.
+            tokens: ids in [0, V); lists will do.
+            mask: who attends to whom: a rule, or a bool array (or one of 0 and 1) with R = B or 1, True = may attend;
+                None: the model's own visibility, with blocks counted from position 0 (an empty prompt).
+                `q.Mask("full")` asks for everyone to see everyone.
+            positions: rotary positions; None means those of the mask, which without any are 0 … L-1 in every row
+                (0 … L/2-1 twice under `block_diffusion`).
 
         Raises:
-            InputError: an id outside the embedding table (checked when the ids are known, outside `jit`).
+            InputError: an id outside the embedding table (checked when the ids are known, outside `jit`), or
+                arguments whose kind or shape does not fit.
         """
+        tokens = arguments.rows("tokens", tokens)
         check_tokens(tokens, self.config.vocab_size)
         return self.logits(self.hidden(tokens, mask, positions))
 
@@ -103,14 +116,18 @@ class Qwen3LLaDA(nnx.Module):
 
         Args:
             where: the positions to give, in [0, L); None: all, in order. The last layer computes no other.
+
+        Raises:
+            InputError: arguments whose kind or shape does not fit.
         """
+        tokens = jnp.asarray(arguments.rows("tokens", tokens))
         L = tokens.shape[1]
+        mask = masks.for_model(mask, self.config, *tokens.shape)
         x = constrain(lookup(self.embed_tokens[...], tokens, self.compute_dtype), "batch", "length", "act_embed")
-        if positions is None:
-            positions = jnp.arange(L, dtype=jnp.int32)[None]
+        positions = masks.positions_of(mask, positions, *tokens.shape)
         rope = rope_tables(self.config, positions)
         kind = attention.choose(self.runtime.attention, x.dtype, L, self.config.head_dim)
-        if isinstance(mask, Mask) and not mask.sees_everything and kind in ("xla", "cudnn"):
+        if isinstance(mask, Mask) and kind in ("xla", "cudnn"):
             mask = jnp.asarray(masks.dense(mask, L))  # once, not in every layer
 
         def layer(x: Array, weights: Layers) -> Array:
@@ -121,6 +138,7 @@ class Qwen3LLaDA(nnx.Module):
         count = self.config.num_hidden_layers
         x = self.fold(lambda x, _, weights: layer(x, weights), x, count if where is None else count - 1)
         if where is not None:
+            where = jnp.asarray(arguments.rows("where", where, "[B, W]"))
             x = self._last_layer(x).only_at(where, x, rope, mask)
         return rms_norm(x, self.norm[...], self.config.rms_norm_eps)
 

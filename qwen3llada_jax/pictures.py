@@ -15,7 +15,7 @@ def pyplot() -> Any:
     try:
         import matplotlib
     except ModuleNotFoundError as error:
-        raise InputError("drawing needs matplotlib: pip install 'qwen3llada_jax[plot]'") from error
+        raise InputError("drawing needs matplotlib: pip install matplotlib") from error
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

@@ -6,6 +6,7 @@ belong to, because its own readers would copy each tensor twice on the way into 
 
 import json
 import os
+import re
 import struct
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.errors import InputError, brief, listed, shown
 
 DTYPES: dict[str, np.dtype] = {
     "F32": np.dtype(np.float32),
@@ -47,21 +48,42 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
         InputError: no safetensors, an absent shard, a truncated or corrupt file, a dtype that is no float.
     """
     tensors: dict[str, StoredTensor] = {}
+    twice: list[str] = []
     for file in _weight_files(Path(folder)):
-        tensors |= _header(file)
+        found = _header(file)
+        twice += sorted(set(found) & set(tensors))
+        tensors |= found
+    if twice:
+        raise InputError(f"{folder}: tensors that several of its files hold: {listed(twice)}; remove the wrong files")
     index = Path(folder) / INDEX
     if index.is_file() and not (Path(folder) / "model.safetensors").is_file():
-        absent = sorted(set(_weight_map(index)) - set(tensors))
+        shards = _weight_map(index)
+        absent = sorted(
+            name for name, shard in shards.items() if name not in tensors or tensors[name].file.name != shard
+        )
         if absent:
-            raise InputError(f"{index}: names tensors that no shard holds: {', '.join(absent)}; download it again")
+            raise InputError(f"{index}: names tensors that its shards do not hold: {listed(absent)}; download it again")
     return tensors
 
 
 def _weight_map(index: Path) -> dict[str, str]:
+    """Tensor → shard, a file's name in the same folder."""
     try:
-        return dict(json.loads(index.read_text())["weight_map"])
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{index}: not a safetensors index ({error!r}); download it again") from error
+        found = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except OSError as error:
+        raise InputError(f"{index}: cannot be read ({error.strerror})") from error
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        reason = brief(error) if isinstance(error, ValueError) else "no weight_map in it"
+        raise InputError(f"{index}: not a safetensors index ({reason}); download it again") from error
+    if not isinstance(found, dict) or not found:
+        raise InputError(f"{index}: weight_map must name the shard of each tensor, not {shown(found)}")
+    for name, shard in found.items():
+        if not isinstance(shard, str) or not re.fullmatch(r"[^/\0]{1,240}\.safetensors", shard):
+            raise InputError(
+                f"{index}: says that {shown(name)} lies in {shown(shard)}, which is no file of this folder; download "
+                "it again"
+            )
+    return found
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -71,7 +93,7 @@ def _weight_files(folder: Path) -> list[Path]:
         files = sorted({folder / name for name in _weight_map(folder / INDEX).values()})
         absent = [file.name for file in files if not file.is_file()]
         if absent:
-            raise InputError(f"{folder / INDEX}: names shards that are not there: {', '.join(absent)}; download them")
+            raise InputError(f"{folder / INDEX}: names shards that are not there: {listed(absent)}; download them")
         return files
     files = sorted(folder.glob("*.safetensors"))
     if not files:
@@ -85,15 +107,15 @@ def _header(file: Path) -> dict[str, StoredTensor]:
         with safe_open(file, framework="numpy"):
             pass  # opening checks the header against the file's length
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{file}: truncated or corrupt safetensors ({error}); download it again") from error
+        raise InputError(f"{file}: truncated or corrupt safetensors ({brief(error)}); download it again") from error
     with file.open("rb") as stream:
         (size,) = struct.unpack("<Q", stream.read(8))
         header: dict[str, Any] = json.loads(stream.read(size))
     header.pop("__metadata__", None)
     strange = {name: entry["dtype"] for name, entry in header.items() if entry["dtype"] not in DTYPES}
     if strange:
-        listed = ", ".join(f"{name} ({dtype})" for name, dtype in sorted(strange.items()))
-        raise InputError(f"{file}: cannot import tensors of these dtypes: {listed}; use an unquantised checkpoint")
+        some = listed(f"{name} ({dtype})" for name, dtype in sorted(strange.items()))
+        raise InputError(f"{file}: cannot import tensors of these dtypes: {some}; use an unquantised checkpoint")
     return {
         name: StoredTensor(file, DTYPES[e["dtype"]], tuple(e["shape"]), 8 + size + e["data_offsets"][0])
         for name, e in header.items()

@@ -2,15 +2,16 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from qwen3llada_jax import arguments
 from qwen3llada_jax.config import VISIBILITIES, ModelConfig
-from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.errors import InputError, shown
 from qwen3llada_jax.model import Qwen3LLaDA
 from qwen3llada_jax.rules import CONFIDENCE_RULES, ConfidenceRule
 
@@ -18,6 +19,8 @@ CACHES = ("none", "prefix", "dual")
 EOS_RULES = ("free", "never", "last")
 REVISE_BY = ("confidence", "random")
 ADAPTIVE = ("threshold", "factor", "entropy_bound")
+_LEAST_OF = {"gen_length": 1, "block_length": 1, "steps": 1, "top_k": 1, "revise": 0, "min_length": 0}
+_REALS = ("temperature", "cfg_scale", "factor", "entropy_bound", "top_p", "threshold", "repetition_penalty")
 _NO_CAP = 1 << 30  # steps of a block when nothing limits them
 _MOST = 2**31 - 1  # whole numbers are 32 bits wide in a program,
 _LEAST = 1e-6  # and logits divided by this, or its inverse, stay finite
@@ -77,14 +80,11 @@ class SamplerConfig:
     mask_token_id: int | None = None
 
     def __post_init__(self) -> None:
-        for name, least in {
-            "gen_length": 1,
-            "block_length": 1,
-            "steps": 1,
-            "top_k": 1,
-            "revise": 0,
-            "min_length": 0,
-        }.items():
+        self._take(arguments.whole, *_LEAST_OF, "mask_token_id")
+        self._take(arguments.number, *_REALS)
+        self._take(arguments.flag, "stop_at_eos", "parallel_blocks")
+        self._take(arguments.ids, "eos_token_ids", "forbid")
+        for name, least in _LEAST_OF.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InputError(f"{name} must be at least {least}, not {value}")
@@ -102,7 +102,7 @@ class SamplerConfig:
             raise InputError(
                 f"repetition_penalty must be above 0 ({_LEAST:g} to {1 / _LEAST:g}), not {self.repetition_penalty}"
             )
-        if isinstance(self.remasking, str):
+        if not callable(self.remasking):
             _one_of("remasking", self.remasking, tuple(CONFIDENCE_RULES))
         _one_of("revise_by", self.revise_by, REVISE_BY)
         _one_of("eos", self.eos, EOS_RULES)
@@ -114,6 +114,13 @@ class SamplerConfig:
         for name in ("top_k", "top_p"):
             if getattr(self, name) is not None and self.temperature == 0:
                 raise InputError(f"{name} chooses what to draw from; it needs a temperature above 0")
+
+    def _take(self, kind: Callable[[str, Any], Any], *names: str) -> None:
+        """Settings as Python's own values; None stays where it may."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None or getattr(type(self), name) is not None:
+                object.__setattr__(self, name, kind(name, value))
 
     @property
     def adaptive(self) -> str | None:
@@ -134,6 +141,7 @@ class SamplerConfig:
             for i in ids:
                 if not 0 <= i < config.vocab_size:
                     raise InputError(f"{name} {i} is outside the embedding table (0 … {config.vocab_size - 1})")
+        self._check_some_id_is_left(mask, eos, config)
         if not eos and (self.eos != "free" or self.min_length):
             option = f"eos {self.eos!r}" if self.eos != "free" else "min_length"
             raise InputError(f"{option} needs to know the EOS; the model names none, set eos_token_ids")
@@ -167,6 +175,15 @@ class SamplerConfig:
         if cache == "dual" and keeps_prompt(known, config):
             cache = "prefix"  # what follows a block is never seen: nothing else to keep
         return dataclasses.replace(known, cache=cache)
+
+    def _check_some_id_is_left(self, mask: int, eos: tuple[int, ...], config: ModelConfig) -> None:
+        """Refuse settings under which no id may be written: id 0 would be."""
+        live = config.vocab_size if config.live_vocab_size is None else config.live_vocab_size
+        no_eos = self.eos == "never" or self.min_length > 0
+        never = {i for i in (mask, *self.forbid, *(eos if no_eos else ())) if i < live}
+        if len(never) >= live:
+            why = "forbid" + (f" and eos {self.eos!r}" if self.eos == "never" else " and min_length" if no_eos else "")
+            raise InputError(f"no id is left to write: {why} leave none of the model's {live} tokens; forbid fewer")
 
     def outline(self) -> "SamplerConfig":
         """What a compiled program depends on: the numbers that it takes as `Dials` are set to one value each."""
@@ -255,6 +272,6 @@ def is_exact(config: SamplerConfig, model: ModelConfig | Qwen3LLaDA, dtype: str 
     return keeps_prompt(config, model) and dtype in (None, "float32")
 
 
-def _one_of(name: str, value: str | None, choices: tuple[str, ...]) -> None:
-    if value is not None and value not in choices:
-        raise InputError(f"{name} {value!r} is unknown; choose one of {', '.join(choices)}")
+def _one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value is not None and not (isinstance(value, str) and value in choices):
+        raise InputError(f"{name} {shown(value)} is unknown; choose one of {', '.join(choices)}")

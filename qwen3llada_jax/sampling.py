@@ -35,20 +35,21 @@ def generate(
     prompts: Prompts,
     config: SamplerConfig = SamplerConfig(),
     *,
-    key: PRNGKeyArray | None = None,
+    key: PRNGKeyArray | int | None = None,
     room: int = 0,
 ) -> Generation:
     """Write an answer to every prompt: the whole trajectory is one compiled program.
 
     Args:
         prompts: ids; rows may differ in length, and may be empty.
-        key: randomness of temperature and random rules; one, or [B] one for each row; None: `jax.random.key(0)`.
+        key: randomness of temperature and random rules: a seed, a key of JAX, or [B] one for each row; None: seed 0.
             A row's draws depend on its key (of one key: and its row number), the pass and the place in the answer,
             not on the other rows.
         room: leave place for prompts of so many tokens, so that calls with longer prompts compile nothing (a chat's).
 
     Raises:
-        InputError: an id out of range, settings that do not fit together, or more than positions or memory hold.
+        InputError: an id out of range, settings that do not fit together, rows that the mesh does not divide, or more
+            than positions or memory hold.
         NotFiniteError: (an InputError) some rows' logits are NaN or infinite; it holds what the others wrote.
     """
     config = config.for_model(model.config)
@@ -60,7 +61,7 @@ def infill(
     texts: Sequence[Sequence[int | None]],
     config: SamplerConfig = SamplerConfig(),
     *,
-    key: PRNGKeyArray | None = None,
+    key: PRNGKeyArray | int | None = None,
 ) -> Generation:
     """Fill the holes of texts.
 
@@ -83,7 +84,7 @@ def watch(
     prompts: Prompts,
     config: SamplerConfig = SamplerConfig(),
     *,
-    key: PRNGKeyArray | None = None,
+    key: PRNGKeyArray | int | None = None,
     room: int = 0,
 ) -> Iterator[Canvas]:
     """The same as `generate`, pass by pass, by the same program: the blank canvas, then that after every pass."""
@@ -96,7 +97,7 @@ def watch_infill(
     texts: Sequence[Sequence[int | None]],
     config: SamplerConfig = SamplerConfig(),
     *,
-    key: PRNGKeyArray | None = None,
+    key: PRNGKeyArray | int | None = None,
 ) -> Iterator[Canvas]:
     """The same as `infill`, pass by pass."""
     config = pages.for_holes(model.config, texts, config)

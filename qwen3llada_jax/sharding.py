@@ -19,7 +19,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from qwen3llada_jax.errors import InputError
+from qwen3llada_jax import arguments
+from qwen3llada_jax.errors import InputError, listed
 
 MESH_AXES = ("data", "fsdp", "tensor")
 FSDP = "fsdp"  # the axis over which weights are stored in shares, and gathered where they are used
@@ -60,7 +61,8 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
         InputError: sizes whose product is not the number of devices, or that do not fit several slices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes, count = [data, fsdp, tensor], len(devices)
+    sizes = [arguments.whole(f"mesh size {axis}", x) for axis, x in zip(MESH_AXES, (data, fsdp, tensor), strict=True)]
+    count = len(devices)
     if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
         raise InputError(
             f"mesh {dict(zip(MESH_AXES, sizes, strict=True))}: sizes are above 0, and one at most may be -1"
@@ -132,6 +134,20 @@ def canonical_spec(axes: tuple[str, ...]) -> P:
 def ways(axis: str) -> int:
     """Into how many parts a logical axis is split on the mesh in use."""
     return math.prod(jax.sharding.get_abstract_mesh().shape[name] for name in mesh_axes(axis))
+
+
+def check_rows(rows: int) -> None:
+    """Refuse rows that the mesh in use does not share out evenly.
+
+    Raises:
+        InputError: saying of what their number must be a multiple.
+    """
+    if rows % ways("batch"):
+        fits = -(-rows // ways("batch")) * ways("batch")
+        raise InputError(
+            f"{rows} rows do not divide over the mesh's data × fsdp = {ways('batch')}; give {fits}: repeat one, and "
+            "leave out what it gives"
+        )
 
 
 def constrain(x: Array, *axes: str) -> Array:
@@ -240,5 +256,5 @@ def shardings(axes: Mapping[str, Any], shapes: Mapping[str, Any], mesh: Mesh) ->
 
     tree = jax.tree_util.tree_map_with_path(one, axes, shapes, is_leaf=lambda x: isinstance(x, tuple))
     if problems:
-        raise InputError("the mesh does not divide " + "; ".join(sorted(set(problems))) + "; choose smaller mesh sizes")
+        raise InputError(f"the mesh does not divide {listed(sorted(set(problems)), '; ')}; choose smaller mesh sizes")
     return tree

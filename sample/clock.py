@@ -1,6 +1,7 @@
 """Seconds of work, and how many of them went into compiling."""
 
 import time
+import weakref
 
 import jax.monitoring
 
@@ -9,13 +10,14 @@ _COMPILING = (
     "/jax/core/compile/jaxpr_to_mlir_module_duration",
     "/jax/core/compile/backend_compile_duration",
 )
-_intervals: list[tuple[float, float]] = []  # when this process was tracing or compiling, by perf_counter
+_running: weakref.WeakSet["Clock"] = weakref.WeakSet()  # clocks that somebody still reads
 
 
 def _note(event: str, duration_secs: float, **_: str | int) -> None:
     if event in _COMPILING:
         now = time.perf_counter()
-        _intervals.append((now - duration_secs, now))
+        for clock in list(_running):
+            clock.intervals.append((now - duration_secs, now))
 
 
 jax.monitoring.register_event_duration_secs_listener(_note)
@@ -31,6 +33,8 @@ class Clock:
 
     def __init__(self) -> None:
         self._begin = time.perf_counter()
+        self.intervals: list[tuple[float, float]] = []  # when this process was tracing or compiling, by perf_counter
+        _running.add(self)
 
     @property
     def seconds(self) -> float:
@@ -40,7 +44,7 @@ class Clock:
     @property
     def compiling(self) -> float:
         """Of `seconds`, spent tracing and compiling. JAX reports a program and the programs within it alike."""
-        return length_of_union([(max(a, self._begin), b) for a, b in _intervals if b > self._begin])
+        return length_of_union([(max(a, self._begin), b) for a, b in self.intervals])
 
 
 def length_of_union(intervals: list[tuple[float, float]]) -> float:

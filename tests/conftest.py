@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from no_skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401 (hooks)
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from qwen3llada_jax.tokens import load_tokenizer
@@ -159,11 +160,12 @@ def qwen3_tokenizer():
 
 @pytest.fixture(scope="session")
 def start(tmp_path_factory) -> Path:
-    """A very small model with the bundled tokenizer, and a small text."""
+    """A very small model with the bundled tokenizer and Qwen3's chat template, and a small text."""
     folder = tmp_path_factory.mktemp("start")
     save_torch(torch_model(0, vocab_size=1088, hidden_size=32, num_hidden_layers=2, intermediate_size=48), folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(TINY / name, folder / name)
+    shutil.copy(QWEN3_TEMPLATE, folder / "chat_template.jinja")
     (folder / "text.txt").write_text((DATA / "shakespeare" / "valid.txt").read_text()[:20_000])
     return folder
 

@@ -113,7 +113,7 @@ def test_the_best_checkpoint_of_a_run_opens_by_its_path(start, tmp_path, capsys,
     out = tmp_path / "run"
     losses = {2: 3.0, 3: 0.1, 4: 1.0, 6: 2.0}  # update 3 is evaluated, but not saved
     each = iter(losses.values())
-    monkeypatch.setattr("train.run.evaluate", lambda *_: {"eval_loss": next(each), "eval_perplexity": 1.0})
+    monkeypatch.setattr("train.loop.evaluate", lambda *_: {"eval_loss": next(each), "eval_noised_perplexity": 1.0})
     run(start, out, **{"training.save_total_limit": 1})
     assert {r["step"]: r["eval_loss"] for r in read_lines(out / "metrics.jsonl") if "eval_loss" in r} == losses
     best = 4
@@ -177,7 +177,7 @@ import time
 from train.signals import stop_requests
 with stop_requests() as should_stop:
     print("ready", flush=True)
-    while not should_stop(1):
+    while not should_stop():
         time.sleep(0.01)
     print("asked", flush=True)
     time.sleep(60)
@@ -269,13 +269,13 @@ def test_a_flipped_bit_of_any_item_is_noticed_on_any_mesh(configs, tmp_path, cap
     places = everywhere(sharding.make_mesh(4, 2, 1)) | {"params": {"a": jax.NamedSharding(
         sharding.make_mesh(4, 2, 1), jax.P("fsdp"))}}  # fmt: skip
     resume = functools.partial(checkpoints.resume, tmp_path, *configs, "", shapes, places, fork=True)
-    assert int(resume()[0]["step"]) == 1
+    assert int(resume().state["step"]) == 1
     assert f"2: damaged ({item}." in capsys.readouterr().err
     meta = tmp_path / "checkpoints" / "2" / "meta" / "metadata"
     kept = json.loads(meta.read_text())
     del kept["checksums"]
     meta.write_text(json.dumps(kept))
-    assert int(resume()[0]["step"]) == 2
+    assert int(resume().state["step"]) == 2
 
 
 def test_a_folder_holds_one_run_at_a_time(start, finished, tmp_path):  # noqa: F811
@@ -416,8 +416,10 @@ jax.distributed.initialize(f"localhost:{port}", 2, number)
 from qwen3llada_jax import ModelConfig, make_mesh
 from train import checkpoints
 from train.config import Config
-from train.signals import stop_requests
+from train.signals import leave_on_sigterm, stop_requests
 
+with leave_on_sigterm():  # takes SIGTERM from jax for a while, and gives it back
+    pass
 mesh, configs = make_mesh(1, 2, 1), (Config(), ModelConfig(64, 16, 32, 2, 2, 1, 8))
 state = {"params": {"a": jnp.zeros((8, 4096))}, "opt": {"m": jnp.zeros(3)}, "step": jnp.int32(0)}
 split, everywhere = jax.NamedSharding(mesh, jax.P("fsdp")), jax.NamedSharding(mesh, jax.P())
@@ -426,7 +428,7 @@ shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
 update = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0, out_shardings=places)
 with jax.set_mesh(mesh):
     if damaged:
-        state, _ = checkpoints.resume(out, *configs, "", shapes, places, fork=False)
+        state = checkpoints.resume(out, *configs, "", shapes, places, fork=False).state
         values = {float(x) for s in state["params"]["a"].addressable_shards for x in jax.device_get(s.data).ravel()}
         print("resumed", int(state["step"]), values, flush=True)
         sys.exit()
@@ -436,7 +438,7 @@ with jax.set_mesh(mesh):
             state = update(state)
             done = int(state["step"])
             time.sleep(0.01 * (1 + number))  # one is slower than the other
-            stops = should_stop(done)
+            stops = should_stop()
             if stops or done == 5:
                 checkpoints.save(manager, state, *configs, {"fingerprint": ""}, 1.0)
             if stops:

@@ -290,7 +290,7 @@ def test_untied_without_head_and_tied_with_another_head(hf, tmp_path):
         ({"quantization_config": {"bits": 4}}, "quantised"),
         ({"hidden_size": "absent"}, "lacks hidden_size"),
         ({"rope_parameters": [1]}, "wrong kind"),
-        ({"mask_token_id": "auto"}, "wrong kind"),
+        ({"mask_token_id": "auto"}, "mask_token_id must be a whole number, not 'auto'"),
         ({"num_attention_heads": 3}, "not a multiple"),
     ],
 )

@@ -15,6 +15,7 @@ MASK = 99
 SCHEDULES = {
     "uniform": lambda t: t,
     "cosine": lambda t: (1 - np.cos(np.pi * t)) / 2,
+    "md4_cosine": lambda t: np.sin(np.pi * t / 2),
     "power": lambda t: t**2,
     "sigmoid": lambda t: 1 / (1 + np.exp(-12 * (t - 0.5))),
 }

@@ -114,7 +114,7 @@ def test_meter_leaves_out_pauses_and_counts_padding():
         "mfu": 32 * flops.training_flops_per_token(SMALL, 8) / 4 / 1e9,
     }  # fmt: skip
     assert rates == pytest.approx(expected)
-    assert set(rates) == set(MEASURED)
+    assert set(rates) == set(MEASURED) - {"elapsed", "time"}
     meter = Meter(SMALL, None, clock=lambda: now[0])
     meter.count(Batch(np.zeros((2, 8), np.int32), numbers, numbers + 8, numbers, numbers + 8))
     now[0] += 2
@@ -290,9 +290,9 @@ HELD_OUT = {"step": 7, "eval_loss": 3.5}
 
 
 @pytest.mark.parametrize(("key", "value", "package"), [("tensorboard", True, "tensorboardX"), ("wandb", "p", "wandb")])
-def test_a_missing_tracker_names_its_extra(monkeypatch, key, value, package):
+def test_a_missing_tracker_names_its_package(monkeypatch, key, value, package):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(q.InputError, match=rf"evaluation.{key} needs {package}: pip install 'qwen3llada_jax\[{key}\]'"):
+    with pytest.raises(q.InputError, match=rf"evaluation.{key} needs {package}: pip install {package}$"):
         trackers.require(config_of(**{f"evaluation.{key}": value}))
     trackers.require(config_of())
 
@@ -355,7 +355,9 @@ def test_other_processes_write_and_print_nothing(monkeypatch, tmp_path, capsys):
     from train.watch import Watch, say
 
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    line = dict.fromkeys(("loss", "ce", "grad_norm", "lr", "tokens_per_second", "seconds_per_update", "data_wait"), 1.0)
+    line = dict.fromkeys(
+        ("loss", "ce", "grad_norm", "grad_norm_max", "lr", "tokens_per_second", "seconds_per_update", "data_wait"), 1.0
+    )
     with Watch(config_of(tensorboard=True), tmp_path, 0, 9) as watch:
         watch.metrics({"step": 1, **line})
         watch.sample({"step": 1, "prompt": "a", "answer": "b"})
@@ -369,7 +371,8 @@ def test_other_processes_write_and_print_nothing(monkeypatch, tmp_path, capsys):
 def test_lines_on_the_terminal(capsys):
     progress = Progress(0, 100)
     line = {
-        "loss": 2.0, "ce": 1.5, "grad_norm": 0.5, "lr": 1e-3, "tokens_per_second": 12345.6, "seconds_per_update": 2.0,
+        "loss": 2.0, "ce": 1.5, "grad_norm": 0.5, "grad_norm_max": 0.75, "lr": 1e-3,
+        "tokens_per_second": 12345.6, "seconds_per_update": 2.0,
         "data_wait": 0.5, "mfu": 0.4321, "skipped": 3,
     }  # fmt: skip
     progress.show({"step": 1, **line})

@@ -13,6 +13,7 @@ from conftest import DATA, assert_one_line_error, on_devices, run_program, torch
 
 import qwen3llada_jax as q
 from qwen3llada_jax import checkpoint, model, sharding
+from qwen3llada_jax.checkpoint import read_model_config
 from qwen3llada_jax.hf_names import flatten
 from train import data
 from train import step as training
@@ -24,6 +25,7 @@ from train.metrics import read_lines
 from train.optim import is_matrix, optimiser, schedule
 from train.read_config import as_yaml, read_config
 from train.run import parse, train
+from train.start import blocks_of, settled
 
 
 def settings(start: Path, out: Path, **more) -> list[tuple[str, str]]:
@@ -61,6 +63,7 @@ def assert_same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
 
 def prepared_and_loss(start: Path, **more):
     config = read_config(None, settings(start, Path("unused"), **more))
+    config = settled(config, blocks_of(config, read_model_config(start))[0])
     network = q.load(start, "float32")
     draw = np.random.default_rng(0)
     B, L = 8, 32
@@ -111,8 +114,7 @@ def test_block_bias_reaches_the_attention(start):
     for visibility in ("block_bias", "block_causal"):
         losses.append(prepared_and_loss(start, **blocks, **{"training.block_attention.visibility": visibility})[2])
     assert len({round(x, 4) for x in losses}) == 3
-    config = read_config(None, settings(start, Path("unused"), **blocks))
-    _, p, _, _ = prepared_and_loss(start, **blocks)
+    _, p, _, config = prepared_and_loss(start, **blocks)
     hidden = lambda tokens: q.load(start).hidden(tokens, training.mask_of(p, config))  # noqa: E731
     changed = np.asarray(hidden(p.noised) != hidden(p.noised.at[:, 9].set(77))).any(axis=(0, 2))
     np.testing.assert_array_equal(np.flatnonzero(changed), [8, 9, 10, 11])

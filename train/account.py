@@ -9,7 +9,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from qwen3llada_jax.errors import listed
+
 _LISTED = 12
+_LINE = 280  # characters of reasons in a line
 
 
 @dataclass
@@ -58,9 +61,12 @@ class Account:
     @property
     def report(self) -> str:
         """All of it, in words, a subject a line."""
-        lines = [f"columns: {_names(self.columns)}" + _left_out("columns", self.columns_left_out, self.rows)]
+        lines = [
+            f"columns: {listed(self.columns)}"
+            + _left_out("columns", self.columns_left_out, max(self.columns.values(), default=0))
+        ]
         if self.fields or self.fields_left_out:
-            lines.append(f"turn fields: {_names(self.fields)}" + _left_out("turn fields", self.fields_left_out, None))
+            lines.append(f"turn fields: {listed(self.fields)}" + _left_out("turn fields", self.fields_left_out, None))
         lost = sum(self.left_out.values())
         lines.append(f"rows: {self.rows:,} = {self.used:,} used + {lost:,} left out")
         lines += [f"  {count:,} left out: {self._why(reason)}" for reason, count in self.left_out.most_common(_LISTED)]
@@ -77,8 +83,10 @@ class Account:
 
     def refusal(self) -> str:
         """Why nothing is used at all, in a line."""
-        reasons = [f"{count:,} × {self._why(reason)}" for reason, count in self.left_out.most_common(3)]
-        return f"none of its {self.rows:,} rows can be used: {'; '.join(reasons)}"
+        reasons = [f"{count:,} × {self._why(reason)}" for reason, count in self.left_out.most_common()]
+        shown = [reason for i, reason in enumerate(reasons) if i == 0 or sum(map(len, reasons[: i + 1])) < _LINE]
+        more = f"; and {len(reasons) - len(shown)} more reasons" if len(shown) < len(reasons) else ""
+        return f"none of its {self.rows:,} rows can be used: {'; '.join(shown)}{more}"
 
     def as_json(self) -> dict[str, Any]:
         """For the checkpoint of a stream."""
@@ -98,16 +106,10 @@ def seen_as(columns: Iterable[str], left_out: Iterable[str], fields: Iterable[st
     return json.dumps([sorted(columns), sorted(left_out), sorted(fields), sorted(without)])
 
 
-def _names(counts: Counter[str]) -> str:
-    return ", ".join(list(counts)[:_LISTED]) + (f" and {len(counts) - _LISTED} more" if len(counts) > _LISTED else "")
-
-
 def _left_out(what: str, counts: Counter[str], rows: int | None) -> str:
     if not counts:
         return ""
-    named = [
-        name if rows is None or count >= rows else f"{name} (in {count:,} rows)"
-        for name, count in counts.most_common(_LISTED)
-    ]
-    more = f" and {len(counts) - _LISTED} more" if len(counts) > _LISTED else ""
-    return f"; {what} left out: {', '.join(named)}{more}"
+    named = (
+        name if rows is None or count >= rows else f"{name} (in {count:,} rows)" for name, count in counts.most_common()
+    )
+    return f"; {what} left out: {listed(named)}"

@@ -16,7 +16,7 @@ from qwen3llada_jax import model
 from qwen3llada_jax.conversations import Columns
 from qwen3llada_jax.errors import InputError
 from train import data, order, sources, streaming, tokenising
-from train.config import Config, SourceConfig
+from train.config import Config, DatasetConfig, SourceConfig
 from train.tokenising import Reading, Recipe
 
 _LOOKED_AT = 1000  # batches that the share of padding is computed over
@@ -129,6 +129,7 @@ def training_batches(
         InputError: data that is not there, cannot be read, or leaves nothing to train on.
     """
     d, t = config.dataset, config.training
+    _check_config_used(d)
     weights = tuple(part.weight for part in d.sources)
     common: dict[str, Any] = {
         "batch_size": t.batch_size,
@@ -153,11 +154,11 @@ def training_batches(
     return IndexedBatches(parts, weights, slots=slots, **common)
 
 
-def held_out_rows(config: Config, tokenizer: Any, vocab_size: int) -> data.Rows:
-    """The rows of the held-out loss: all of `eval_split`, or as many as are used where the training data is streamed.
+def check_held_out(config: Config) -> None:
+    """Refuse, before anything is read, a configuration that holds nothing out.
 
     Raises:
-        InputError: nothing is held out, or as in `training_batches`.
+        InputError: naming what to set.
     """
     d, e = config.dataset, config.evaluation
     is_divided = not d.mixture and (sources.has_splits(d.name) or sources.is_part(e.eval_split))
@@ -168,6 +169,16 @@ def held_out_rows(config: Config, tokenizer: Any, vocab_size: int) -> data.Rows:
             f"{name} has no splits, so nothing is held out: {hint}set evaluation.eval_name, or "
             "evaluation.do_eval_loss: false"
         )
+
+
+def held_out_rows(config: Config, tokenizer: Any, vocab_size: int) -> data.Rows:
+    """The rows of the held-out loss: all of `eval_split`, or as many as are used where the training data is streamed.
+
+    Raises:
+        InputError: nothing is held out, or as in `training_batches`.
+    """
+    check_held_out(config)
+    d, e = config.dataset, config.evaluation
     part = SourceConfig(e.eval_name or d.name, 1.0, d.config, e.eval_split, d.text_field, d.columns)
     if not d.streaming:
         return _rows(config, tokenizer, vocab_size, part, "evaluation.eval_split")
@@ -181,17 +192,28 @@ def held_out_rows(config: Config, tokenizer: Any, vocab_size: int) -> data.Rows:
 def trained_on_too(config: Config) -> str | None:
     """A warning where held-out rows are also trained on; None: they are not."""
     d, e = config.dataset, config.evaluation
-    if not e.do_eval_loss or d.streaming:
+    if not e.do_eval_loss:
         return None
     name, split = e.eval_name or d.name, e.eval_split
     assert name is not None
-    held_out = sources.load(name, d.config, split, split_key="evaluation.eval_split")
+    opened = sources.stream if d.streaming else sources.load
+    held_out = opened(name, d.config, split, split_key="evaluation.eval_split")
     for part in d.sources:
         assert part.name is not None
         assert part.split is not None
-        if sources.shares_rows(sources.load(part.name, part.config, part.split), held_out):
+        if sources.shares_rows(opened(part.name, part.config, part.split), held_out):
             return f"held-out rows are trained on too: {name} {split} shares rows with {part.name} {part.split}"
     return None
+
+
+def _check_config_used(d: DatasetConfig) -> None:
+    """Refuse a configuration (a hub dataset's) for what has none."""
+    for i, part in enumerate(d.mixture):
+        if part.config is not None and not sources.takes_config(part.name or ""):
+            raise InputError(f"dataset.mixture[{i}].config has no effect on {part.name}, which has no configurations")
+    names = [part.name or "" for part in d.sources]
+    if d.config is not None and not any(map(sources.takes_config, names)):
+        raise InputError(f"dataset.config has no effect on {names[0]}, which has no configurations; leave it out")
 
 
 def lengths_of(config: Config) -> list[int]:
@@ -205,8 +227,8 @@ def recipe_of(config: Config) -> Recipe:
     """How texts become rows in this run."""
     d, t = config.dataset, config.training
     return Recipe(
-        t.mode, t.max_length, d.pack_to_max_length, d.pack_boundaries, d.template, d.enable_thinking, d.turn_fields,
-        d.on_bad_row,
+        t.mode, t.max_length, d.pack_to_max_length, d.pack_boundaries, d.template, bool(d.enable_thinking),
+        d.turn_fields, d.on_bad_row,
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "evaluation.remasking": tuple(CONFIDENCE_RULES),
     "distributed.initialize": ("auto", "always", "never"),
 }
+LEFT_TO_THE_MODEL = ("training.block_attention.visibility",)  # where null
 AT_LEAST = {
     0: (
         "project.seed", "project.profile", "training.weight_decay", "training.grad_clip", "evaluation.temperature",
@@ -58,7 +59,7 @@ def check(config: Config) -> None:
     """
     values = flat(config)
     for name, known in CHOICES.items():
-        if values[name] not in known:
+        if values[name] not in known and (values[name] is not None or name not in LEFT_TO_THE_MODEL):
             raise InputError(f"{name} {values[name]!r} is unknown; choose one of {', '.join(known)}")
     _check_ranges(values)
     t, o = config.training, config.optim

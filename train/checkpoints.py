@@ -6,13 +6,13 @@ orbax copies the state to the host, writes it in the background beside its place
 whole: the next update may give the old state up at once, and a killed run leaves no half step.
 """
 
-import functools
 import json
 import math
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,17 +25,45 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from qwen3llada_jax.checkpoint import params_handler, reading, short, writing
 from qwen3llada_jax.config import ModelConfig
 from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.files import write_text
 from train.checksums import checksums, first_difference
 from train.config import Config, flat
 from train.distributed import is_main
-from train.same_run import check_fork, check_same_run, compare_versions
+from train.same_run import (
+    OtherRunError,
+    check_fork,
+    check_same_data,
+    check_same_run,
+    compare_versions,
+    go_on_elsewhere,
+    start_from_weights,
+    tell_changes,
+    tell_fork,
+)
 from train.step import State
 from train.versions import versions
 from train.watch import notice
 
 
 class _DamagedError(Exception):
-    """A checkpoint that cannot be read; the one before may be."""
+    """A checkpoint whose files are missing, cut short or not what was written; the one before may be whole."""
+
+
+class _RefusedError(Exception):
+    """A checkpoint that cannot be read for another reason, which may hold of all of them."""
+
+
+class Resumed(NamedTuple):
+    """What a run goes on from.
+
+    Attributes:
+        place: where the data stood; None: at their beginning.
+        ledger: what the run had counted (`train.ledger`); of a checkpoint that another version wrote, empty.
+    """
+
+    state: State
+    place: Any
+    ledger: dict[str, Any]
 
 
 @contextmanager
@@ -82,6 +110,7 @@ def save(
     model: ModelConfig,
     data: dict[str, Any],
     eval_loss: float | None = None,
+    ledger: dict[str, Any] | None = None,
 ) -> None:
     """Begin to save the state under the number of updates it has seen.
 
@@ -90,13 +119,14 @@ def save(
     Args:
         data: JSON-able: `fingerprint` of the data and, for data that is not addressed by step, `state`.
         eval_loss: held-out loss of this state, by which the best is kept; None: not measured.
+        ledger: JSON-able: what the run has counted, and still owes at this update.
 
     Raises:
         InputError: the disk is full or the folder cannot be written; earlier checkpoints stay whole.
     """
     step = int(state["step"])
     meta = {"config": flat(config), "model": model.to_hf(), "step": step, "data": data, "versions": versions(),
-            "checksums": checksums(state)}  # fmt: skip
+            "checksums": checksums(state), "ledger": ledger or {}}  # fmt: skip
     if jax.default_backend() == "cpu":
         # Here orbax writes the arrays from where they lie, and an update that gives them up waits until it has.
         state = jax.tree.map(jnp.copy, state)
@@ -104,13 +134,24 @@ def save(
         manager.save(
             step,
             args=ocp.args.Composite(
-                **{item: ocp.args.PyTreeSave(state[item]) for item in ("params", "ema") if item in state},
-                opt=ocp.args.PyTreeSave({"opt": state["opt"], "step": state["step"]}),
+                **{name: ocp.args.PyTreeSave(item) for name, item in _items(state).items()},
                 meta=ocp.args.JsonSave(meta),
             ),
             metrics={"eval_loss": eval_loss} if eval_loss is not None and math.isfinite(eval_loss) else None,
             force=True,
         )
+
+
+def settle(manager: ocp.CheckpointManager, step: int) -> None:
+    """Note in a checkpoint that the run owes nothing any more at that update.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    path = Path(manager.directory) / str(step) / "meta" / "metadata"
+    if is_main() and path.is_file():
+        meta = json.loads(path.read_text())
+        write_text(path, json.dumps(meta | {"ledger": meta["ledger"] | {"owes": []}}))
 
 
 def check_written(manager: ocp.CheckpointManager) -> None:
@@ -124,7 +165,11 @@ def check_written(manager: ocp.CheckpointManager) -> None:
 
 
 def step_folders(run: Path) -> list[Path]:
-    """The finished checkpoints of a run, newest first; of a checkpoint's own folder, that one."""
+    """The finished checkpoints of a run, newest first; of a checkpoint's own folder, that one.
+
+    Their paths are absolute: orbax takes no others.
+    """
+    run = Path(os.path.abspath(run))
     if (run / "params").is_dir():
         return [run]
     found = [p for p in (run / "checkpoints").glob("*") if p.name.isdigit() and p.is_dir()]
@@ -133,7 +178,7 @@ def step_folders(run: Path) -> list[Path]:
 
 def resume(
     run: Path, config: Config, model: ModelConfig, fingerprint: str, shapes: State, shardings: State, *, fork: bool
-) -> tuple[State, Any]:
+) -> Resumed:
     """The state of a run's newest readable checkpoint, laid out as `shardings` say, and where its data stood.
 
     A damaged checkpoint is set aside (`<n>.damaged`) once an earlier one has been read in its place.
@@ -148,34 +193,90 @@ def resume(
     """
     damaged: list[tuple[Path, str]] = []
     for step in step_folders(run):
-        reason, meta, state = "", {}, {}
+        reason, refusal, meta, state = "", "", {}, {}
         try:
             meta = _read_meta(step)
         except _DamagedError as error:
             reason = str(error)
-        if not reason:
-            (check_fork if fork else check_same_run)(run, meta, config, model, fingerprint)
+        except _RefusedError as error:
+            refusal = str(error)
+        if not (reason or refusal):
+            check_settings(run, step, meta, config, model, shapes, fork=fork)
+            if not fork:
+                check_same_data(run, meta, config, fingerprint)
             try:
                 state = _restore(step, shapes, shardings)
             except _DamagedError as error:
                 reason = str(error)
-        is_read = _all_processes(not reason)
+            except _RefusedError as error:
+                refusal = str(error)
+        is_read = _all_processes(not (reason or refusal))
         if is_read:
             changed = first_difference(state, meta["checksums"])
             if changed is not None:
                 is_read, reason = False, f"{changed} is not what was saved: its checksum differs"
+        elif not _all_processes(not refusal):
+            raise _unreadable(step, refusal or "another process could not")
         if not is_read:
             damaged.append((step, reason or "another process could not read it"))
             continue
         for other, why in damaged:
             _set_aside(other, why, instead=step, leave=fork)
+        if fork:
+            tell_fork(run, meta, config, model, fingerprint)
+        else:
+            tell_changes(meta, config)
         compare_versions(meta["versions"])
         same_data = meta["data"]["fingerprint"] == fingerprint
-        return state, meta["data"].get("state") if same_data else None
+        # Another run's lines of metrics are not gone on with, nor what it owed.
+        ledger = {k: v for k, v in meta["ledger"].items() if not fork or k in ("tokens", "elapsed")}
+        return Resumed(state, meta["data"].get("state") if same_data else None, ledger)
     raise InputError(
         f"{run}: none of its checkpoints can be read: "
         + "; ".join(f"{step.name} ({reason})" for step, reason in damaged)
         + "; restore one from a backup, or choose another project.output_dir"
+    )
+
+
+def check_before_data(run: Path, config: Config, model: ModelConfig, shapes: State, *, fork: bool) -> None:
+    """Refuse what `resume` will, as far as it can be told without the data: settings, model and optimiser.
+
+    Raises:
+        InputError: as in `resume`.
+    """
+    for step in step_folders(run):
+        try:
+            meta = _read_meta(step)
+        except (_DamagedError, _RefusedError):  # `resume` says so
+            continue
+        check_settings(run, step, meta, config, model, shapes, fork=fork)
+        return
+
+
+def check_settings(
+    run: Path, step: Path, meta: dict[str, Any], config: Config, model: ModelConfig, shapes: State, *, fork: bool
+) -> None:
+    """Refuse to go on from a checkpoint under settings that would make it another run (`fork`: another model).
+
+    Raises:
+        InputError: naming them, and the way that works.
+    """
+    try:
+        (check_fork if fork else check_same_run)(run, meta, config, model)
+        _check_items_fit(step, shapes)
+    except OtherRunError as error:
+        way = start_from_weights(run)
+        with suppress(OtherRunError):  # where even another folder would not do, its weights alone will
+            check_fork(run, meta, config, model)
+            _check_items_fit(step, shapes)
+            way = go_on_elsewhere(run)
+        raise InputError(f"{error}; set them back, or {way}") from error
+
+
+def _unreadable(step: Path, reason: str) -> InputError:
+    return InputError(
+        f"{step}: cannot be read ({reason}); nothing shows that it is damaged, so it was let be. Mend that, or go on "
+        "from an earlier one: training.resume_from RUN/checkpoints/N with a new project.output_dir"
     )
 
 
@@ -186,23 +287,23 @@ def _read_meta(step: Path) -> dict[str, Any]:
             raise ValueError(f"its meta is that of update {meta['step']}")
         if not isinstance(meta["data"]["fingerprint"], str):
             raise ValueError("its meta names no data")
-        meta.setdefault("checksums", {})  # older checkpoints have none
-        return {k: dict(meta[k]) for k in ("config", "model", "data", "versions", "checksums")}
-    except (ValueError, OSError, KeyError, TypeError) as error:
+        for newer in ("checksums", "ledger"):  # older checkpoints have none
+            meta.setdefault(newer, {})
+        return {k: dict(meta[k]) for k in ("config", "model", "data", "versions", "checksums", "ledger")}
+    except (ValueError, FileNotFoundError, KeyError, TypeError) as error:
         raise _DamagedError(f"meta: {type(error).__name__} {short(error)}"[:200]) from error
+    except OSError as error:
+        raise _RefusedError(f"meta: {error.strerror}") from error
 
 
 def _restore(step: Path, shapes: State, shardings: State) -> State:
     target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-    parts = {"params": target["params"], "opt": {"opt": target["opt"], "step": target["step"]}}
-    if "ema" in target:
-        parts["ema"] = target["ema"]
     restored = {}
     handler = params_handler()  # used bare: orbax's `Checkpointer` would wait for a process that could not read
-    for name, part in parts.items():
+    for name, part in _items(target).items():
         item = epath.Path(step / name)
         arguments = ocp.args.PyTreeRestore(item=part, restore_args=ocp.checkpoint_utils.construct_restore_args(part))
-        with reading(functools.partial(_damaged, name)):
+        with _reading(name):
             _check_fits(step / name, handler.metadata(item).tree, part)
             restored[name] = handler.restore(item, args=arguments)
     if int(restored["opt"]["step"]) != int(step.name):
@@ -211,8 +312,24 @@ def _restore(step: Path, shapes: State, shardings: State) -> State:
     return {**restored, **opt}
 
 
-def _damaged(item: str, reason: str) -> _DamagedError:
-    return _DamagedError(f"{item}: {reason[:200]}")
+def _items(state: State) -> dict[str, Any]:
+    """What a checkpoint's items hold, by name."""
+    items = {name: state[name] for name in ("params", "ema") if name in state}
+    return items | {"opt": {"opt": state["opt"], "step": state["step"]}}
+
+
+def _reading(item: str) -> AbstractContextManager[None]:
+    """Errors of an item's reading as damage or refusal."""
+    return reading(
+        lambda reason: _DamagedError(f"{item}: {reason[:200]}"), lambda reason: _RefusedError(f"{item}: {reason[:200]}")
+    )
+
+
+def _check_items_fit(step: Path, shapes: State) -> None:
+    """`_check_fits` of every item whose description can be read; `_restore` says which cannot."""
+    for name, part in _items(shapes).items():
+        with suppress(_DamagedError, _RefusedError), _reading(name):
+            _check_fits(step / name, params_handler().metadata(epath.Path(step / name)).tree, part)
 
 
 def _check_fits(item: Path, stored: Any, wanted: Any) -> None:
@@ -222,7 +339,7 @@ def _check_fits(item: Path, stored: Any, wanted: Any) -> None:
               if have.get(name) != want.get(name)]  # fmt: skip
     if differ:
         more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
-        raise InputError(f"{item}: the state of another model or optimiser: {'; '.join(differ[:3])}{more}")
+        raise OtherRunError(f"{item}: the state of another model or optimiser: {'; '.join(differ[:3])}{more}")
 
 
 def _set_aside(step: Path, reason: str, *, instead: Path, leave: bool) -> None:

@@ -10,6 +10,7 @@ import jax
 from jax.experimental import topologies
 
 from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.libtpu import ANSWERS
 from train.flops import peak_flops
 
 
@@ -71,16 +72,10 @@ def machine(topology: str) -> Machine:
         )
     if importlib.util.find_spec("libtpu") is None:
         raise InputError(
-            f"--topology {topology} needs the TPU compiler: pip install 'qwen3llada_jax[plan]' (or plan on simulated "
-            "devices, --topology cpu:8)"
+            f"--topology {topology} needs the TPU compiler: pip install 'jax[tpu]' (or plan on simulated devices, "
+            "--topology cpu:8)"
         )
-    # libtpu asks where it runs, even when it only compiles; without answers it looks for a TPU's host for minutes.
-    for name, value in {
-        "TPU_ACCELERATOR_TYPE": "v5litepod-16",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_STDERR_LOG_LEVEL": "3",
-        "TPU_MIN_LOG_LEVEL": "3",
-    }.items():
+    for name, value in ANSWERS.items():
         os.environ.setdefault(name, value)
     jax.config.update("jax_platforms", "cpu")
     settings = {"chip_config_name": "megacore"} if kind == "v4" else {}  # one device a chip, as in practice

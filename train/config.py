@@ -36,17 +36,25 @@ class StartConfig:
     qwen3llada_model_path: str | None = key(
         None, "model folder to start from instead (from converters.from_hf or a run)"
     )
-    mask_token_id: str | int | None = key(None, "mask token: an id, or auto (default: the model's own)")
+    mask_token_id: str | int | None = key(
+        None,
+        "mask token: an id, or auto: the model's, else the tokenizer's, else a free row (default: the model's own)",
+    )
+    change_mask_token: bool = key(False, "new: train a model on that names one mask token with another one")
     from_scratch: bool = key(False, "new: draw fresh weights, keep only architecture and tokenizer")
 
 
 @dataclass(frozen=True)
 class BlockAttentionConfig:
-    enabled: bool = key(False, "hide other blocks while training (visibility below); false: everyone sees everyone")
-    block_length: int = key(32, "tokens of a block")
-    visibility: str = key("block_bias", "new: block_bias (the PyTorch system's) or block_causal")
-    prompt_sees_answer: bool = key(
-        False, "new: under block_bias, prompt tokens see all answers, as the PyTorch system's did"
+    enabled: bool | None = key(
+        None,
+        "hide other blocks while training (visibility below); false: everyone sees everyone (default: as the model was "
+        "trained, and so for the three keys below)",
+    )
+    block_length: int | None = key(None, "tokens of a block (else 32)")
+    visibility: str | None = key(None, "new: block_causal or block_bias, the PyTorch system's (else block_bias)")
+    prompt_sees_answer: bool | None = key(
+        None, "new: under block_bias, prompt tokens see all answers, as the PyTorch system's did (else false)"
     )
 
 
@@ -136,8 +144,10 @@ class DatasetConfig:
         False, "new: documents of a packed row do not see each other, and each counts positions from 0 (pretrain)"
     )
     template: str = key("chat", "new: how sft writes conversations: chat (the tokenizer's template) or plain")
-    enable_thinking: bool = key(
-        False, "new: sft: answers begin with their reasoning (Qwen3's switch); false: the empty think block is prompt"
+    enable_thinking: bool | None = key(
+        None,
+        "new: sft: answers begin with their reasoning (Qwen3's switch); false: the empty think block is prompt "
+        "(default: the model's own, which is false until it is trained otherwise)",
     )
     columns: Columns = field(default_factory=Columns)
     turn_fields: tuple[str, ...] = key(

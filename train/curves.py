@@ -45,7 +45,7 @@ class Panel(NamedTuple):
         fields: metrics to draw, one line for each.
         smooth: draw a moving average over the faint points.
         scale: `linear`, `log` or `percent`.
-        rest: leave out each run's first point, which holds the compiler's time.
+        names: of the lines, where there are several.
     """
 
     title: str
@@ -53,21 +53,29 @@ class Panel(NamedTuple):
     fields: tuple[str, ...]
     smooth: bool = False
     scale: str = "linear"
-    rest: bool = False
+    names: tuple[str, ...] = ()
 
 
 PANELS = (
     Panel("Training loss", "nats per token", ("loss",), smooth=True),
     Panel("Cross-entropy of noised tokens", "nats", ("ce",), smooth=True),
     Panel("Held-out loss", "nats per token", ("eval_loss",)),
-    Panel("Cross-entropy by noise level", "nats", ("ce_t0", "ce_t1", "ce_t2", "ce_t3"), smooth=True),
-    Panel("Gradient norm", "before clipping", ("grad_norm",), smooth=True, scale="log"),
+    Panel("Held-out perplexity", "at most: exp of the loss", ("eval_bound_perplexity",), scale="log"),
+    Panel("Cross-entropy by noise level", "nats", ("ce_t0", "ce_t1", "ce_t2", "ce_t3"), smooth=True, names=BAND_NAMES),
+    Panel(
+        "Gradient norm",
+        "before clipping",
+        ("grad_norm", "grad_norm_max"),
+        smooth=True,
+        scale="log",
+        names=("mean", "largest"),
+    ),
     Panel("Update norm", "change of all weights", ("update_norm",), scale="log"),
     Panel("Parameter norm", "all weights", ("param_norm",)),
     Panel("Learning rate", "", ("lr",)),
-    Panel("Speed", "tokens/s", ("tokens_per_second",), rest=True),
-    Panel("FLOP utilisation", "of peak", ("mfu",), scale="percent", rest=True),
-    Panel("Waiting for data", "of the time", ("data_wait",), scale="percent", rest=True),
+    Panel("Speed", "tokens/s", ("tokens_per_second",)),
+    Panel("FLOP utilisation", "of peak", ("mfu",), scale="percent"),
+    Panel("Waiting for data", "of the time", ("data_wait",), scale="percent"),
     Panel("Skipped updates", "so far", ("skipped",)),
 )
 
@@ -116,7 +124,7 @@ def draw(curves: Mapping[str, Records]) -> Any:
 
 
 def _has(panel: Panel, records: Records) -> bool:
-    return any(len(points(records, field)[0]) > panel.rest for field in panel.fields)
+    return any(len(points(records, field)[0]) for field in panel.fields)
 
 
 def _colour(index: int) -> str:
@@ -128,7 +136,7 @@ def _draw_panel(axis: Any, panel: Panel, curves: Mapping[str, Records]) -> None:
 
     for index, records in enumerate(curves.values()):
         for band, field in enumerate(panel.fields):
-            steps, values = (x[panel.rest :] for x in points(records, field))
+            steps, values = points(records, field)
             if panel.scale == "log":
                 steps, values = steps[values > 0], values[values > 0]
             if not len(steps):
@@ -160,8 +168,8 @@ def _draw_panel(axis: Any, panel: Panel, curves: Mapping[str, Records]) -> None:
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     axis.tick_params(length=0)
-    if len(panel.fields) > 1:
-        for band, name in enumerate(BAND_NAMES):
+    if panel.names:
+        for band, name in enumerate(panel.names):
             axis.plot([], [], color=INK, alpha=1.0 - 0.24 * band, linewidth=1.7, label=name)
         axis.legend(fontsize=8, ncols=2, handlelength=1.4, columnspacing=1.2, borderaxespad=0.1, loc="upper right")
 

@@ -189,12 +189,14 @@ def make_batch(
     length: int,
     slots: Int[np.ndarray, " b"] | None = None,
     at_least: int = 0,
+    laid_out: int = 0,
     pads_answers: bool = False,
 ) -> Batch:
     """Those rows, padded.
 
     Args:
         at_least: pad as if one of the rows had so many tokens.
+        laid_out: fill up as if one of the rows had so many tokens.
         pads_answers: the EOS up to the longest row's end belong to answers.
         slots: rows of the batch to fill in (those of this host's devices); None: all. Lengths are told of all rows,
             and the batch has the same shape on every host.
@@ -203,7 +205,7 @@ def make_batch(
     found = {slot: rows.row(int(numbers[slot])) for slot in wanted}
     return assemble(
         found, rows.sizes[numbers], rows.prompt_lengths[numbers], numbers, pad_id, length=length, at_least=at_least,
-        pads_answers=pads_answers,
+        laid_out=laid_out, pads_answers=pads_answers,
     )  # fmt: skip
 
 
@@ -216,12 +218,13 @@ def assemble(
     *,
     length: int,
     at_least: int = 0,
+    laid_out: int = 0,
     pads_answers: bool = False,
 ) -> Batch:
     """The batch of these rows by slot; what is known of all its rows, and the ids of some or all."""
     sizes = np.minimum(sizes, length)
     longest = min(max(int(sizes.max()), at_least), length)
-    shape = (len(sizes), int(padded_length(np.array([longest]), length)))
+    shape = (len(sizes), int(padded_length(np.array([longest, laid_out]), length)))
     tokens = np.zeros(shape, np.int32)
     is_divided = any(row.documents is not None for row in rows.values())
     segment_ids = np.zeros(shape, np.int32) if is_divided else None

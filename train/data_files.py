@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.errors import InputError, listed
 from train.readers import SUFFIXES
 
 _SPLITS = {
@@ -15,7 +15,6 @@ _SPLITS = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 _SAMPLE = 1 << 16  # bytes at either end of a file that tell it from another
-_LISTED = 10  # names in a message
 _DEFAULTS = {"dataset.split": "train", "evaluation.eval_split": "validation"}
 _NOT_DATA = re.compile(r"(licen[cs]e|copying|notice|readme|changelog|authors|contributors)s?([-_. ]|$)", re.IGNORECASE)
 
@@ -54,7 +53,7 @@ def files(name: str, split: str, split_key: str) -> tuple[list[str], list[str]]:
         return [str(path / file) for file in known], left_out
     used = [file for file in known if splits[file] == split]
     if not used:
-        raise InputError(f"{name}: has no split {split!r}; set {split_key} to one of {', '.join(sorted(named))}")
+        raise InputError(f"{name}: has no split {split!r}; set {split_key} to one of {listed(sorted(named))}")
     left_out = [f"{file} (its name says no split)" for file in known if splits[file] is None] + left_out
     others = [f"{file} (split {splits[file]})" for file in known if splits[file] not in (None, split)]
     return [str(path / file) for file in used], others + left_out
@@ -150,10 +149,3 @@ def _split_in(name: str, path: Path) -> str | None:
     if len(said) > 1:
         raise InputError(f"{name}: {path} names the splits {' and '.join(said)}; give it a name of one of them")
     return said[0] if said else None
-
-
-def some(names: Any) -> str:
-    """The first few of them, and how many more there are."""
-    names = list(map(str, names))
-    more = f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more

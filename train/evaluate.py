@@ -1,5 +1,6 @@
 """The held-out loss, on the same rows under the same noise every time."""
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -9,11 +10,49 @@ from jax.sharding import Mesh
 
 from train import data
 from train.config import Config
-from train.step import rows_of_a_pass, summarise, to_devices
+from train.step import DeviceBatch, rows_of_a_pass, summarise, to_devices
 
 
-def evaluate(eval_fn: Any, params: Any, rows: data.Rows, pad_id: int, config: Config, mesh: Mesh) -> dict[str, float]:
-    """Metrics over the held-out rows: the same rows under the same noise every time, however they are cut up.
+class StoppedError(Exception):
+    """An evaluation that was given up."""
+
+
+def evaluate(
+    eval_fn: Any,
+    params: Any,
+    rows: data.Rows,
+    pad_id: int,
+    config: Config,
+    mesh: Mesh,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, float]:
+    """Metrics over the held-out rows: the same rows under the same noise every time, however they are batched.
+
+    `eval_bound_perplexity`, exp of the loss, bounds the text's perplexity from above; under noise that is no mask
+    there is no such bound.
+
+    Args:
+        should_stop: asked before each batch.
+
+    Raises:
+        StoppedError: it said yes.
+    """
+    total: dict[str, Any] = {}
+    for batch in batches_of(rows, pad_id, config, mesh):
+        if should_stop():
+            raise StoppedError
+        sums = jax.device_get(eval_fn(params, batch))
+        total = {k: total.get(k, 0.0) + v.astype(np.float64) for k, v in sums.items()}
+    loss = total["loss"] / total["weight"]
+    metrics = {f"eval_{k}": float(v) for k, v in summarise(jnp.float32(loss), total).items()}
+    if config.training.noise.noise_type == "mask":
+        with np.errstate(over="ignore"):
+            metrics["eval_bound_perplexity"] = float(np.exp(loss))
+    return metrics
+
+
+def batches_of(rows: data.Rows, pad_id: int, config: Config, mesh: Mesh) -> Iterator[DeviceBatch]:
+    """The batches of an evaluation, all of one shape.
 
     Answers are padded with EOS as in training: each to the longest of its update's worth of rows.
     """
@@ -21,15 +60,11 @@ def evaluate(eval_fn: Any, params: Any, rows: data.Rows, pad_id: int, config: Co
     update = config.training.batch_size
     whole = max(1, min(len(rows) // update, config.evaluation.eval_max_batches))
     used = np.arange(whole * update) % len(rows)
-    total: dict[str, Any] = {}
     for start in range(0, len(used), size):
         slots = np.arange(start, start + size)
         together = used[start // update * update :][:update]
         batch = data.make_batch(
             rows, used[slots], pad_id, length=config.training.max_length, at_least=int(rows.sizes[together].max()),
-            pads_answers=config.pads_answers,
+            laid_out=int(rows.sizes[used].max()), pads_answers=config.pads_answers,
         )  # fmt: skip
-        sums = jax.device_get(eval_fn(params, to_devices(batch, mesh, slots)))
-        total = {k: total.get(k, 0.0) + v.astype(np.float64) for k, v in sums.items()}
-    metrics = summarise(jnp.float32(total["loss"] / total["weight"]), total)
-    return {f"eval_{k}": float(v) for k, v in metrics.items()}
+        yield to_devices(batch, mesh, slots)

@@ -1,4 +1,5 @@
-"""One run at a time in a folder: a lock on RUN/.lock, which the system frees when its process ends, however."""
+"""One run at a time in a folder (its own, and its log_dir): a lock on FOLDER/.lock, which the system frees when its
+process ends, however."""
 
 import errno
 import fcntl
@@ -18,8 +19,8 @@ _NOT_HERE = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # file systems witho
 
 
 @contextmanager
-def only_run_in(folder: Path) -> Iterator[Callable[[], None]]:
-    """Hold a run folder: at once where it exists, else when the function given is called, as soon as it does.
+def only_run_in(folder: Path, key: str = "project.output_dir") -> Iterator[Callable[[], None]]:
+    """Hold a run's folder, the configuration's `key`: at once where it exists, else when the function given is called.
 
     So nothing is written for a run that is refused, and what a run reads of its folder is no other run's to change.
     Of several processes the main one holds it for all.
@@ -35,22 +36,22 @@ def only_run_in(folder: Path) -> Iterator[Callable[[], None]]:
             nonlocal taken
             if taken or not is_main():
                 return
-            held.callback(_free, _locked(folder / NAME))
+            held.callback(_free, _locked(folder / NAME, key))
             taken = True
             if not existed and (folder / "checkpoints").exists():
-                raise InputError(f"{folder}: another run has begun there meanwhile; choose another project.output_dir")
+                raise InputError(f"{folder}: another run has begun there meanwhile; choose another {key}")
 
         if existed:
             take()
         yield take
 
 
-def _locked(path: Path) -> IO[str]:
+def _locked(path: Path, key: str) -> IO[str]:
     """The file, opened and locked, with this process's number in it."""
     try:
         file = path.open("a+")
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another project.output_dir") from error
+        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another {key}") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -58,8 +59,7 @@ def _locked(path: Path) -> IO[str]:
         holder = file.read().strip() or "of unknown number"
         file.close()
         raise InputError(
-            f"{path.parent} is in use by another run (process {holder}); wait until it ends, or choose another "
-            "project.output_dir"
+            f"{path.parent} is in use by another run (process {holder}); wait until it ends, or choose another {key}"
         ) from error
     except OSError as error:
         if error.errno not in _NOT_HERE:

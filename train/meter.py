@@ -12,8 +12,8 @@ from train.config import Config
 from train.data import Batch
 from train.flops import peak_flops, training_flops_per_token
 
-# What it measures: the only metrics that differ between two equal runs.
-MEASURED = ("tokens_per_second", "real_tokens_per_second", "seconds_per_update", "data_wait", "mfu")
+# What is measured, here and by the watch: the only metrics that differ between two equal runs.
+MEASURED = ("tokens_per_second", "real_tokens_per_second", "seconds_per_update", "data_wait", "mfu", "elapsed", "time")
 
 
 def peak_of_run(config: Config) -> float | None:
@@ -24,7 +24,7 @@ def peak_of_run(config: Config) -> float | None:
 
 
 class Meter:
-    """Counts what went through since the last reading. Evaluations and saves are taken out with `paused`.
+    """Counts what went through since the last reading. Compiling, evaluations and saves are taken out with `paused`.
 
     Args:
         peak: FLOP/s of all devices together; None: no utilisation is given.

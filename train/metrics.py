@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,21 @@ from qwen3llada_jax.files import write_text
 
 
 class JsonLines:
-    """A file of one JSON object a line. Reopened at step n, it forgets what came after n.
+    """A file of one JSON object a line. Reopened at step n, it forgets what came after n, and what `forget` says.
 
     Without `is_writer` nothing is read or written: of several processes one keeps the file.
     """
 
-    def __init__(self, path: Path, resume_at: int, *, is_writer: bool = True):
+    def __init__(
+        self, path: Path, resume_at: int, *, is_writer: bool = True, forget: Callable[[Any], bool] = lambda _: False
+    ):
         self._stream = None
         if not is_writer:
             return
-        kept = [line for line in read_lines(path) if line["step"] <= resume_at] if path.exists() else []
+        records = read_lines(path) if path.exists() else []
+        kept = [record for record in records if record["step"] <= resume_at and not forget(record)]
         write_text(path, "".join(_line(record) for record in kept))
-        self._stream = path.open("a")
+        self._stream = path.open("a", encoding="utf-8")
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record, flushed to the system."""
@@ -46,7 +49,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         InputError: no such file, or not one of records.
     """
     try:
-        lines = Path(path).read_text().splitlines()
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:

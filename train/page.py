@@ -32,7 +32,8 @@ def page(runs: Sequence[Run], curves: str) -> str:
     parts = [
         f"<h1>{escape(title)}</h1>",
         f"<figure>{curves}<figcaption>Strong lines of loss, cross-entropy "
-        "and gradient norm are moving averages over a twelfth of the points; faint ones are single updates."
+        "and gradient norm are moving averages over a twelfth of the points; faint ones are the points, each the mean "
+        "of the updates since the one before."
         "</figcaption></figure>",
         "<h2>Final numbers</h2>",
         _final_numbers(runs),
@@ -57,9 +58,13 @@ def summary(run: Run) -> dict[str, str]:
         values = points(run.records, field)[1]
         return float(values[-max(1, len(values) // 10) :].mean()) if len(values) else math.nan
 
-    def usual(field: str) -> float:  # without the first, which holds the compiler's time
+    def usual(field: str) -> float:
         values = points(run.records, field)[1]
-        return float(np.median(values[1:])) if len(values) > 1 else math.nan
+        return float(np.median(values)) if len(values) else math.nan
+
+    def latest(field: str) -> float:
+        values = points(run.records, field)[1]
+        return float(values[-1]) if len(values) else math.nan
 
     with np.errstate(over="ignore"):  # of a run that has blown up: inf
         perplexity = float(np.exp(late("ce")))
@@ -73,14 +78,20 @@ def summary(run: Run) -> dict[str, str]:
         best = min(run.held_out, key=lambda r: r["eval_loss"])
         out["held-out loss"] = _number(run.held_out[-1]["eval_loss"])
         out["lowest held-out loss"] = f"{_number(best['eval_loss'])} (update {best['step']:,})"
+        if len(points(run.held_out, "eval_bound_perplexity")[1]):
+            out["held-out perplexity, at most"] = _number(latest("eval_bound_perplexity"))
+            out["the same, of noised tokens"] = _number(latest("eval_noised_perplexity"))
+    for field, name in (("tokens", "tokens trained on"), ("epoch", "epochs"), ("elapsed", "hours")):
+        if len(points(run.records, field)[1]):
+            value = latest(field)
+            out[name] = f"{value:,.0f}" if field == "tokens" else f"{value / (3600 if name == 'hours' else 1):,.2f}"
     out["tokens/s"] = f"{usual('tokens_per_second'):,.0f}"
     if len(points(run.records, "mfu")[1]):
         out["FLOP utilisation"] = f"{usual('mfu'):.1%}"
     if len(points(run.records, "data_wait")[1]):
         out["waiting for data"] = f"{usual('data_wait'):.1%}"
-    skipped = points(run.records, "skipped")[1]
-    if len(skipped):
-        out["skipped updates"] = f"{skipped[-1]:.0f}"
+    if len(points(run.records, "skipped")[1]):
+        out["skipped updates"] = f"{latest('skipped'):.0f}"
     return {k: "–" if "nan" in v else v for k, v in out.items()}
 
 

@@ -37,7 +37,7 @@ from train.chips import Machine, machine
 from train.config import Config
 from train.flops import training_flops_per_token
 from train.plan_report import Memory, Plan, as_text
-from train.start import check_length
+from train.start import blocks_of, check_length, settled
 from train.step import DeviceBatch, make_train_step, rows_of_a_pass, rows_sharding, state_shardings
 from train.traced_flops import traced
 
@@ -67,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rest += ["--model.base_model_path", options.model]
     config = run.parse(rest)
     architecture = architecture_of(config, options.model)
+    config = settled(config, blocks_of(config, architecture)[0])
     check_length(config.training.max_length, architecture)
     place = machine(options.topology)
     if options.largest_batch and place.chip is None:

@@ -25,7 +25,7 @@ class Progress:
         # An update may take a minute; the time left is estimated over more than rich's 30 seconds.
         shown = self._console.is_terminal and not quiet
         self._bar = Bar(*columns, console=self._console, disable=not shown, speed_estimate_period=600)
-        self._task = self._bar.add_task("compiling", total=total, completed=first)
+        self._task = self._bar.add_task("training", total=total, completed=first)
         self._total, self._is_warm = total, False
 
     def start(self) -> None:
@@ -44,14 +44,16 @@ class Progress:
         """Print a line of metrics, and put loss and speed beside the bar."""
         step = record["step"]
         if "eval_loss" in record:
-            line = (
-                f"held out  loss {record['eval_loss']:.4f}  perplexity of noised tokens {record['eval_perplexity']:.2f}"
-            )
+            line = f"held out  loss {record['eval_loss']:.4f}"
+            if "eval_bound_perplexity" in record:
+                line += f"  perplexity at most {record['eval_bound_perplexity']:.2f}"
+            line += f"  (of noised tokens {record['eval_noised_perplexity']:.2f})"
         else:
             speed = f"{record['tokens_per_second']:,.0f} tokens/s"
             self._bar.update(self._task, description=f"loss {record['loss']:.3f}  {speed}")
             line = (
-                f"loss {record['loss']:.4f}  ce {record['ce']:.4f}  grad {record['grad_norm']:.2f}  "
+                f"loss {record['loss']:.4f}  ce {record['ce']:.4f}  "
+                f"grad {record['grad_norm']:.2f} (most {record['grad_norm_max']:.2f})  "
                 f"lr {record['lr']:.2e}  {speed}"
             )
             if "mfu" in record:
@@ -60,7 +62,7 @@ class Progress:
                 line += f"  waiting for data {record['data_wait']:.0%}"
             if record.get("skipped"):
                 line += f"  skipped {record['skipped']}"
-            if self._bar.disable and self._is_warm:  # the first rates include the compiler's time
+            if self._bar.disable and self._is_warm:  # one update says little of the rest
                 left = (self._total - step) * record["seconds_per_update"]
                 line += f"  left {datetime.timedelta(seconds=round(left))}"
             self._is_warm = True

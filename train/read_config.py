@@ -1,9 +1,6 @@
 """A training configuration from one YAML file, overridden by flags; and back to YAML and to a help page."""
 
 import dataclasses
-import math
-import types
-import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +9,11 @@ import yaml
 
 from qwen3llada_jax.command_line import nearest
 from qwen3llada_jax.diffusion import NoiseConfig
-from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.errors import InputError, brief, shown
 from train import without_effect
 from train.check_config import check
 from train.config import Config
+from train.values import Loader, coerce, from_text, plain
 
 
 def read_config(path: Path | None, overrides: Sequence[tuple[str, str]] = ()) -> Config:
@@ -30,8 +28,10 @@ def read_config(path: Path | None, overrides: Sequence[tuple[str, str]] = ()) ->
     values: dict[str, Any] = {}
     if path is not None:
         values |= _read_yaml(path)
+    known = _known()
     for name, text in overrides:
-        values[full_name(name)] = _parse(text)
+        whole = full_name(name)
+        values[whole] = from_text(whole, text, known[whole].type)
     config = _build(Config, values, "")
     check(config)
     without_effect.refuse(config)
@@ -41,16 +41,16 @@ def read_config(path: Path | None, overrides: Sequence[tuple[str, str]] = ()) ->
 def as_yaml(config: Config) -> str:
     """The resolved configuration as a YAML text that `read_config` reads back."""
 
-    def plain(value: Any) -> Any:
+    def as_lists(value: Any) -> Any:
         return (
-            {k: plain(v) for k, v in value.items()}
+            {k: as_lists(v) for k, v in value.items()}
             if isinstance(value, dict)
             else list(value)
             if isinstance(value, tuple)
             else value
         )
 
-    return yaml.safe_dump(plain(dataclasses.asdict(config)), sort_keys=False)
+    return yaml.safe_dump(as_lists(dataclasses.asdict(config)), sort_keys=False)
 
 
 def help_text() -> str:
@@ -101,24 +101,9 @@ def full_name(name: str) -> str:
     raise InputError(f"unknown key {name!r}" + nearest(name, known + [k.split(".")[-1] for k in known]))
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which a key stands once: PyYAML itself silently takes the last of several."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-            if isinstance(key_node, yaml.ScalarNode):
-                if key_node.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key_node.value!r} stands there twice", key_node.start_mark
-                    )
-                seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
-
-
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+        tree = yaml.load(Path(path).read_text(encoding="utf-8"), Loader)
         pairs = list(_flatten(tree)) if isinstance(tree, dict) else []
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
@@ -126,7 +111,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise InputError(f"{path}: not valid YAML ({line}{error.problem})") from error
     except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+        raise InputError(f"{path}: not valid YAML ({brief(error)})") from error
     except RecursionError as error:
         raise InputError(f"{path}: not valid YAML (nested too deeply)") from error
     known, sections = _known(), ", ".join(f.name for f in dataclasses.fields(Config))
@@ -139,10 +124,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         if name in values:
             raise InputError(f"{path}: {name} stands there twice; leave one of the two out")
         if name in known:
-            values[name] = value
+            values[name] = coerce(name, value, known[name].type)
         elif any(k.startswith(f"{name}.") for k in known):
             if value not in (None, {}):  # not an empty section
-                raise InputError(f"{path}: {name} must be a section with keys, not {value!r}")
+                raise InputError(f"{path}: {name} must be a section with keys, not {shown(plain(value))}")
         else:
             near = nearest(name, list(known))
             raise InputError(f"{path}: unknown key {name!r}" + (near or f"; the sections are {sections}"))
@@ -157,13 +142,6 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield f"{prefix}{name}", value
 
 
-def _parse(text: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date that is none
-        return text
-
-
 def _build(cls: Any, values: dict[str, Any], prefix: str) -> Any:
     arguments = {}
     for f in dataclasses.fields(cls):
@@ -171,51 +149,5 @@ def _build(cls: Any, values: dict[str, Any], prefix: str) -> Any:
         if isinstance(f.type, type) and dataclasses.is_dataclass(f.type):
             arguments[f.name] = _build(f.type, values, f"{name}.")
         elif name in values:
-            arguments[f.name] = _coerce(name, values[name], f.type)
+            arguments[f.name] = values[name]
     return cls(**arguments)
-
-
-def _coerce(name: str, value: Any, kind: Any) -> Any:
-    """`value` as the type a key is declared with; YAML reads 1e-4 as text and 1 for a float as int."""
-    kinds = list(typing.get_args(kind)) if isinstance(kind, types.UnionType) else [kind]
-    if value is None and type(None) in kinds:
-        return None
-    for one in kinds:
-        if typing.get_origin(one) is tuple:
-            inner = typing.get_args(one)
-            if isinstance(value, str) and inner[0] is str:
-                return (value,)
-            if isinstance(value, list) and (len(inner) == len(value) or inner[-1] is Ellipsis):
-                return tuple(_coerce(f"{name}[{i}]", v, inner[0]) for i, v in enumerate(value))
-        elif dataclasses.is_dataclass(one) and isinstance(value, dict):
-            known = [f.name for f in dataclasses.fields(one)]
-            for unknown in [str(k) for k in value if k not in known]:
-                raise InputError(f"{name}: unknown key {unknown!r}" + nearest(unknown, known))
-            return _build(one, {f"{name}.{k}": v for k, v in value.items()}, f"{name}.")
-        elif one is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-            try:
-                number = float(value)
-            except (ValueError, OverflowError):
-                continue
-            if math.isfinite(number):
-                return number
-        elif one is str and isinstance(value, (int, float)) and int not in kinds and not isinstance(value, bool):
-            return str(value)
-        elif one is str and isinstance(value, str):
-            if not value.strip() or "\0" in value:
-                raise InputError(f"{name} must not be {value!r}; leave it out, or give it a value")
-            return value
-        elif one is not type(None) and type(value) is one:
-            return value
-    raise InputError(f"{name} must be {' or '.join(map(_in_words, kinds))}, not {value!r}")
-
-
-def _in_words(kind: Any) -> str:
-    """A type, for somebody who writes YAML."""
-    if typing.get_origin(kind) is tuple:
-        inner = typing.get_args(kind)
-        size = "" if inner[-1] is Ellipsis else f"{len(inner)} "
-        return f"a list of {size}{_in_words(inner[0])}"
-    if dataclasses.is_dataclass(kind):
-        return "{" + ", ".join(f"{f.name}: …" for f in dataclasses.fields(kind)) + "}"
-    return "nothing" if kind is type(None) else getattr(kind, "__name__", str(kind))

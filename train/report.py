@@ -3,6 +3,7 @@
 python -m train.report runs/adapted runs/scratch --out loss.png      # also writes loss.html
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
@@ -13,6 +14,7 @@ from qwen3llada_jax.files import check_file, make_folder, write_text
 from qwen3llada_jax.pictures import pyplot, write_picture
 from train.curves import draw, svg
 from train.metrics import read_lines
+from train.owner import owner_of
 from train.page import Run, page
 
 
@@ -42,7 +44,9 @@ def main() -> None:
     for run in runs:
         if run.held_out:
             last = run.held_out[-1]
-            print(f"{run.name}: held-out loss {last['eval_loss']:.4f} after {last['step']} updates")
+            bound = last.get("eval_bound_perplexity")
+            most = f", perplexity at most {bound:,.2f}," if isinstance(bound, float) else ""
+            print(f"{run.name}: held-out loss {last['eval_loss']:.4f}{most} after {last['step']} updates")
     print(f"{flags.out}, {flags.out.with_suffix('.html')}: {len(runs)} run(s)")
 
 
@@ -55,10 +59,9 @@ def read_run(folder: Path, name: str) -> Run:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give the output_dir of a run")
     config: dict[str, object] = {}
-    logs = folder
     if (folder / "training.yaml").is_file():
         config = _settings(folder / "training.yaml")
-        logs = Path(str(config.get("project.log_dir") or folder))
+    logs = _logs(folder, config)
     if not (logs / "metrics.jsonl").is_file():
         raise InputError(f"{logs / 'metrics.jsonl'}: no such file; is {folder} a run folder?")
     records = read_lines(logs / "metrics.jsonl")
@@ -68,10 +71,28 @@ def read_run(folder: Path, name: str) -> Run:
     return Run(name, records, samples, config)
 
 
+def _logs(folder: Path, config: Mapping[str, object]) -> Path:
+    """Where a run's records lie.
+
+    Raises:
+        InputError: what lies there is another run's.
+    """
+    told, own = config.get("project.log_dir"), owner_of(folder)
+    if own is not None and own.log_dir == own.output_dir:
+        return folder
+    logs = Path(str(told or folder))
+    if own is not None and Path(own.log_dir).is_dir():  # the setting may be relative, and this be another place
+        logs = Path(own.log_dir)
+    theirs = owner_of(logs)
+    if own is not None and theirs is not None and own.id != theirs.id:
+        raise InputError(f"{logs} holds the records of the run {theirs.output_dir}, not those of {folder}")
+    return logs
+
+
 def _settings(path: Path) -> dict[str, object]:
     """{"training.lr": 1e-4, …}, unchecked: the run may be of an older version."""
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())[:120]})") from error
     if not isinstance(tree, dict):

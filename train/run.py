@@ -12,39 +12,38 @@ is a model folder: give it to sample.generate or converters.to_hf. The same comm
 
 import json
 import math
+import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.sharding import Mesh
 
-from qwen3llada_jax import attention, checkpoint, command_line, model, sharding, tokens
-from qwen3llada_jax.config import ModelConfig
+from qwen3llada_jax import attention, checkpoint, command_line, model, sharding
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.files import check_folder, make_folder, remove_parts, write_text
 from qwen3llada_jax.model import Runtime
-from train import checkpoints, data, distributed, guard, order, samples, trackers
-from train.batches import Batches, held_out_rows, lengths_of, trained_on_too, training_batches
+from train import distributed, guard, order, samples, trackers
+from train.banner import banner, check_disk
+from train.batches import Batches, check_held_out, held_out_rows, lengths_of, trained_on_too, training_batches
 from train.check_config import MOST
 from train.config import Config
-from train.evaluate import evaluate
+from train.evaluate import batches_of
 from train.lock import only_run_in
-from train.meter import Meter, peak_of_run
-from train.optim import schedule
+from train.loop import Ahead, Ready, announced, compiler, run_loop
+from train.owner import Owner, check_owner, write_owner
 from train.prefetch import prefetch
 from train.profile import Profile
 from train.read_config import as_yaml, full_name, help_text, read_config
 from train.show_rows import shown
-from train.signals import leave_on_sigterm, stop_requests
-from train.start import find_start
-from train.state import first_state
+from train.signals import leave_on_sigterm
+from train.start import Start, find_start, settled
+from train.state import check_before_data, first_state, newest_update, origin_of
 from train.step import (
-    DeviceBatch,
     make_eval_step,
     make_train_step,
     rows_of_a_pass,
@@ -54,7 +53,11 @@ from train.step import (
     weights,
 )
 from train.versions import versions
-from train.watch import Watch, notice, say
+from train.watch import notice, say
+
+# Files that a run writes itself, beside the tokenizer's.
+WRITTEN = ("config.json", "training.yaml", "versions.json", "run.json", "metrics.jsonl", "samples.jsonl",
+           "wandb_id.txt")  # fmt: skip
 
 
 class Look(NamedTuple):
@@ -80,7 +83,7 @@ def main() -> None:
 
 
 def train(config: Config, look: Look = Look()) -> None:
-    """A whole run, the only one in its folder; or only what it would read, and nothing is written.
+    """A whole run, the only one in its folder and in that of its records; or only a look, and nothing is written.
 
     Raises:
         InputError: anything wrong with configuration, data, model or disk; nearly all of it before compiling.
@@ -92,168 +95,150 @@ def train(config: Config, look: Look = Look()) -> None:
     if (output / "params").exists() or any(output.glob("*.safetensors*")):
         raise InputError(f"{output} is a model folder, not a run; choose another project.output_dir")
     trackers.require(config)
-    with leave_on_sigterm(), nullcontext(lambda: None) if look.only else only_run_in(output) as take_folder:
-        _train(config, look, output, logs, take_folder)
+    if look.only:
+        with leave_on_sigterm():
+            prepare(config, output, logs, (), look)
+        return
+    with ExitStack() as held:
+        holds = [held.enter_context(only_run_in(output))]
+        if os.path.realpath(logs) != os.path.realpath(output):
+            holds.append(held.enter_context(only_run_in(logs, "project.log_dir")))
+        with leave_on_sigterm():
+            ready = prepare(config, output, logs, holds, look)
+        if ready is not None:
+            run_loop(settled(config, ready.start.blocks, ready.start.config.enable_thinking), output, logs, ready)
 
 
-def _train(config: Config, look: Look, output: Path, logs: Path, take_folder: Callable[[], None]) -> None:
-    """config → model → mesh → data → state → loop."""
+def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[], None]], look: Look) -> Ready | None:
+    """config → model → mesh → data → state → folder → compiled programs; None: there is nothing to do.
+
+    Args:
+        holds: what to call as soon as the folders exist, to hold them.
+    """
+    origin = origin_of(config, output)
+    if distributed.is_main():
+        check_owner(output, logs)
+
     # ---- model: architecture, tokenizer, mask token -------------------------------------------------------
-    start = find_start(config)
+    start = find_start(config, origin.run if origin else None)
+    config = settled(config, start.blocks, start.config.enable_thinking)
     tokenizer, architecture = start.tokenizer, start.config
     runtime = Runtime(config.dtype, config.training.attention, config.training.remat)
-    for length in lengths_of(config):
+    kernels = [
         attention.choose(runtime.attention, jnp.dtype(config.dtype), length, architecture.head_dim)
+        for length in lengths_of(config)
+    ]
     graphdef, _, _ = model.abstract(architecture, runtime=runtime)
     if config.evaluation.prompts:
         samples.check(config, architecture, tokenizer)
     assert architecture.mask_token_id is not None
-    text = tokens.token_text(tokenizer, architecture.mask_token_id)
-    meaning = "" if text is None else f" ({text!r}, which the model cannot tell from a mask where texts hold it)"
-    say(
-        f"starting from {start.folder}, mask token {architecture.mask_token_id}{meaning}, "
-        f"visibility {architecture.visibility}"
-    )
+    say(f"starting from {start.folder}, mask token {start.mask_token}, visibility {start.visibility}")
+    if start.mask_token.warning:
+        notice(start.mask_token.warning)
 
-    # ---- mesh ---------------------------------------------------------------------------------------------
+    # ---- mesh, and all that can be refused before the data are read ---------------------------------------
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     rows_of_a_pass(config, mesh)  # refuses those that do not divide
+    steps = config.training.max_steps
+    average = config.training.ema_decay > 0
+    shapes, _ = state_shardings(architecture, guard.watched_optimiser(config, steps or 1), mesh, ema=average)
+    check_before_data(config, origin, start, shapes)
+    check_disk(output, shapes)
+    if steps is not None:
+        Profile(logs / "profile", config.project.profile, newest_update(origin), steps)
+    if config.evaluation.do_eval_loss:
+        check_held_out(config)
 
     # ---- data ---------------------------------------------------------------------------------------------
     slots = order.host_slots(rows_sharding(mesh), config.training.batch_size)
+    held_out = None
+    if config.evaluation.do_eval_loss:  # the smaller ones first: what is wrong with them is told sooner
+        held_out = held_out_rows(config, tokenizer, architecture.vocab_size)
     batches = training_batches(config, tokenizer, architecture.vocab_size, slots)
     say("training data: " + batches.report.replace("\n", "\n  "))
-    held_out = None
-    if config.evaluation.do_eval_loss:
-        held_out = held_out_rows(config, tokenizer, architecture.vocab_size)
+    if held_out is not None:
         say("held-out data: " + held_out.report.replace("\n", "\n  "))
         if (warning := trained_on_too(config)) is not None:
             notice(warning)
     if look.rows:
         say(shown(batches, tokenizer, look.rows))
-    steps = config.training.max_steps
     if steps is None:
         assert batches.rows_per_epoch is not None  # a stream asks for max_steps
         steps = max(1, math.ceil(config.training.epochs * batches.rows_per_epoch / config.training.batch_size))
         if steps > MOST:
             raise InputError(f"training.epochs {config.training.epochs:g} are more than {MOST} updates; lower it")
     if look.only:
-        say(f"dry run: {steps} updates would follow; nothing was written")
-        return
+        for line in banner(config, mesh, kernels, shapes, output, newest_update(origin), steps):
+            say(line)
+        say("dry run: nothing was trained, and nothing was written")
+        return None
 
     # ---- state: 1. this run's newest checkpoint, 2. another run's, 3. the starting weights ----------------
     tx = guard.watched_optimiser(config, steps)
-    shapes, shardings = state_shardings(architecture, tx, mesh, ema=config.training.ema_decay > 0)
+    shapes, shardings = state_shardings(architecture, tx, mesh, ema=average)
     with jax.set_mesh(mesh):
-        state, place = first_state(config, output, start, batches.fingerprint, tx, shapes, shardings, mesh)
-    first = int(state["step"])
-    if first >= steps:
+        resumed = first_state(config, output, origin, start, batches.fingerprint, tx, shapes, shardings, mesh)
+    first = int(resumed.state["step"])
+    if first >= steps and not resumed.ledger.get("owes"):
         say(f"{output}: already at update {first} of {steps}, nothing to do")
-        return
-    batches.restore(place, first)
-    profile = Profile(logs / "profile", config.project.profile, first, steps)
+        if distributed.is_main() and (output / "checkpoints").is_dir():  # it may have been moved since
+            write_owner(output, logs, hold_folders(output, logs, holds))
+        return None
+    batches.restore(resumed.place, first)
+    profile = Profile(logs / "profile", config.project.profile if first < steps else 0, first, steps)
 
     # ---- run folder ---------------------------------------------------------------------------------------
     if distributed.is_main():
-        prepare_folder(output, logs, config, architecture, start.folder, take_folder)
+        prepare_folder(output, logs, config, start, holds)
+    for line in banner(config, mesh, kernels, shapes, output, first, steps):
+        say(line)
 
-    # ---- loop ---------------------------------------------------------------------------------------------
+    # ---- programs: compiled here, where a stop loses nothing ----------------------------------------------
     live = architecture.live_vocab_size or architecture.vocab_size
     seed_key = jax.random.key(config.project.seed)
     step_fn = make_train_step(graphdef, config, tx, shardings, seed_key, architecture.mask_token_id, live)
     eval_fn = make_eval_step(graphdef, config, architecture.mask_token_id, live)
-    rate = schedule(config, steps)
-    every, keep_best = config.evaluation, config.training.keep_best
-    meter = Meter(architecture, peak_of_run(config))
-    skips = "skip" in (config.training.on_nan, config.training.on_spike)
-    with (
-        stop_requests() as should_stop,
-        jax.set_mesh(mesh),
-        checkpoints.open_checkpoints(output, config.training.save_total_limit, keep_best=keep_best) as manager,
-        Watch(config, logs, first, steps) as watch,
-        closing(prefetch(feed(batches, first, steps, mesh))) as ahead,
-    ):
-        lengths: set[int] = set()  # that a step has been compiled for
-        unseen = None  # metrics of an update that nobody has waited for
-        for step in range(first, steps):
-            with meter.waiting():
-                batch, on_devices, place = next(ahead)
-            if batch.tokens.shape[1] not in lengths:
-                lengths.add(batch.tokens.shape[1])
-                watch.say(f"{step:>7}  compiling the update for rows of {batch.tokens.shape[1]} tokens")
-            profile.before(step, state)
-            with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                state, metrics = step_fn(state, on_devices)
-            done = step + 1
-            meter.count(batch)
-            watch.advance()
-            checkpoints.check_written(manager)
-            if unseen is not None:  # one update late, while the devices are busy with the next
-                guard.report(step, unseen, config.training, watch.say)
-            if profile.after(done, metrics):
-                watch.say(f"{done:>7}  trace of {config.project.profile} update(s) in {profile.folder}")
-            logs_now = done % every.steps == 0 or done == steps or step == 0
-            saves_now = done % config.training.save_steps == 0 or done == steps
-            samples_now = done % every.eval_every_steps == 0 or done == steps
-            evaluates_now = held_out is not None and (samples_now or (saves_now and keep_best))
-            unseen = None if logs_now or samples_now or evaluates_now or saves_now else metrics
-            if unseen is None:
-                guard.report(done, metrics, config.training, watch.say)
-            if logs_now:
-                values = {k: float(v) for k, v in metrics.items() if k not in ("verdict", "skipped")}
-                skipped = int(metrics["skipped"])
-                if skips:
-                    values["skipped"] = skipped
-                watch.metrics({"step": done, "lr": float(rate(step - skipped)), **values, **meter.read()})
-            eval_loss = None
-            with meter.paused(metrics) if samples_now or evaluates_now else nullcontext():
-                if evaluates_now:
-                    assert held_out is not None
-                    losses = evaluate(eval_fn, weights(state), held_out, tokenizer.eos_token_id, config, mesh)
-                    eval_loss = losses["eval_loss"]
-                    watch.metrics({"step": done, **losses})
-                if samples_now and every.prompts:
-                    samples.write_samples(nnx.merge(graphdef, weights(state)), tokenizer, config, done, watch, mesh)
-            stops = should_stop(done)
-            if saves_now or stops:
-                if unseen is not None:  # nothing bad is saved
-                    guard.report(done, metrics, config.training, watch.say)
-                with meter.paused(metrics):
-                    stands = {"fingerprint": batches.fingerprint, "state": place}
-                    checkpoints.save(manager, state, config, architecture, stands, eval_loss)
-            if stops:
-                break
-        best = manager.best_step() if keep_best else None
-    if batches.counts():
-        say("data read: " + batches.counts().replace("\n", "\n  "))
-    if done < steps:
-        say(f"{output}: stopped and saved at update {done} of {steps}; the same command goes on from there")
-        return
-    if best not in (None, steps):
-        say(f"lowest held-out loss at update {best}: {output}/checkpoints/{best}")
-    say(f"{output}: {steps} updates; sample from it with: python -m sample.generate --model {output}")
+    compile_step = compiler(step_fn)
+    ahead = prefetch(feed(batches, first, steps, mesh))
+    with jax.set_mesh(mesh):
+        batch = next(ahead, None)  # none where only an evaluation is left to do
+        if batch is not None:
+            compile_step(resumed.state, batch.on_devices, say)
+        if held_out is not None:
+            one = next(batches_of(held_out, tokenizer.eos_token_id, config, mesh))
+            with announced("the evaluation", say):
+                eval_fn.lower(weights(resumed.state), one).compile()
+    return Ready(start, mesh, batches, held_out, resumed, first, steps, batch, ahead, profile, graphdef, step_fn,
+                 eval_fn, compile_step)  # fmt: skip
 
 
-def feed(batches: Batches, first: int, steps: int, mesh: Mesh) -> Iterator[tuple[data.Batch, DeviceBatch, Any]]:
-    """(batch, the same on its devices, where the data stands after it) of every update."""
+def feed(batches: Batches, first: int, steps: int, mesh: Mesh) -> Iterator[Ahead]:
+    """The batch of every update."""
     for step in range(first, steps):
         batch = batches.take(step)
-        yield batch, to_devices(batch, mesh), batches.state(step + 1)
+        yield Ahead(batch, to_devices(batch, mesh), batches.state(step + 1))
 
 
-def prepare_folder(
-    output: Path, logs: Path, config: Config, architecture: ModelConfig, source: Path, take_folder: Callable[[], None]
-) -> None:
-    """Make the run folder a model folder, and say beside it what made it."""
+def hold_folders(output: Path, logs: Path, holds: Sequence[Callable[[], None]]) -> Owner:
+    """Make the folders where they are not there yet, and take them: nobody else can come in between from now on."""
     for folder in (logs, output):
         make_folder(folder)
-    take_folder()
+    for hold in holds:
+        hold()
+    return check_owner(output, logs)
+
+
+def prepare_folder(output: Path, logs: Path, config: Config, start: Start, holds: Sequence[Callable[[], None]]) -> None:
+    """Make the run folder a model folder, and say beside it what made it, and whose it is."""
+    owner = hold_folders(output, logs, holds)
     for folder in (logs, output):
-        remove_parts(folder)
-    checkpoint.write_config(output, architecture)
-    checkpoint.copy_tokenizer(source, output)
+        remove_parts(folder, (*WRITTEN, *checkpoint.TOKENIZER_FILES))
+    checkpoint.write_config(output, start.config)
+    if os.path.realpath(start.folder) != os.path.realpath(output):
+        checkpoint.copy_tokenizer(start.folder, output)
     write_text(output / "training.yaml", as_yaml(config))
     write_text(output / "versions.json", json.dumps(versions(), indent=2) + "\n")
+    write_owner(output, logs, owner)
 
 
 def look_of(arguments: list[str]) -> tuple[Look, list[str]]:

@@ -43,7 +43,7 @@ def write_samples(model: Qwen3LLaDA, tokenizer: Any, config: Config, step: int, 
 def _prompts(config: Config, tokenizer: Any) -> list[list[int]]:
     texts = list(config.evaluation.prompts)
     if config.training.mode == "sft":  # ask as the model is being taught
-        writer = ChatWriter(tokenizer, config.dataset.template, config.dataset.enable_thinking)
+        writer = ChatWriter(tokenizer, config.dataset.template, bool(config.dataset.enable_thinking))
         try:
             texts = [writer.prompt([{"role": "user", "content": text}]) for text in texts]
         except BadRowError as error:

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from qwen3llada_jax.command_line import nearest
-from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.errors import InputError, listed
 from train import data_files
-from train.data_files import some
 from train.readers import FEATURES, raw_rows
 
 
@@ -28,8 +27,8 @@ class Source:
         files: that are read, where they are local.
         left_out: files of the folder that are not, with the reason.
         split: which one, in words.
-        identity: tells what it holds from anything else, wherever it lies.
-        cache_key: the same, and when the files were last changed.
+        identity: tells what the split holds from anything else, wherever it lies.
+        cache_key: the same, with when the files were last changed, and the part of the split.
         rows: [first, end) of the split, where only a part was asked for.
     """
 
@@ -46,11 +45,11 @@ class Source:
     @property
     def report(self) -> str:
         """Which files and split are read, in words."""
-        said = self.name if len(self.files) < 2 else f"{self.name}: {len(self.files)} files ({some(self.files)})"
+        said = self.name if len(self.files) < 2 else f"{self.name}: {len(self.files)} files ({listed(self.files)})"
         if self.split:
             said += f", split {self.split}"
         if self.left_out:
-            said += f"; files left out: {some(self.left_out)}"
+            said += f"; files left out: {listed(self.left_out)}"
         return said
 
     def where(self, number: int) -> str:
@@ -155,6 +154,11 @@ def has_splits(name: str | None) -> bool:
     return not path.is_file() and not (path / "dataset_info.json").is_file()
 
 
+def takes_config(name: str) -> bool:
+    """Whether a dataset may have several configurations: the hub's, or a folder whose card says so."""
+    return not data_files.is_saved(name) and not data_files.is_ours(name)
+
+
 def is_part(split: str) -> bool:
     """Whether a split is a part of one: `train[90%:]`."""
     return "[" in split or "+" in split
@@ -162,7 +166,7 @@ def is_part(split: str) -> bool:
 
 def shares_rows(one: Source, other: Source) -> bool:
     """Whether some row stands in both."""
-    if one.identity != other.identity or one.split != other.split:
+    if one.identity != other.identity:
         return False
     whole = ((0, 1 << 62),)
     return any(max(a, c) < min(b, d) for a, b in one.rows or whole for c, d in other.rows or whole)
@@ -226,14 +230,13 @@ def _sliced(source: Source, part: str, base: str, split_key: str) -> Source:
         dataset=dataset,
         rows=rows,
         split=source.split or base,
-        identity=f"{source.identity}\0{rows}",
         cache_key=f"{source.cache_key}\0{rows}",
     )
 
 
 def _pick(name: str, loaded: Any, split: str, split_key: str) -> Any:
     if split not in loaded:
-        raise InputError(f"{name}: has no split {split!r}; set {split_key} to one of {', '.join(loaded)}")
+        raise InputError(f"{name}: has no split {split!r}; set {split_key} to one of {listed(loaded)}")
     return loaded[split]
 
 
@@ -307,11 +310,11 @@ def text_column(columns: dict[str, bool], wanted: str | None, name: str) -> str:
     if wanted is not None:
         if wanted not in columns:
             near = nearest(wanted, list(columns))
-            raise InputError(f"{name}: has no column {wanted!r} (it has {some(columns)}){near}")
+            raise InputError(f"{name}: has no column {wanted!r} (it has {listed(columns)}){near}")
         return wanted
     if "text" in columns:
         return "text"
     strings = [column for column, is_text in columns.items() if is_text]
     if len(strings) == 1:
         return strings[0]
-    raise InputError(f"{name}: which column is the text? set dataset.text_field to one of {some(columns)}")
+    raise InputError(f"{name}: which column is the text? set dataset.text_field to one of {listed(columns)}")

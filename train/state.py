@@ -1,8 +1,7 @@
 """The state a run goes on from: its newest checkpoint, another run's, or the starting weights."""
 
-import functools
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,17 +20,63 @@ from train.step import State
 from train.watch import notice
 
 
+class Origin(NamedTuple):
+    """The run whose newest checkpoint is gone on from; `is_fork`: another run than the one in `project.output_dir`."""
+
+    run: Path
+    is_fork: bool
+
+
+def origin_of(config: Config, output: Path) -> Origin | None:
+    """What `training.resume_from` means here; None: the run begins with the starting weights.
+
+    Raises:
+        InputError: no checkpoint where one is named, or some of another run in `output`.
+    """
+    goes_on = config.training.resume_from
+    if goes_on not in ("never", None) and checkpoints.step_folders(output):
+        return Origin(output, is_fork=False)
+    if goes_on not in ("auto", "never", None):
+        other = Path(goes_on)
+        if not checkpoints.step_folders(other) or not (home(other) / "checkpoints").is_dir():
+            raise InputError(f"training.resume_from {other}: no training run with checkpoints there")
+        return Origin(other, is_fork=True)
+    if checkpoints.step_folders(output):
+        raise InputError(
+            f"{output} holds the checkpoints of another run; choose another project.output_dir, or resume_from: auto"
+        )
+    return None
+
+
+def newest_update(origin: Origin | None) -> int:
+    """Updates that a run has seen when it goes on, if its newest checkpoint can be read."""
+    return int(checkpoints.step_folders(origin.run)[0].name) if origin is not None else 0
+
+
+def check_before_data(config: Config, origin: Origin | None, start: Start, shapes: State) -> None:
+    """Refuse what `first_state` will, as far as it can be told without the data.
+
+    Raises:
+        InputError: as in `first_state`.
+    """
+    if origin is not None:
+        checkpoints.check_before_data(origin.run, config, start.config, shapes, fork=origin.is_fork)
+    elif not config.model.from_scratch:
+        checkpoint.check_params(start.folder, start.config)
+
+
 def first_state(
     config: Config,
     output: Path,
+    origin: Origin | None,
     start: Start,
     fingerprint: str,
     tx: optax.GradientTransformation,
     shapes: State,
     shardings: State,
     mesh: Mesh,
-) -> tuple[State, Any]:
-    """(parameters, moments and step to go on from; where the data stood, None: at its beginning).
+) -> checkpoints.Resumed:
+    """Parameters, moments and step to go on from, and where data and counts stood.
 
     Args:
         fingerprint: of the data, which a run keeps to.
@@ -39,24 +84,12 @@ def first_state(
     Raises:
         InputError: a run with other settings, or nothing that can be read.
     """
-    goes_on = config.training.resume_from
-    resume = functools.partial(checkpoints.resume, config=config, model=start.config, fingerprint=fingerprint,
-                               shapes=shapes, shardings=shardings)  # fmt: skip
-    if goes_on not in ("never", None) and checkpoints.step_folders(output):
-        state, place = resume(output, fork=False)
-        notice(f"going on from update {int(state['step'])} of {output}")
-        return state, place
-    if goes_on not in ("auto", "never", None):
-        other = Path(goes_on)
-        if not checkpoints.step_folders(other) or not (home(other) / "checkpoints").is_dir():
-            raise InputError(f"training.resume_from {other}: no training run with checkpoints there")
-        state, place = resume(other, fork=True)
-        notice(f"going on from update {int(state['step'])} of {other}, in {output}")
-        return state, place
-    if checkpoints.step_folders(output):
-        raise InputError(
-            f"{output} holds the checkpoints of another run; choose another project.output_dir, or resume_from: auto"
-        )
+    if origin is not None:
+        found = checkpoints.resume(origin.run, config, start.config, fingerprint, shapes, shardings,
+                                   fork=origin.is_fork)  # fmt: skip
+        into = f", in {output}" if origin.is_fork else ""
+        notice(f"going on from update {int(found.state['step'])} of {origin.run}{into}")
+        return found
     if config.model.from_scratch:
         fresh = lambda: nnx.to_pure_dict(  # noqa: E731
             nnx.state(Qwen3LLaDA(start.config, rngs=nnx.Rngs(config.project.seed)), nnx.Param)
@@ -69,4 +102,4 @@ def first_state(
     state = {"params": params, "opt": opt, "step": step}
     if "ema" in shardings:  # arrays of its own: the step gives the old state up
         state["ema"] = jax.tree.map(jnp.copy, params)
-    return state, None
+    return checkpoints.Resumed(state, None, {})

@@ -175,9 +175,10 @@ def mask_of(part: Prepared, config: Config) -> Mask:
         is_real = jnp.arange(L)[None] < part.real_length[:, None]
     blocks = config.training.block_attention
     if not blocks.enabled:
-        return Mask(segment_ids=part.segment_ids, is_real=is_real)
+        return Mask("full", segment_ids=part.segment_ids, is_real=is_real)
     prompts = part.prompt_length if config.training.mode == "sft" else None
-    sees = blocks.prompt_sees_answer and blocks.visibility == "block_bias"
+    assert blocks.visibility is not None  # `start.settled` has asked the model
+    sees = bool(blocks.prompt_sees_answer) and blocks.visibility == "block_bias"
     return Mask(blocks.visibility, blocks.block_length, sees, prompt_length=prompts, segment_ids=part.segment_ids,
                 positions=part.positions, is_real=is_real)  # fmt: skip
 
@@ -221,17 +222,20 @@ def make_train_step(
             ((loss, sums), gradient), _ = jax.lax.scan(add, zero, parts)
         updates, opt = tx.update(gradient, state["opt"], state["params"], loss=loss)
         params = optax.apply_updates(state["params"], updates)
+        skipped = guard.is_skipped(opt, state["opt"])
         metrics = summarise(loss, sums) | {
             "grad_norm": optax.global_norm(gradient),
             "param_norm": optax.global_norm(params),
             "update_norm": optax.global_norm(updates),
+            "taken": ~skipped,
+            "sums": sums | {"weight": weight_of(prepared, config)},
             **guard.metrics_of(opt),
         }
         new = {"params": params, "opt": opt, "step": state["step"] + 1}
         if "ema" in state:
             keep = config.training.ema_decay
             average = jax.tree.map(lambda mean, x: keep * mean + (1 - keep) * x, state["ema"], params)
-            new["ema"] = guard.guarded(average, state["ema"], ~guard.is_skipped(opt, state["opt"]))
+            new["ema"] = guard.guarded(average, state["ema"], ~skipped)
         return new, metrics
 
     return train_step
@@ -245,21 +249,29 @@ def make_eval_step(graphdef: Any, config: Config, mask_token_id: int, live: int)
     def eval_step(params: Any, batch: DeviceBatch) -> dict[str, Array]:
         prepared = prepare(batch, key, jnp.int32(0), config, mask_token_id, live, for_evaluation=True)
         loss, sums = loss_and_sums(nnx.merge(graphdef, params), prepared, config)
-        # The loss is a mean over tokens (pretrain) or rows (sft): weigh it so that batches add up.
-        weight = len(batch.slots) if config.training.mode == "sft" else prepared.real_length.sum()
-        return {**sums, "loss": loss * weight, "weight": jnp.float32(weight)}
+        weight = weight_of(prepared, config)
+        return {**sums, "loss": loss * weight, "weight": weight}
 
     return eval_step
 
 
+def weight_of(prepared: Prepared, config: Config) -> Float[Array, ""]:
+    """By what the loss of a batch, a mean over tokens (pretrain) or rows (sft), is weighed so that batches add up."""
+    weight = len(prepared.t) if config.training.mode == "sft" else prepared.real_length.sum()
+    return jnp.float32(weight)
+
+
 def summarise(loss: Array, sums: dict[str, Array]) -> dict[str, Array]:
-    """Metrics of one batch; NaN for a noise band that had no noised token."""
+    """Metrics of sums over batches; NaN for a noise band that had no noised token.
+
+    `noised_perplexity` is of noised tokens at the noise levels that were drawn, and no bound of the text's own.
+    """
     ce = sums["ce"] / sums["noised"]
     bands = jnp.asarray(sums["band_ce"]) / sums["band_noised"]  # numpy would warn of an empty band
     return {
         "loss": loss,
         "ce": ce,
-        "perplexity": jnp.exp(ce),
+        "noised_perplexity": jnp.exp(ce),
         "noised_share": sums["noised"] / sums["tokens"],
         **{f"ce_t{i}": bands[i] for i in range(BANDS)},
     }

@@ -17,7 +17,7 @@ from jaxtyping import Int
 from qwen3llada_jax.chat_template import END_OF_TURN, ChatWriter
 from qwen3llada_jax.command_line import nearest
 from qwen3llada_jax.conversations import FORMATS, Columns, read_conversation
-from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.errors import InputError, listed
 from qwen3llada_jax.files import write_text
 from qwen3llada_jax.jsonl import BadRowError, NoFormatError, check_text, kind_of, shortened
 from train import readers, sources
@@ -219,10 +219,9 @@ def _columns(rows: list[Mapping[str, Any]]) -> dict[str, bool]:
 def _check_columns(first: list[Mapping[str, Any]], columns: Columns, turn_fields: tuple[str, ...], name: str) -> None:
     """Refuse at once columns and fields that are named but not there, and rows of no format at all."""
     known = list(_columns(first))
-    listed = ", ".join(known[:12]) + (", …" if len(known) > 12 else "")
     for wanted in columns.named:
         if known and wanted not in known:
-            raise InputError(f"{name}: has no column {wanted!r} (it has {listed})" + nearest(wanted, known))
+            raise InputError(f"{name}: has no column {wanted!r} (it has {listed(known)})" + nearest(wanted, known))
     fields: set[str] = set()
     is_read = not known
     for row in first:
@@ -234,12 +233,12 @@ def _check_columns(first: list[Mapping[str, Any]], columns: Columns, turn_fields
         is_read = True
         fields |= talk.fields | talk.passed_on
     if not is_read:
-        raise InputError(f"{name}: columns {listed} are no format for sft; it needs {FORMATS}")
+        raise InputError(f"{name}: columns {listed(known, room=120)} are no format for sft; it needs {FORMATS}")
     for wanted in turn_fields:
         if fields and wanted not in fields:
             raise InputError(
                 f"{name}: no turn has the field {wanted!r} of dataset.turn_fields (they have "
-                f"{', '.join(sorted(fields)[:12])})" + nearest(wanted, sorted(fields))
+                f"{listed(sorted(fields))})" + nearest(wanted, sorted(fields))
             )
 
 

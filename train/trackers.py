@@ -23,12 +23,12 @@ def require(config: Config) -> None:
     """Refuse a configuration whose packages are not installed.
 
     Raises:
-        InputError: naming the extra to install.
+        InputError: naming the package to install.
     """
     if config.evaluation.tensorboard:
-        _package("tensorboardX", "evaluation.tensorboard", "tensorboard")
+        _package("tensorboardX", "evaluation.tensorboard")
     if config.evaluation.wandb:
-        _package("wandb", "evaluation.wandb", "wandb")
+        _package("wandb", "evaluation.wandb")
 
 
 def open_trackers(config: Config, logs: Path, first: int) -> list[Tracker]:
@@ -42,7 +42,7 @@ def open_trackers(config: Config, logs: Path, first: int) -> list[Tracker]:
 
 
 def _tensorboard(folder: Path, first: int) -> Tracker:
-    package = _package("tensorboardX", "evaluation.tensorboard", "tensorboard")
+    package = _package("tensorboardX", "evaluation.tensorboard")
     # What an interrupted run had written after its checkpoint is written again: hide the first version.
     writer = package.SummaryWriter(logdir=str(folder), purge_step=first + 1 if first else None)
 
@@ -55,7 +55,7 @@ def _tensorboard(folder: Path, first: int) -> Tracker:
 
 
 def _wandb(config: Config, logs: Path) -> Tracker:
-    package = _package("wandb", "evaluation.wandb", "wandb")
+    package = _package("wandb", "evaluation.wandb")
     remembered = logs / "wandb_id.txt"
     if not remembered.exists():
         write_text(remembered, uuid.uuid4().hex[:12])
@@ -77,10 +77,10 @@ def _grouped(record: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _package(name: str, key: str, extra: str) -> Any:
+def _package(name: str, key: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name != name:
             raise
-        raise InputError(f"{key} needs {name}: pip install 'qwen3llada_jax[{extra}]'") from error
+        raise InputError(f"{key} needs {name}: pip install {name}") from error

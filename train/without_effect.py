@@ -37,18 +37,25 @@ TABLE = (
         "leave it out, or set on_spike: stop or skip",
     ),
     Inert("training.eos_padding", lambda c: c.training.mode != "sft", "on pretraining, which has no answers to pad"),
-    *(
-        Inert(
-            f"training.block_attention.{name}",
-            lambda c: not c.training.block_attention.enabled,
-            "while training.block_attention.enabled is false",
-            "leave it out, or set enabled: true",
-        )
-        for name in ("visibility", "prompt_sees_answer")
+    Inert(
+        "training.block_attention.visibility",
+        # As it stands in the training.yaml of a run without blocks.
+        lambda c: not c.training.block_attention.enabled and c.training.block_attention.visibility != "block_bias",
+        "unless training.block_attention.enabled is true",
+        "leave it out, or set enabled: true",
     ),
     Inert(
         "training.block_attention.prompt_sees_answer",
-        lambda c: c.training.block_attention.visibility == "block_causal",
+        lambda c: bool(c.training.block_attention.prompt_sees_answer) and not c.training.block_attention.enabled,
+        "unless training.block_attention.enabled is true",
+        "leave it out, or set enabled: true",
+    ),
+    Inert(
+        "training.block_attention.prompt_sees_answer",
+        lambda c: (
+            bool(c.training.block_attention.prompt_sees_answer)
+            and c.training.block_attention.visibility == "block_causal"
+        ),
         "with training.block_attention.visibility block_causal",
         "leave it out, or set visibility: block_bias",
     ),
@@ -85,7 +92,11 @@ TABLE = (
         )
         for name in ("template", "enable_thinking", "turn_fields", *(f"columns.{f.name}" for f in fields(Columns)))
     ),
-    Inert("dataset.enable_thinking", lambda c: c.dataset.template == "plain", "with dataset.template plain"),
+    Inert(
+        "dataset.enable_thinking",
+        lambda c: c.dataset.template == "plain" and bool(c.dataset.enable_thinking),
+        "with dataset.template plain",
+    ),
     Inert(
         "evaluation.eval_name",
         lambda c: not c.evaluation.do_eval_loss,

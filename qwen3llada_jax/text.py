@@ -1,0 +1,100 @@
+"""Text in, text out: the sampler between a tokenizer's two ends."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jaxtyping import PRNGKeyArray
+
+from qwen3llada_jax import mask_token, sharding, tokens
+from qwen3llada_jax.errors import InputError, brief, shown
+from qwen3llada_jax.model import Qwen3LLaDA
+from qwen3llada_jax.sampler_config import SamplerConfig
+from qwen3llada_jax.sampling import generate
+
+Turns = Sequence[Mapping[str, str]]  # [{"role": "user", "content": text}, …]
+
+
+def write(
+    model: Qwen3LLaDA,
+    tokenizer: Any,
+    prompts: str | Sequence[str | Turns],
+    config: SamplerConfig = SamplerConfig(),
+    *,
+    key: PRNGKeyArray | int | None = None,
+    chat: bool = False,
+) -> Any:
+    """Go on from texts, or answer chats: as `generate`, with the tokenizer before and behind it.
+
+    An answer ends before the first token that ends a text: an EOS of model or tokenizer, or `<|im_end|>`, unless
+    `config.eos_token_ids` names others. Rows without token are never written.
+
+    Args:
+        prompts: a text, or several; or chats, each a list of messages {"role", "content"}.
+        key: as in `generate`.
+        chat: put texts through the tokenizer's chat template, as a user's message; chats always go, without thinking.
+
+    Returns:
+        The answer to one text, or the list of answers to several.
+
+    Raises:
+        InputError: prompts that are none, no chat template or one that refuses them, or settings that do not fit.
+    """
+    if isinstance(prompts, str):
+        return write(model, tokenizer, [prompts], config, key=key, chat=chat)[0]
+    if not isinstance(prompts, Sequence) or not prompts:
+        raise InputError(f"prompts must be a text, or a list of texts or chats, not {shown(prompts)}")
+    rows = [_ids(tokenizer, prompt, chat) for prompt in prompts]
+    rows += rows[-1:] * (-len(rows) % sharding.ways("batch"))  # rows fill the mesh
+    if config.eos_token_ids is None:
+        config = dataclasses.replace(config, eos_token_ids=tokens.stop_ids(model.config, tokenizer))
+    result = generate(_told_of(model, tokenizer), rows, config, key=key)
+    answers = result.answers()[: len(prompts)]
+    return [
+        tokenizer.decode(_up_to(answer, config.eos_token_ids or ()), skip_special_tokens=True) for answer in answers
+    ]
+
+
+def _told_of(model: Qwen3LLaDA, tokenizer: Any) -> Qwen3LLaDA:
+    """The same model, knowing what a plain Qwen3 folder does not say: which rows are tokens, and the mask token."""
+    tokens.check_vocabulary(tokenizer, model.config, "the tokenizer")
+    known: dict[str, Any] = {}
+    if model.config.live_vocab_size is None:
+        known["live_vocab_size"] = tokens.live_vocab_size(tokenizer)
+    if model.config.mask_token_id is None:
+        known["mask_token_id"] = mask_token.own_mask_token(tokenizer)
+    if known:
+        model = jax.tree.map(lambda x: x, model)  # a shallow copy
+        model.config = dataclasses.replace(model.config, **known)
+    return model
+
+
+def _ids(tokenizer: Any, prompt: Any, chat: bool) -> list[int]:
+    if not isinstance(prompt, str) or chat:
+        prompt = _as_text(tokenizer, [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)
+    try:
+        return tokenizer(prompt, add_special_tokens=False).input_ids
+    except (UnicodeEncodeError, TypeError) as error:  # half a surrogate pair, say
+        raise InputError(f"prompts: {shown(prompt)} is no text ({brief(error)})") from error
+
+
+def _as_text(tokenizer: Any, turns: Any) -> str:
+    is_chat = isinstance(turns, Sequence) and len(turns) > 0
+    for turn in turns if is_chat else [None]:
+        if not isinstance(turn, Mapping) or not all(isinstance(turn.get(k), str) for k in ("role", "content")):
+            raise InputError(f"prompts: a chat is a list of {{role, content}} messages, not {shown(turns)}")
+    if not getattr(tokenizer, "chat_template", None):
+        raise InputError("the tokenizer has no chat template; leave out chat, or give it one")
+    from jinja2 import TemplateError
+
+    try:
+        return tokenizer.apply_chat_template(
+            [dict(turn) for turn in turns], tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+    except TemplateError as error:
+        raise InputError(f"the chat template refuses these messages ({brief(error)})") from error
+
+
+def _up_to(answer: list[int], stops: Sequence[int]) -> list[int]:
+    return answer[: next((i for i, token in enumerate(answer) if token in stops), len(answer))]

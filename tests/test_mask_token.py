@@ -1,0 +1,235 @@
+"""K4: what the input says of its mask token and its visibility wins over a default, and is told with its origin."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import TINY, save_torch, torch_model
+from test_train import run, settings
+
+import qwen3llada_jax as q
+from converters.from_hf import convert
+from qwen3llada_jax import mask_token, tokens
+from train import step
+from train.read_config import as_yaml, read_config
+from train.start import find_start, settled
+
+
+def changed(source: Path, target: Path, **keys) -> Path:
+    """The folder, its config.json naming other things."""
+    shutil.copytree(source, target)
+    config = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps(config | keys))
+    return target
+
+
+def with_mask_text(source: Path, target: Path, *texts: str, first: int = 1050, as_mask: bool = False) -> Path:
+    """The folder, its tokenizer holding tokens of these texts, from id 1050 on."""
+    shutil.copytree(source, target)
+    file = target / "tokenizer.json"
+    written = json.loads(file.read_text())
+    for i, text in enumerate(texts):
+        written["added_tokens"].append(
+            {**written["added_tokens"][-1], "id": first + i, "content": text, "special": True}
+        )
+    file.write_text(json.dumps(written))
+    if as_mask:
+        file = target / "tokenizer_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"mask_token": texts[0]}))
+    return target
+
+
+def import_(source, tmp_path, asked="auto"):
+    return convert(str(source), tmp_path / "ours", dtype=None, mask_token_id=asked, overwrite=True)
+
+
+def configured(start, **changes):
+    return read_config(None, settings(start, Path("unused"), **{k.replace("__", "."): v for k, v in changes.items()}))
+
+
+NO_FLAG = {"model.mask_token_id": "null"}
+
+
+# ---- the mask token of an import -----------------------------------------------------------------------------
+
+
+def test_k4_the_models_config_wins_over_the_tokenizer_and_free_rows(start, tmp_path, capsys):
+    folder = changed(with_mask_text(start, tmp_path / "own", "<|mask|>"), tmp_path / "hf", mask_token_id=1055)
+    assert import_(folder, tmp_path).mask_token_id == 1055
+    assert "mask token: 1055 (a row that no token uses; named by the model's config.json)" in capsys.readouterr().out
+    assert json.loads((tmp_path / "ours" / "config.json").read_text())["mask_token_id"] == 1055
+
+
+def test_k4_the_flag_wins_over_all_and_says_what_it_changes(start, tmp_path, capsys):
+    folder = changed(start, tmp_path / "hf", mask_token_id=1055)
+    assert import_(folder, tmp_path, "1061").mask_token_id == 1061
+    out = capsys.readouterr()
+    assert "mask token: 1061 (a row that no token uses; asked for by --mask-token-id)" in out.out
+    assert "notice: config.json names mask token 1055" in out.err
+
+
+@pytest.mark.parametrize("text", ["<|mask|>", "<|MASK|>", "<|mdm_mask|>", "[MASK]", "|<MASK>|"])
+def test_k4_auto_takes_the_tokenizers_own_mask_token(start, tmp_path, capsys, text):
+    """It took the untrained row behind it (here 1051). LLaDA's own token is of that kind, whatever its id."""
+    assert import_(with_mask_text(start, tmp_path / "hf", text), tmp_path).mask_token_id == 1050
+    out = capsys.readouterr()
+    assert f"mask token: 1050 ({text!r}; the tokenizer's own)" in out.out
+    assert "real text" not in out.err
+
+
+def test_k4_a_mask_token_that_the_tokenizer_declares(start, tmp_path):
+    folder = with_mask_text(start, tmp_path / "hf", "<unk-yet>", as_mask=True)
+    assert import_(folder, tmp_path).mask_token_id == 1050
+    both = with_mask_text(start, tmp_path / "two", "<|mask|>", "[MASK]")
+    with pytest.raises(q.InputError, match=r"several tokens .* <\|mask\|> \(1050\), \[MASK\] \(1051\); name one"):
+        import_(both, tmp_path)
+    assert import_(both, tmp_path, "1051").mask_token_id == 1051
+
+
+def test_k4_generation_config_may_name_it_too(start, tmp_path, capsys):
+    """A relative: Dream's models say it there."""
+    folder = changed(start, tmp_path / "hf")
+    (folder / "generation_config.json").write_text('{"mask_token_id": 1056}')
+    assert import_(folder, tmp_path).mask_token_id == 1056
+    assert "named by the model's generation_config.json" in capsys.readouterr().out
+    (folder / "generation_config.json").write_text('{"mask_token_id": "x"}')
+    with pytest.raises(q.InputError, match=r"generation_config.json: mask_token_id 'x' is neither a number"):
+        import_(folder, tmp_path)
+
+
+def test_k4_where_nothing_names_one_auto_takes_a_free_row_and_no_flag_means_auto(start, tmp_path, capsys):
+    assert import_(start, tmp_path).mask_token_id == 1050
+    assert "mask token: 1050 (a row that no token uses; the first that is free)" in capsys.readouterr().out
+    with pytest.raises(q.InputError, match="126336 is outside the embedding table"):
+        import_(start, tmp_path, "126336")
+    bare = save_torch(torch_model(1), tmp_path / "bare")
+    with pytest.raises(q.InputError, match="no free row is known; name the mask token with --mask-token-id N"):
+        import_(bare, tmp_path)
+
+
+def test_k4_a_piece_of_text_and_an_eos_as_mask_token(start, tmp_path, capsys):
+    import_(start, tmp_path, "300")
+    assert "a token of real text" in capsys.readouterr().err
+    for eos in (1024, 1026):
+        with pytest.raises(q.InputError, match=f"--mask-token-id {eos} is an EOS"):
+            import_(start, tmp_path, str(eos))
+
+
+# ---- the mask token of a later stage -------------------------------------------------------------------------
+
+
+def test_k4_a_later_stage_keeps_the_models_mask_token(start, tmp_path):
+    folder = changed(start, tmp_path / "ours", mask_token_id=1055)
+    for asked in ("auto", "null", "1055"):
+        found = find_start(configured(folder, **{"model.mask_token_id": asked}))
+        assert found.config.mask_token_id == found.mask_token.id == 1055
+    assert "asked for by model.mask_token_id" in str(found.mask_token)
+    assert "config.json" in str(find_start(configured(folder)).mask_token)
+
+
+def test_k4_a_change_between_stages_needs_a_flag(start, tmp_path):
+    folder = changed(start, tmp_path / "ours", mask_token_id=1055)
+    with pytest.raises(
+        q.InputError, match=r"1060 is not the mask token 1055 that .* set model.change_mask_token: true"
+    ):
+        find_start(configured(folder, **{"model.mask_token_id": 1060}))
+    told = {"model.mask_token_id": 1060, "model.change_mask_token": True}
+    assert find_start(configured(folder, **told)).config.mask_token_id == 1060
+    for source, asked in ((folder, "auto"), (start, "auto")):
+        with pytest.raises(q.InputError, match="change_mask_token has no effect"):
+            find_start(configured(source, **told | {"model.mask_token_id": asked}))
+
+
+def test_k4_training_asks_the_tokenizer_too(start, tmp_path):
+    own = with_mask_text(start, tmp_path / "own", "<|mask|>")
+    for asked in ("auto", "null"):
+        found = find_start(configured(own, **{"model.mask_token_id": asked}))
+        assert found.config.mask_token_id == 1050
+        assert str(found.mask_token) == "1050 ('<|mask|>'; the tokenizer's own)"
+    with pytest.raises(q.InputError, match="no mask token: the model folder names none"):
+        find_start(configured(start, **NO_FLAG))
+
+
+# ---- visibility ----------------------------------------------------------------------------------------------
+
+
+def sees(start, **changes):
+    """(visibility, block length, do prompts see answers) of a run, its config, and what is said of it."""
+    config = configured(start, **changes)
+    found = find_start(config)
+    config = settled(config, found.blocks)
+    c = found.config
+    return (c.visibility, c.block_length, c.prompt_sees_answer), config, found.visibility
+
+
+def test_k4_a_later_stage_keeps_the_models_visibility(start, tmp_path):
+    """`block_attention` off, the default, made a block_causal model `full` without a word."""
+    causal = changed(start, tmp_path / "causal", visibility="block_causal", block_length=8)
+    bias = changed(start, tmp_path / "bias", visibility="block_bias", block_length=4, prompt_sees_answer=True)
+    blocks = "training.block_attention."
+    for folder, changes, expected, said in (
+        (start, {}, ("full", None, False), "full (the model's own)"),
+        (causal, {}, ("block_causal", 8, False), "block_causal in blocks of 8 (the model's own)"),
+        (bias, {}, ("block_bias", 4, True), "block_bias in blocks of 4, prompts see answers (the model's own)"),
+        (causal, {"enabled": True}, ("block_causal", 8, False), "(the model's own)"),
+        (bias, {"enabled": True}, ("block_bias", 4, True), "(the model's own)"),
+        (causal, {"block_length": 16}, ("block_causal", 16, False), "the model's own was block_causal in blocks of 8"),
+        (causal, {"enabled": False}, ("full", 8, False), "enabled is false; the model's own was block_causal in block"),
+        (causal, {"enabled": True, "visibility": "block_bias"}, ("block_bias", 8, False), "own was block_causal"),
+        (bias, {"enabled": True, "visibility": "block_causal"}, ("block_causal", 4, False), "own was block_bias"),
+        (start, {"enabled": True}, ("block_bias", 32, False), "block_bias in blocks of 32 (training.block_attention"),
+        (start, {"enabled": True, "block_length": 8}, ("block_bias", 8, False), "the model's own was full"),
+    ):
+        found, config, text = sees(folder, **{blocks + k: v for k, v in changes.items()})
+        assert found == expected, changes
+        assert said in text, changes
+        assert config.training.block_attention.enabled == (expected[0] != "full")
+        (tmp_path / "again.yaml").write_text(as_yaml(config))
+        assert read_config(tmp_path / "again.yaml") == config  # what a run writes down can be run again
+    for folder, changes, part in (
+        (start, {"block_length": 8}, "block_length has no effect on a model of visibility full"),
+        (causal, {"enabled": True, "prompt_sees_answer": True}, "prompt_sees_answer has no effect with visibility"),
+        (causal, {"prompt_sees_answer": True}, "prompt_sees_answer has no effect unless"),
+    ):
+        with pytest.raises(q.InputError, match=part):
+            sees(folder, **{blocks + k: v for k, v in changes.items()})
+
+
+def test_k4_the_step_hides_what_the_model_was_trained_without(start, tmp_path):
+    causal = changed(start, tmp_path / "causal", visibility="block_causal", block_length=8)
+    part = step.Prepared(*[None] * 7)._replace(noised=tokens_of(8), prompt_length=None)
+    random_length = {"training.noise.random_length_prob": 0}
+    for folder, changes, expected in (
+        (causal, {}, ("block_causal", 8)),
+        (causal, {"training.block_attention.enabled": False}, ("full", None)),
+        (start, {}, ("full", None)),
+    ):
+        _, config, _ = sees(folder, **changes, **random_length)
+        mask = step.mask_of(part, config)
+        assert (mask.kind, mask.block_length) == expected
+
+
+def tokens_of(length: int):
+    import numpy as np
+
+    return np.zeros((1, length), np.int32)
+
+
+def test_k4_a_run_hands_on_what_its_model_was_trained_with(start, tmp_path, capsys):
+    causal = changed(start, tmp_path / "causal", visibility="block_causal", block_length=8, mask_token_id=1055)
+    quiet = {"evaluation.do_eval_loss": False, "training.max_steps": 1, "training.save_steps": 1}
+    run(causal, tmp_path / "run", **quiet)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["visibility"], config["block_length"], config["mask_token_id"]) == ("block_causal", 8, 1055)
+    said = capsys.readouterr().out
+    assert "mask token 1055 (a row that no token uses; named by the model's config.json)" in said
+    assert "visibility block_causal in blocks of 8 (the model's own)" in said
+
+
+def test_the_choice_is_text_for_any_program(tokenizer):
+    config = q.ModelConfig.from_hf(json.loads((TINY / "config.json").read_text()))
+    found = mask_token.choose("auto", TINY, config, tokenizer, "--mask")
+    assert found == (1050, "the first that is free", None, False)
+    assert mask_token.choose(None, TINY, config, tokenizer, "--mask") is None
+    assert tokens.stop_ids(config, tokenizer) == (1024, 1026)

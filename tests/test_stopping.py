@@ -1,0 +1,204 @@
+"""A request to stop is answered within seconds (K1), whatever the run is doing; nothing that was computed is lost."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+from test_checkpoints import assert_same_lines, started, steps_of
+from test_train import assert_same, finished, run, settings  # noqa: F401
+
+import qwen3llada_jax as q
+from train import evaluate, signals
+from train.metrics import read_lines
+
+
+def ask() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_k1_an_evaluation_is_given_up_and_made_up_for(start, finished, tmp_path, monkeypatch, capsys):  # noqa: F811
+    """SIGTERM in its first batch of two: saved at once; the same command begins with that evaluation."""
+    out, batches, seen = tmp_path / "run", evaluate.batches_of, []
+
+    def ask_in_the_first(*rest):
+        for batch in batches(*rest):
+            seen.append(batch)
+            if len(seen) == 2:  # the first was compiled for
+                ask()
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "batches_of", ask_in_the_first)
+        patch.setattr("train.run.batches_of", ask_in_the_first)
+        run(start, out)
+    assert len(seen) == 2
+    assert "stopped and saved at update 2 of 6" in capsys.readouterr().out
+    assert steps_of(out) == [2]
+    assert not [r for r in read_lines(out / "metrics.jsonl") if "eval_loss" in r]
+    # Killed behind the evaluation that was owed, before anything more is saved: it is not written twice.
+    with monkeypatch.context() as patch:
+        patch.setattr("train.loop._Loop.count", lambda *_: (_ for _ in ()).throw(q.InputError("killed")))
+        with pytest.raises(q.InputError, match="killed"):
+            run(start, out)
+    assert len([r for r in read_lines(out / "metrics.jsonl") if "eval_loss" in r]) == 1
+    assert_same(run(start, out), finished[1])
+    assert_same_lines(out, finished[0])
+
+
+def test_k1_samples_are_given_up_and_made_up_for(start, tmp_path, monkeypatch):
+    """The same, asked between an evaluation and its samples."""
+    more = {"evaluation.prompts": '["A", "B"]', "evaluation.max_new_tokens": 2, "evaluation.sampling_steps": 2,
+            "training.max_steps": 3}  # fmt: skip
+    out, real = tmp_path / "run", evaluate.evaluate
+
+    def ask_behind(*rest):
+        values = real(*rest)
+        if os.environ.get("ASK") and len(read_lines(out / "metrics.jsonl")) == 4:  # of update 3
+            ask()
+        return values
+
+    monkeypatch.setattr("train.loop.evaluate", ask_behind)
+    monkeypatch.setenv("ASK", "1")
+    run(start, out, **more)
+    assert not read_lines(out / "samples.jsonl")
+    monkeypatch.delenv("ASK")
+    run(start, out, **more)
+    with monkeypatch.context() as patch:  # nor is it made up for twice
+        patch.setattr("train.loop._Loop.look", lambda *_: pytest.fail("again"))
+        run(start, out, **more)
+    assert [(r["step"], r["prompt"]) for r in read_lines(out / "samples.jsonl")] == [(3, "A"), (3, "B")]
+    assert [r["step"] for r in read_lines(out / "metrics.jsonl") if "eval_loss" in r] == [2, 3]
+
+
+def test_k1_what_cannot_be_interrupted_is_saved_from_another_thread(monkeypatch):
+    """And only where that is allowed."""
+    ends, saved = [], threading.Event()
+    monkeypatch.setattr(signals, "GRACE", 0.2)
+    monkeypatch.setattr(signals.os, "_exit", ends.append)
+    with signals.stop_requests() as stop:
+        assert not stop()
+        ask()
+        time.sleep(0.5)
+        assert stop()
+        assert not ends  # the loop is elsewhere, and will get to it
+        with stop.rescued(saved.set):
+            assert saved.wait(5)
+        for _ in range(50):
+            if ends:
+                break
+            time.sleep(0.02)
+    assert set(ends) == {0}
+
+
+def test_k1_a_loop_that_answers_is_not_rescued(monkeypatch):
+    monkeypatch.setattr(signals, "GRACE", 0.2)
+    monkeypatch.setattr(signals.os, "_exit", lambda code: pytest.fail("ended"))
+    with signals.stop_requests() as stop, stop.rescued(lambda: pytest.fail("rescued")):
+        ask()
+        while not stop():
+            time.sleep(0.01)
+    time.sleep(0.4)
+
+
+STUCK = """
+import ctypes, sys
+from train.signals import leave_on_sigterm
+with leave_on_sigterm():
+    print("ready", flush=True)
+    ctypes.CDLL(None).sleep(60)  # as a compile: Python's own handlers wait until it returns
+"""
+
+
+def test_k1_sigterm_in_a_compile_before_the_first_update():
+    process = started(STUCK)
+    assert process.stdout.readline() == "ready\n"
+    begin = time.perf_counter()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 0
+    assert time.perf_counter() - begin < 5
+    assert process.stderr.read() == "stopped: there is nothing to save\n"
+
+
+def test_k1_what_the_system_calls_is_put_back():
+    """`jax.distributed` catches SIGTERM below Python, where only sigaction(2) can put it back."""
+    before = signals._c_handler()
+    was = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        assert signals._c_handler().raw != before.raw
+        signals._set_c_handler(before)
+        assert signals._c_handler().raw[:8] == before.raw[:8]
+    finally:
+        signal.signal(signal.SIGTERM, was)
+
+
+WORKERS = """
+import multiprocessing, time
+from train.signals import leave_on_sigterm
+with leave_on_sigterm():
+    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    worker.start()
+    time.sleep(0.5)
+    worker.terminate()  # SIGTERM, by which a pool ends those that tokenise
+    worker.join(10)
+    print("worker", worker.exitcode, flush=True)
+"""
+
+
+def test_k1_sigterm_of_a_worker_is_none_of_the_run():
+    process = started(WORKERS)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (0, "worker -15\n"), err
+
+
+RUN = """
+import ctypes, sys
+from pathlib import Path
+from train import loop, signals
+from train import run
+from train.read_config import read_config
+
+signals.GRACE = 0.5
+what, pairs = sys.argv[1], [tuple(pair.split("=", 1)) for pair in sys.argv[2:]]
+
+def stuck(*_):
+    print("stuck", flush=True)
+    ctypes.CDLL(None).sleep(100)
+
+if what == "samples":
+    loop.samples.write_samples = stuck
+else:
+    real = loop.compiler
+    def compiler(step_fn):
+        compile_step, times = real(step_fn), []
+        def compile_or_hang(*rest):
+            times.append(1)
+            stuck() if len(times) == 4 else compile_step(*rest)  # once made ready, then before updates 1, 2, 3
+        return compile_or_hang
+    run.compiler = compiler
+run.train(read_config(None, pairs))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["samples", "a new shape's compile"])
+def test_k1_a_stuck_run_is_saved_and_goes_on(start, finished, tmp_path, monkeypatch, what):  # noqa: F811
+    out = tmp_path / "run"
+    more = {"training.save_steps": 2, "evaluation.prompts": '["A"]', "evaluation.max_new_tokens": 2,
+            "evaluation.sampling_steps": 2, "mesh.data": 1}  # fmt: skip
+    monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1"))
+    process = started(RUN, what, *(f"{k}={v}" for k, v in settings(start, out, **more)))
+    lines = iter(process.stdout.readline, "")
+    assert any(line == "stuck\n" for line in lines), process.stderr.read()
+    begin = time.perf_counter()
+    process.send_signal(signal.SIGTERM)
+    rest = process.communicate(timeout=60)[0]
+    assert process.returncode == 0
+    assert time.perf_counter() - begin < 20
+    stopped = 3 if what == "samples" else 2
+    assert f"update {stopped} of 6; the same command goes on from there" in rest
+    assert max(steps_of(out)) == stopped
+    assert_same(run(start, out, **more), finished[1])
+    if what == "samples":
+        assert [r["step"] for r in read_lines(out / "samples.jsonl")] == [3, 6]

@@ -1,0 +1,258 @@
+"""Update after update, with what lies between them, until the end or until somebody asks to stop."""
+
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+from orbax.checkpoint import CheckpointManager
+
+from train import checkpoints, data, guard, hints, interval, samples
+from train.batches import Batches
+from train.config import Config
+from train.evaluate import StoppedError, evaluate
+from train.meter import Meter, peak_of_run
+from train.optim import schedule
+from train.profile import Profile
+from train.signals import Stop, stop_requests
+from train.start import Start
+from train.step import DeviceBatch, State, weights
+from train.watch import Watch, say
+
+EVALUATION, SAMPLES = "evaluation", "samples"
+
+
+class Ahead(NamedTuple):
+    """A batch, the same on its devices, and where the data stand after it."""
+
+    batch: data.Batch
+    on_devices: DeviceBatch
+    place: Any
+
+
+class Ready(NamedTuple):
+    """A run that is about to compute its first update.
+
+    Attributes:
+        held_out: rows of the held-out loss; None: none is computed.
+        first: updates done before this start.
+        steps: updates when the run ends.
+        next: the batch of the first update; None: no update is left.
+        ahead: those behind it, made ahead.
+        compile_step: compiles the training step for a batch, where its shape is new.
+    """
+
+    start: Start
+    mesh: Mesh
+    batches: Batches
+    held_out: data.Rows | None
+    resumed: checkpoints.Resumed
+    first: int
+    steps: int
+    next: Ahead | None
+    ahead: Generator[Ahead]
+    profile: Profile
+    graphdef: Any
+    step_fn: Any
+    eval_fn: Any
+    compile_step: Callable[[State, DeviceBatch, Callable[[str], None]], None]
+
+
+def run_loop(config: Config, output: Path, logs: Path, ready: Ready) -> None:
+    """From the first update to the last, or to a request to stop; then a line for the person watching.
+
+    Raises:
+        InputError: an update that the rules do not allow, or a checkpoint that cannot be written.
+    """
+    every, keep_best, ledger = config.evaluation, config.training.keep_best, ready.resumed.ledger
+    with (
+        stop_requests() as stop,
+        jax.set_mesh(ready.mesh),
+        checkpoints.open_checkpoints(output, config.training.save_total_limit, keep_best=keep_best) as manager,
+        Watch(config, logs, ready.first, ready.steps, elapsed=ledger.get("elapsed", 0.0),
+              again=ledger.get("owes", ())) as watch,
+        closing(ready.ahead),
+    ):  # fmt: skip
+        loop = _Loop(config, output, ready, manager, watch, stop)
+        loop.run()
+        best = manager.best_step() if keep_best and every.do_eval_loss else None
+    if ready.batches.counts():
+        say("data read: " + ready.batches.counts().replace("\n", "\n  "))
+    if loop.done < ready.steps or loop.owes:
+        say(loop.stopped())
+        return
+    if best not in (None, ready.steps):
+        say(f"lowest held-out loss at update {best}: {output}/checkpoints/{best}")
+    say(f"{output}: {ready.steps} updates; sample from it with: {hints.sample(config, output)}")
+
+
+class _Loop:
+    """Where a run stands. What a checkpoint needs changes together, after each update, so that `save_and_leave` may
+    come from another thread at any moment that `Stop.rescued` allows."""
+
+    def __init__(
+        self, config: Config, output: Path, ready: Ready, manager: CheckpointManager, watch: Watch, stop: Stop
+    ):
+        self.config, self.output, self.ready = config, output, ready
+        self.manager, self.watch, self.stop = manager, watch, stop
+        self.state, self.place, ledger = ready.resumed
+        self.done = self.saved = ready.first
+        self.total = interval.fresh(ready.mesh, ledger.get("interval"))
+        self.seen: int | None = ledger.get("tokens", None if ready.first else 0)
+        self.owes: list[str] = list(ledger.get("owes", ()))
+        self.metrics: Any = None  # of the newest update
+        self.unseen: Any = None  # the same, while nobody has waited for it
+        self.meter = Meter(ready.start.config, peak_of_run(config))
+
+    def run(self) -> None:
+        """All updates that are left, or those until a request to stop, saved."""
+        config, ready, watch = self.config, self.ready, self.watch
+        rate = schedule(config, ready.steps)
+        skips = "skip" in (config.training.on_nan, config.training.on_spike)
+        self.say_where()
+        if self.owes:  # of the update that the last stop came behind
+            self.look(self.owes)
+            if self.stop():
+                return
+            checkpoints.settle(self.manager, self.done)
+        for step in range(ready.first, ready.steps):
+            with self.stop.rescued(self.save_and_leave):
+                with self.meter.waiting():
+                    batch, on_devices, place = ready.next if ready.next and step == ready.first else next(ready.ahead)
+                with self.meter.paused(None):
+                    ready.compile_step(self.state, on_devices, watch.say)
+            ready.profile.before(step, self.state)
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                state, metrics = ready.step_fn(self.state, on_devices)
+            before, self.unseen = self.unseen, metrics
+            self.state, self.metrics, self.place, self.done = state, metrics, place, step + 1
+            with self.meter.paused(None):  # the first time, it is compiled
+                self.total = interval.add(self.total, {k: metrics[k] for k in interval.NEEDED})
+            self.count(batch)
+            checkpoints.check_written(self.manager)
+            if before is not None:  # one update late, while the devices are busy with the next
+                guard.report(step, before, config.training, watch.say)
+            if ready.profile.after(self.done, metrics):
+                watch.say(f"{self.done:>7}  trace of {config.project.profile} update(s) in {ready.profile.folder}")
+            logs, saves, due = self.due()
+            if logs or saves or due:
+                self.judge()
+            if logs:
+                with self.meter.paused(metrics):
+                    skipped = int(metrics["skipped"])
+                    values = {"lr": float(rate(step - skipped)), **interval.read(self.total)}
+                    self.total = interval.fresh(ready.mesh)
+                values |= {"skipped": skipped} if skips else {}
+                watch.metrics({"step": self.done, **values, **self.meter.read()})
+            eval_loss = self.look(due) if due else None
+            stops = self.stop()
+            if saves or stops:
+                with self.meter.paused(metrics):
+                    self.save(eval_loss)
+            if stops:
+                return
+
+    def due(self) -> tuple[bool, bool, list[str]]:
+        """(whether a line is due after this update, whether a checkpoint is, what else is)."""
+        done, every, is_last = self.done, self.config.evaluation, self.done == self.ready.steps
+        looks = done % every.eval_every_steps == 0 or is_last
+        saves = done % self.config.training.save_steps == 0 or is_last
+        evaluates = self.ready.held_out is not None and (looks or (saves and self.config.training.keep_best))
+        due = [EVALUATION] * evaluates + [SAMPLES] * bool(looks and every.prompts)
+        return done % every.steps == 0 or is_last or done == 1, saves, due
+
+    def count(self, batch: data.Batch) -> None:
+        """One update more."""
+        self.meter.count(batch)
+        self.watch.advance()
+        if self.seen is not None:
+            self.seen += int(batch.real_length.sum())
+        self.say_where()
+
+    def say_where(self) -> None:
+        """What stands in every record from now on."""
+        rows, an_epoch = self.done * self.config.training.batch_size, self.ready.batches.rows_per_epoch
+        self.watch.stands(tokens=self.seen, epoch=None if an_epoch is None else rows / an_epoch)
+
+    def judge(self) -> None:
+        """Wait for the newest update, and stop the run if it may not stand."""
+        metrics, self.unseen = self.unseen, None
+        if metrics is not None:
+            guard.report(self.done, metrics, self.config.training, self.watch.say)
+
+    def look(self, due: Iterable[str]) -> float | None:
+        """Evaluate and write samples, unless somebody asks to stop; the held-out loss, if it was computed.
+
+        What is not done is owed: the run that goes on from here begins with it.
+        """
+        config, ready, eval_loss = self.config, self.ready, None
+        self.owes = list(due)
+        pad_id = ready.start.tokenizer.eos_token_id
+        with (
+            self.meter.paused(self.metrics),
+            self.stop.rescued(self.save_and_leave),
+            suppress(StoppedError),
+        ):
+            if EVALUATION in self.owes:
+                assert ready.held_out is not None
+                losses = evaluate(
+                    ready.eval_fn, weights(self.state), ready.held_out, pad_id, config, ready.mesh, self.stop
+                )
+                self.watch.metrics({"step": self.done, **losses})
+                eval_loss = losses["eval_loss"]
+                self.owes.remove(EVALUATION)
+            if SAMPLES in self.owes and not self.stop():
+                network = nnx.merge(ready.graphdef, weights(self.state))
+                samples.write_samples(network, ready.start.tokenizer, config, self.done, self.watch, ready.mesh)
+                self.owes.remove(SAMPLES)
+        return eval_loss
+
+    def save(self, eval_loss: float | None = None) -> None:
+        """Begin to save what stands; nothing bad is saved."""
+        self.judge()
+        stands = {"fingerprint": self.ready.batches.fingerprint, "state": self.place}
+        ledger = {"interval": interval.to_json(self.total), "tokens": self.seen, "elapsed": self.watch.elapsed,
+                  "owes": self.owes}  # fmt: skip
+        checkpoints.save(self.manager, self.state, self.config, self.ready.start.config, stands, eval_loss, ledger)
+        self.saved = self.done
+
+    def save_and_leave(self) -> None:
+        """The last thing of a process whose loop does not get to a request to stop."""
+        with jax.set_mesh(self.ready.mesh):  # known to the main thread alone
+            if self.saved != self.done:
+                self.save()
+            self.manager.wait_until_finished()
+        self.watch.close()
+        say(self.stopped())
+
+    def stopped(self) -> str:
+        """Where a run was stopped, in words."""
+        if not self.saved:
+            return f"{self.output}: stopped before the first update; there is nothing to save"
+        how = "stopped and saved at" if self.saved > self.ready.first else "stopped at"
+        return f"{self.output}: {how} update {self.saved} of {self.ready.steps}; the same command goes on from there"
+
+
+def compiler(step_fn: Any) -> Callable[[State, DeviceBatch, Callable[[str], None]], None]:
+    """What compiles a training step for a batch before its update, where a batch of that shape is new, and says so."""
+    known: set[Any] = set()
+
+    def compile_step(state: State, batch: DeviceBatch, tell: Callable[[str], None]) -> None:
+        shape = batch.tokens.shape
+        if shape in known:
+            return
+        known.add(shape)
+        with announced(f"the training step for {shape[0]} rows of {shape[1]} tokens", tell):
+            step_fn.lower(state, batch).compile()
+
+    return compile_step
+
+
+@contextmanager
+def announced(what: str, tell: Callable[[str], None]) -> Iterator[None]:
+    """Say that something is being compiled, which may take minutes."""
+    tell(f"compiling {what}")
+    yield
