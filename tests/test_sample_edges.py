@@ -99,6 +99,7 @@ PLACES = {
     "--infill a<mask:10000000000>": "more to fill than the 1,024 tokens that the model can hold",
     "--infill a<mask:" + "9" * 5000 + ">": "more to fill than",
     "--infill <mask:600><mask:600>": "more to fill than",
+    "--prompt x --enable-thinking": "--enable-thinking belongs to a chat",
     "--prompt x --num-samples 1000000000 --temperature 1": "1,000,000,000 texts are more than memory",
 }
 
@@ -534,7 +535,7 @@ def test_k19_a_full_or_closed_output_is_one_line(here):
 @pytest.mark.slow
 def test_k19_texts_are_utf_8_whatever_the_locale(here):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
-    code = "from pathlib import Path; from qwen3llada_jax.files import write_text; write_text(Path('t.txt'), '\\xe9\\u6587')"
+    code = "import pathlib, qwen3llada_jax.files as f; f.write_text(pathlib.Path('t.txt'), '\\xe9\\u6587')"
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, cwd=here)
     assert (here / "t.txt").read_text(encoding="utf-8") == "é文"
     write(here / "in.jsonl", [{"prompt": "é文", "messages": None}])
