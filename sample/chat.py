@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             else:
                 asked = [*messages, {"role": "user", "content": line}]
                 key = jax.random.fold_in(jax.random.key(flags.seed), turn)
-                answer = reply(model, folder, system, asked, settings, key, flags.enable_thinking)
+                answer = reply(model, folder, system, asked, settings, key, folder.thinks(flags.enable_thinking))
                 messages = messages if answer is None else [*asked, {"role": "assistant", "content": answer}]
                 turn += 1
         except InputError as error:  # a slip of the keyboard ends no conversation
@@ -101,9 +101,7 @@ def parse(arguments: Sequence[str] | None) -> Any:
     parser = command_line.Parser(__doc__)
     common.add_model_flags(parser)
     parser.add_argument("--system", metavar="TEXT", help="the system prompt")
-    parser.add_argument(
-        "--enable-thinking", action="store_true", help="let answers begin with their reasoning (default: off)"
-    )
+    common.add_thinking_flag(parser)
     parser.add_argument("--history", type=Path, metavar="FILE", help="go on with a chat that /save wrote")
     common.add_setting_flags(parser)
     return parser.parse(arguments)

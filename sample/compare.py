@@ -35,7 +35,7 @@ from qwen3llada_jax.pictures import pyplot, write_picture
 from qwen3llada_jax.rules import CONFIDENCE_RULES
 from qwen3llada_jax.sampler_config import ADAPTIVE, SamplerConfig
 from sample import opening, prompts, quality, writing
-from sample.flags import SETTINGS, add_model_flags, add_setting_flags, changed, settings_of, whole
+from sample.flags import SETTINGS, add_model_flags, add_setting_flags, add_thinking_flag, changed, settings_of, whole
 from sample.matching import KINDS, check_references, match_of, without_empty_thought
 from sample.opening import Folder
 from sample.places import check_place
@@ -57,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     flags = parse(arguments)
     variants = variants_of(settings_of(flags), flags.rules, flags.steps_list)
     rows, answers = read(flags.data, flags.limit)
+    prompts.check_thinking(flags.enable_thinking, rows, chat=flags.chat)
     if answers[0] is not None:
         check_references(match_of(flags.match)[1], answers, flags.match)
     elif flags.match != "exact":
@@ -71,7 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     variants = [dataclasses.replace(v, settings=folder.ending(v.settings)) for v in variants]
     for variant in variants:
         opening.say_if_approximate(variant.settings.for_model(folder.config), folder.config)
-    requests = prompts.requests_of(rows, folder.tokenizer, chat=flags.chat, enable_thinking=flags.enable_thinking)
+    requests = prompts.requests_of(
+        rows, folder.tokenizer, chat=flags.chat, enable_thinking=folder.thinks(flags.enable_thinking)
+    )
     size = writing.rows_of_a_batch(len(requests), flags.batch_size, folder.ways)
     for variant in variants:
         writing.check(requests, variant.settings, folder.config, size)
@@ -97,7 +100,7 @@ def parse(arguments: Sequence[str] | None) -> Any:
         help="joined by commas; see above (default: %(default)s)",
     )
     parser.add_argument("--chat", action="store_true", help="put prompts through the tokenizer's chat template")
-    parser.add_argument("--enable-thinking", action="store_true", help="let answers begin with their reasoning")
+    add_thinking_flag(parser)
     parser.add_argument(
         "--match", default="exact", metavar="HOW", help=f"what is right: {', '.join(KINDS)} (default: %(default)s)"
     )

@@ -85,6 +85,15 @@ def add_model_flags(parser: command_line.Parser, data: str = "--data") -> None:
         mesh.add_argument(flag, dest=f"mesh_{axis}", type=whole, metavar="N", help=text)
 
 
+def add_thinking_flag(parser: Any) -> None:
+    """Whether a chat's answers may begin with a reasoning."""
+    parser.add_argument(
+        "--enable-thinking",
+        action=argparse.BooleanOptionalAction,
+        help="let a chat's answers begin with their reasoning (default: as the model was taught)",
+    )
+
+
 def add_setting_flags(parser: command_line.Parser) -> None:
     """One flag for every setting of the sampler."""
     group = parser.add_argument_group("sampler")

@@ -24,7 +24,7 @@ from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.room import most_tokens
 from qwen3llada_jax.sampler_config import SamplerConfig
 from sample import answers, opening, prompts, writing
-from sample.flags import add_model_flags, add_setting_flags, settings_of, whole
+from sample.flags import add_model_flags, add_setting_flags, add_thinking_flag, settings_of, whole
 from sample.live import show_live
 from sample.places import check_place
 from sample.trace import Trace, check_trace_path, write_trace
@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Whatever can be refused is refused before the weights are read."""
     flags = parse(arguments)
     wanted, rows = settings_of(flags), asked(flags)
+    prompts.check_thinking(flags.enable_thinking, rows, chat=flags.chat)
     check_places(flags)
     folder = opening.look_at(flags)
     wanted = folder.ending(wanted)
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder.tokenizer,
         chat=flags.chat,
         system=flags.system,
-        enable_thinking=flags.enable_thinking,
+        enable_thinking=folder.thinks(flags.enable_thinking),
         samples=flags.num_samples,
         most=most_tokens(folder.config),
     )
@@ -151,7 +152,7 @@ def parse(arguments: Sequence[str] | None) -> Any:
     ask.add_argument("--infill", action="append", help="text with holes to fill: <mask>, or <mask:N> for N tokens")
     ask.add_argument("--chat", action="store_true", help="put prompts through the tokenizer's chat template")
     ask.add_argument("--system", metavar="TEXT", help="the chat's system prompt")
-    ask.add_argument("--enable-thinking", action="store_true", help="let a chat's answers begin with their reasoning")
+    add_thinking_flag(ask)
     ask.add_argument("--history", type=Path, metavar="FILE", help="the chat so far: a .json list of {role, content}")
     ask.add_argument("--num-samples", type=whole, default=1, metavar="N", help="texts for each prompt (default: 1)")
     ask.add_argument("--batch-size", type=whole, default=8, metavar="N", help="texts written together (default: 8)")

@@ -42,6 +42,10 @@ class Folder:
         ends = self.config.eos_token_ids if settings.eos_token_ids is None else settings.eos_token_ids
         return dataclasses.replace(settings, eos_token_ids=ends)
 
+    def thinks(self, asked: bool | None) -> bool:
+        """Whether answers begin with a reasoning: as asked for, else as the model was taught."""
+        return self.config.enable_thinking if asked is None else asked
+
     @contextmanager
     def on_mesh(self) -> Iterator[None]:
         """Everything inside runs on the mesh, if there is one."""

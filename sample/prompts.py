@@ -78,8 +78,6 @@ def requests_of(
         raise InputError("a text with holes is taken as it stands; leave out --chat and --system")
     if system is not None and not chat and "messages" not in kinds:
         raise InputError("--system belongs to a chat; add --chat")
-    if enable_thinking and not chat and "messages" not in kinds:
-        raise InputError("--enable-thinking belongs to a chat; add --chat")
     requests = []
     for number, row in enumerate(rows):
         kind = next(k for k in ("infill", "messages", "prompt") if k in row)
@@ -93,6 +91,16 @@ def requests_of(
         extra = {k: v for k, v in row.items() if k != kind}
         requests += [Request(number, sample, kind, given, tuple(ids), extra) for sample in range(samples)]
     return requests
+
+
+def check_thinking(asked: bool | None, rows: Sequence[Mapping[str, Any]], *, chat: bool) -> None:
+    """Refuse --enable-thinking where no chat template is used.
+
+    Raises:
+        InputError: saying so.
+    """
+    if asked is not None and not chat and not any("messages" in row for row in rows):
+        raise InputError("--enable-thinking belongs to a chat; add --chat")
 
 
 def _ids_of(
@@ -240,7 +248,7 @@ def up_to_stop(answer: list[int], stops: tuple[int, ...]) -> list[int]:
 def _asked(where: str, line: str) -> dict[str, Any]:
     """A line as one of `KINDS`, with all its columns."""
     try:
-        row = parse_row(line)
+        row = {name: value for name, value in parse_row(line).items() if name not in KINDS or value is not None}
         is_chat = any(row.get(name) is not None for name in ("messages", "conversations"))
         if "infill" not in row and (is_chat or not isinstance(row.get("prompt", []), str)):
             return row | {"messages": list(read_conversation(row).messages)}

@@ -99,6 +99,7 @@ PLACES = {
     "--infill a<mask:10000000000>": "more to fill than the 1,024 tokens that the model can hold",
     "--infill a<mask:" + "9" * 5000 + ">": "more to fill than",
     "--infill <mask:600><mask:600>": "more to fill than",
+    "--prompt x --enable-thinking": "--enable-thinking belongs to a chat",
     "--prompt x --num-samples 1000000000 --temperature 1": "1,000,000,000 texts are more than memory",
 }
 
@@ -275,7 +276,7 @@ def test_k16_a_conversation_beyond_the_positions_drops_its_first_turns_and_says_
         return real(model, rows, settings, **options)
 
     monkeypatch.setattr(q, "watch", spy)
-    long = "word " * 160
+    long = "word " * 250
     said = [f"first {long}", f"second {long}", f"third {long}", f"fourth {long}", "word " * 1100, "short"]
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(said) + "\n/save all.json\n"))
     chat.main(["--model", "model", *SHORT, "--steps", "2"])
@@ -505,12 +506,11 @@ def test_k19_ctrl_c_leaves_at_once(here):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("program", ["sample.generate", "sample.chat", "train.plan"])
+@pytest.mark.parametrize("program", ["sample.generate", "converters.from_hf"])
 def test_k19_a_platform_that_is_not_here_is_one_line(here, program):
     arguments = {
         "sample.generate": ["--model", here / "model", *SHORT, "--prompt", "x"],
-        "sample.chat": ["--model", here / "model", *SHORT],
-        "train.plan": ["--model.qwen3llada_model_path", here / "model", "--model.mask_token_id", MASK],
+        "converters.from_hf": ["--src", here / "model", "--dst", here / "imported", "--mask-token-id", MASK],
     }[program]
     done = run_program(program, *arguments, check=None, env={"JAX_PLATFORMS": "cuda"})
     assert_one_line_error(done, "JAX_PLATFORMS=cuda: no such device here")
@@ -530,14 +530,12 @@ def test_k19_a_full_or_closed_output_is_one_line(here):
         assert part in done.stderr
         if place == "2>&-":
             assert "NFE" not in done.stdout
-    done = subprocess.run(f"{command} --out o.jsonl >&-", shell=True, capture_output=True, env=environment, check=False)
-    assert done.returncode == 0  # nothing goes there
 
 
 @pytest.mark.slow
 def test_k19_texts_are_utf_8_whatever_the_locale(here):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
-    code = "from pathlib import Path; from qwen3llada_jax.files import write_text; write_text(Path('t.txt'), 'é文')"
+    code = "import pathlib, qwen3llada_jax.files as f; f.write_text(pathlib.Path('t.txt'), '\\xe9\\u6587')"
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, cwd=here)
     assert (here / "t.txt").read_text(encoding="utf-8") == "é文"
     write(here / "in.jsonl", [{"prompt": "é文", "messages": None}])

@@ -10,6 +10,7 @@ from qwen3llada_jax.config import ModelConfig
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.jsonl import BadRowError
 from qwen3llada_jax.model import Qwen3LLaDA
+from qwen3llada_jax.room import check_positions
 from qwen3llada_jax.sampler_config import SamplerConfig
 from qwen3llada_jax.sampling import generate
 from train.config import Config
@@ -26,7 +27,8 @@ def check(config: Config, architecture: ModelConfig, tokenizer: Any) -> None:
         sampler(config).for_model(architecture)
     except InputError as error:
         raise InputError(f"evaluation: {error} (gen_length is max_new_tokens here, steps sampling_steps)") from error
-    _prompts(config, tokenizer)
+    lengths = [len(ids) for ids in _prompts(config, tokenizer)]
+    check_positions(architecture, lengths, config.evaluation.max_new_tokens, "evaluation.prompts:")
 
 
 def write_samples(model: Qwen3LLaDA, tokenizer: Any, config: Config, step: int, watch: Watch, mesh: Mesh) -> None:
