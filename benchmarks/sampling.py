@@ -160,8 +160,7 @@ def measure(row: Row, sides: dict[str, ProcessPoolExecutor], repeats: int) -> di
 def share_right(row: Row, written: list[list[int]]) -> float:
     """Of all lists, those sorted rightly and in their places."""
     from qwen3llada_jax.checkpoint import read_model_config
-    from qwen3llada_jax.tokens import load_tokenizer
-    from sample.prompts import up_to_stop
+    from qwen3llada_jax.tokens import load_tokenizer, up_to_stop
 
     tokenizer, ends = load_tokenizer(row.folder), read_model_config(row.folder).eos_token_ids
     right = []

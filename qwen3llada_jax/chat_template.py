@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 from qwen3llada_jax.conversations import Conversation, Message
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.jsonl import BadRowError, shortened
+from qwen3llada_jax.text_ends import END_OF_TURN
 
 TEMPLATES = ("chat", "plain")
-END_OF_TURN = "<|im_end|>"
 _THOUGHT = re.compile(r"\s*<think>(.*?)</think>", re.DOTALL)
 
 

@@ -8,7 +8,10 @@ import jax
 from jaxtyping import PRNGKeyArray
 
 from qwen3llada_jax import mask_token, sharding, tokens
-from qwen3llada_jax.errors import InputError, brief, shown
+from qwen3llada_jax.chat_template import ChatWriter
+from qwen3llada_jax.conversations import read_messages
+from qwen3llada_jax.errors import InputError, shown
+from qwen3llada_jax.jsonl import BadRowError, check_text
 from qwen3llada_jax.model import Qwen3LLaDA
 from qwen3llada_jax.sampler_config import SamplerConfig
 from qwen3llada_jax.sampling import generate
@@ -33,7 +36,8 @@ def write(
     Args:
         prompts: a text, or several; or chats, each a list of messages {"role", "content"}.
         key: as in `generate`.
-        chat: put texts through the tokenizer's chat template, as a user's message; chats always go, without thinking.
+        chat: put texts through the tokenizer's chat template, as a user's message; chats always go. Whether an answer
+            begins with its reasoning is as the model was taught.
 
     Returns:
         The answer to one text, or the list of answers to several.
@@ -45,14 +49,20 @@ def write(
         return write(model, tokenizer, [prompts], config, key=key, chat=chat)[0]
     if not isinstance(prompts, Sequence) or not prompts:
         raise InputError(f"prompts must be a text, or a list of texts or chats, not {shown(prompts)}")
-    rows = [_ids(tokenizer, prompt, chat) for prompt in prompts]
+    writer = (
+        ChatWriter(tokenizer, enable_thinking=model.config.enable_thinking)
+        if chat or not all(isinstance(prompt, str) for prompt in prompts)
+        else None
+    )
+    rows = [_ids(tokenizer, prompt, writer if chat or not isinstance(prompt, str) else None) for prompt in prompts]
     rows += rows[-1:] * (-len(rows) % sharding.ways("batch"))  # rows fill the mesh
     if config.eos_token_ids is None:
         config = dataclasses.replace(config, eos_token_ids=tokens.stop_ids(model.config, tokenizer))
     result = generate(_told_of(model, tokenizer), rows, config, key=key)
     answers = result.answers()[: len(prompts)]
     return [
-        tokenizer.decode(_up_to(answer, config.eos_token_ids or ()), skip_special_tokens=True) for answer in answers
+        tokenizer.decode(tokens.up_to_stop(answer, config.eos_token_ids or ()), skip_special_tokens=True)
+        for answer in answers
     ]
 
 
@@ -70,31 +80,12 @@ def _told_of(model: Qwen3LLaDA, tokenizer: Any) -> Qwen3LLaDA:
     return model
 
 
-def _ids(tokenizer: Any, prompt: Any, chat: bool) -> list[int]:
-    if not isinstance(prompt, str) or chat:
-        prompt = _as_text(tokenizer, [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)
+def _ids(tokenizer: Any, prompt: Any, writer: ChatWriter | None) -> list[int]:
     try:
-        return tokenizer(prompt, add_special_tokens=False).input_ids
-    except (UnicodeEncodeError, TypeError) as error:  # half a surrogate pair, say
-        raise InputError(f"prompts: {shown(prompt)} is no text ({brief(error)})") from error
-
-
-def _as_text(tokenizer: Any, turns: Any) -> str:
-    is_chat = isinstance(turns, Sequence) and len(turns) > 0
-    for turn in turns if is_chat else [None]:
-        if not isinstance(turn, Mapping) or not all(isinstance(turn.get(k), str) for k in ("role", "content")):
-            raise InputError(f"prompts: a chat is a list of {{role, content}} messages, not {shown(turns)}")
-    if not getattr(tokenizer, "chat_template", None):
-        raise InputError("the tokenizer has no chat template; leave out chat, or give it one")
-    from jinja2 import TemplateError
-
-    try:
-        return tokenizer.apply_chat_template(
-            [dict(turn) for turn in turns], tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
-    except TemplateError as error:
-        raise InputError(f"the chat template refuses these messages ({brief(error)})") from error
-
-
-def _up_to(answer: list[int], stops: Sequence[int]) -> list[int]:
-    return answer[: next((i for i, token in enumerate(answer) if token in stops), len(answer))]
+        if writer is not None:
+            turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+            prompt = writer.prompt(read_messages(turns if isinstance(turns, list) else list(turns)))
+        return tokenizer(check_text(prompt), add_special_tokens=False).input_ids
+    except (BadRowError, TypeError) as error:
+        detail = getattr(error, "detail", "")
+        raise InputError(f"prompts: {error}{f' ({detail})' if detail else ''}") from error

@@ -6,7 +6,7 @@ describe: a tokenizer is held against its files before anything is written or tr
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from typing import Any
 from qwen3llada_jax.config import ModelConfig, read_model_config
 from qwen3llada_jax.errors import InputError, brief, shown
 from qwen3llada_jax.files import home
+from qwen3llada_jax.text_ends import END_OF_TURN
 
-END_OF_TURN = "<|im_end|>"
 # Everything that pre-tokenizers and normalisers treat each in its own way.
 _SAMPLE = (
     "Hello, wörld! It's 12345 x 0.5e-3;\n\n  def f(x):\n\treturn x  # done\r\n"
@@ -105,6 +105,11 @@ def stop_ids(config: ModelConfig, tokenizer: Any) -> tuple[int, ...]:
     """The ids that end a text: the model's EOS, the tokenizer's, and the end of a chat turn."""
     ends = (*config.eos_token_ids, tokenizer.eos_token_id, tokenizer.get_vocab().get(END_OF_TURN))
     return tuple(dict.fromkeys(i for i in ends if i is not None and i < config.vocab_size))
+
+
+def up_to_stop(answer: list[int], stops: Sequence[int]) -> list[int]:
+    """An answer before the first id that ends it."""
+    return answer[: next((i for i, token in enumerate(answer) if token in stops), len(answer))]
 
 
 def token_text(tokenizer: Any, token_id: int) -> str | None:

@@ -21,11 +21,12 @@ from qwen3llada_jax.config import ModelConfig
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.files import write_text
 from qwen3llada_jax.sampler_config import SamplerConfig
+from qwen3llada_jax.tokens import up_to_stop
 from sample import flags as common
 from sample import opening
 from sample.live import show_live
 from sample.opening import Folder
-from sample.prompts import Turn, check_template, encode_chat, read_history, up_to_stop
+from sample.prompts import Turn, check_template, encode_chat, read_history
 from sample.writing import text_of
 
 COMMANDS = {

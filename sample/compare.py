@@ -34,6 +34,7 @@ from qwen3llada_jax.files import make_folder, write_text
 from qwen3llada_jax.pictures import pyplot, write_picture
 from qwen3llada_jax.rules import CONFIDENCE_RULES
 from qwen3llada_jax.sampler_config import ADAPTIVE, SamplerConfig
+from qwen3llada_jax.tokens import up_to_stop
 from sample import opening, prompts, quality, writing
 from sample.flags import SETTINGS, add_model_flags, add_setting_flags, add_thinking_flag, changed, settings_of, whole
 from sample.matching import KINDS, check_references, match_of, without_empty_thought
@@ -198,7 +199,7 @@ def measure(
     for batch in write():
         seconds += batch.seconds
         distinct += [
-            quality.distinct_share(prompts.up_to_stop(ids, stops))
+            quality.distinct_share(up_to_stop(ids, stops))
             for _, ids in zip(batch.written, batch.result.answers(), strict=False)
         ]
         if answers[0] is None:

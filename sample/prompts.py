@@ -239,12 +239,6 @@ def encode_holes(tokenizer: Any, text: str, most: int = 1 << 20) -> list[int | N
     return ids
 
 
-def up_to_stop(answer: list[int], stops: tuple[int, ...]) -> list[int]:
-    """The answer before its first end."""
-    end = next((i for i, token in enumerate(answer) if token in stops), len(answer))
-    return answer[:end]
-
-
 def _asked(where: str, line: str) -> dict[str, Any]:
     """A line as one of `KINDS`, with all its columns."""
     try:

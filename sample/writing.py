@@ -14,9 +14,10 @@ from qwen3llada_jax.canvas import NotFiniteError, for_holes
 from qwen3llada_jax.config import ModelConfig
 from qwen3llada_jax.room import beyond, check_memory, check_positions
 from qwen3llada_jax.sampler_config import SamplerConfig
+from qwen3llada_jax.tokens import up_to_stop
 from sample.clock import Clock
 from sample.opening import Folder
-from sample.prompts import Request, up_to_stop
+from sample.prompts import Request
 
 Watcher = Callable[[Iterator[q.Canvas]], q.Canvas]  # looks at every canvas, gives back the last
 

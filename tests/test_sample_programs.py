@@ -15,7 +15,7 @@ import torch
 from conftest import ROOT, TINY, assert_one_line_error, on_devices, run_program, torch_model, write
 
 import qwen3llada_jax as q
-from qwen3llada_jax import checkpoint, command_line
+from qwen3llada_jax import checkpoint, command_line, tokens
 from qwen3llada_jax.files import write_text
 from sample import chat, clock, compare, flags, generate, live, opening, prompts, quality, trace, writing
 
@@ -211,7 +211,7 @@ def test_texts_end_where_the_flag_says(tokenizer):
     folder = opening.look_at(generate.parse(["--model", str(TINY), "--prompt", "x"]))
     assert set(folder.ending(q.SamplerConfig()).eos_token_ids) == {*config.eos_token_ids, ends[0][0], ends[1][0]}
     assert folder.ending(q.SamplerConfig(eos_token_ids=(7,))).eos_token_ids == (7,)
-    assert prompts.up_to_stop([5, 6, 7, 8], (7,)) == [5, 6]
+    assert tokens.up_to_stop([5, 6, 7, 8], (7,)) == [5, 6]
 
 
 @pytest.mark.slow

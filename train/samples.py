@@ -1,5 +1,6 @@
 """What the model writes while it is being trained."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from qwen3llada_jax.model import Qwen3LLaDA
 from qwen3llada_jax.room import check_positions
 from qwen3llada_jax.sampler_config import SamplerConfig
 from qwen3llada_jax.sampling import generate
+from qwen3llada_jax.tokens import stop_ids
 from train.config import Config
 from train.watch import Watch
 
@@ -33,7 +35,8 @@ def check(config: Config, architecture: ModelConfig, tokenizer: Any) -> None:
 
 def write_samples(model: Qwen3LLaDA, tokenizer: Any, config: Config, step: int, watch: Watch, mesh: Mesh) -> None:
     """Answer `evaluation.prompts`, to samples.jsonl and the terminal; all processes take part."""
-    e, settings = config.evaluation, sampler(config)
+    e = config.evaluation
+    settings = dataclasses.replace(sampler(config), eos_token_ids=stop_ids(model.config, tokenizer))
     prompts = _prompts(config, tokenizer)
     prompts += prompts[-1:] * (-len(prompts) % (mesh.shape["data"] * mesh.shape["fsdp"]))  # rows fill the mesh
     result = generate(model, prompts, settings, key=jax.random.key(config.project.seed))
