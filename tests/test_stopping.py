@@ -102,18 +102,27 @@ def test_k1_a_loop_that_answers_is_not_rescued(monkeypatch):
     time.sleep(0.4)
 
 
-STUCK = """
-import ctypes, sys
+# As a compile: Python's own handlers wait until it returns. A lock taken twice is not woken by a signal, as a sleep is.
+HANG = """
+import ctypes
+
+def hang(*_):
+    lock = ctypes.create_string_buffer(64)
+    print("stuck", flush=True)
+    for _ in range(2):
+        ctypes.CDLL(None).pthread_mutex_lock(lock)
+"""
+STUCK = f"""{HANG}
 from train.signals import leave_on_sigterm
 with leave_on_sigterm():
-    print("ready", flush=True)
-    ctypes.CDLL(None).sleep(60)  # as a compile: Python's own handlers wait until it returns
+    hang()
 """
 
 
 def test_k1_sigterm_in_a_compile_before_the_first_update():
     process = started(STUCK)
-    assert process.stdout.readline() == "ready\n"
+    assert process.stdout.readline() == "stuck\n"
+    time.sleep(0.2)
     begin = time.perf_counter()
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=30) == 0
@@ -152,9 +161,8 @@ def test_k1_sigterm_of_a_worker_is_none_of_the_run():
     assert (process.returncode, out) == (0, "worker -15\n"), err
 
 
-RUN = """
-import ctypes, sys
-from pathlib import Path
+RUN = f"""{HANG}
+import sys
 from train import loop, signals
 from train import run
 from train.read_config import read_config
@@ -162,19 +170,15 @@ from train.read_config import read_config
 signals.GRACE = 0.5
 what, pairs = sys.argv[1], [tuple(pair.split("=", 1)) for pair in sys.argv[2:]]
 
-def stuck(*_):
-    print("stuck", flush=True)
-    ctypes.CDLL(None).sleep(100)
-
 if what == "samples":
-    loop.samples.write_samples = stuck
+    loop.samples.write_samples = hang
 else:
     real = loop.compiler
     def compiler(step_fn):
         compile_step, times = real(step_fn), []
         def compile_or_hang(*rest):
             times.append(1)
-            stuck() if len(times) == 4 else compile_step(*rest)  # once made ready, then before updates 1, 2, 3
+            hang() if len(times) == 4 else compile_step(*rest)  # once made ready, then before updates 1, 2, 3
         return compile_or_hang
     run.compiler = compiler
 run.train(read_config(None, pairs))
@@ -191,6 +195,7 @@ def test_k1_a_stuck_run_is_saved_and_goes_on(start, finished, tmp_path, monkeypa
     process = started(RUN, what, *(f"{k}={v}" for k, v in settings(start, out, **more)))
     lines = iter(process.stdout.readline, "")
     assert any(line == "stuck\n" for line in lines), process.stderr.read()
+    time.sleep(0.2)
     begin = time.perf_counter()
     process.send_signal(signal.SIGTERM)
     rest = process.communicate(timeout=60)[0]

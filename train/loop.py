@@ -1,7 +1,7 @@
 """Update after update, with what lies between them, until the end or until somebody asks to stop."""
 
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -103,6 +103,7 @@ class _Loop:
         self.total = interval.fresh(ready.mesh, ledger.get("interval"))
         self.seen: int | None = ledger.get("tokens", None if ready.first else 0)
         self.owes: list[str] = list(ledger.get("owes", ()))
+        self.eval_loss: float | None = None  # of what stands, once it is computed
         self.metrics: Any = None  # of the newest update
         self.unseen: Any = None  # the same, while nobody has waited for it
         self.meter = Meter(ready.start.config, peak_of_run(config))
@@ -128,7 +129,7 @@ class _Loop:
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 state, metrics = ready.step_fn(self.state, on_devices)
             before, self.unseen = self.unseen, metrics
-            self.state, self.metrics, self.place, self.done = state, metrics, place, step + 1
+            self.state, self.metrics, self.place, self.done, self.eval_loss = state, metrics, place, step + 1, None
             with self.meter.paused(None):  # the first time, it is compiled
                 self.total = interval.add(self.total, {k: metrics[k] for k in interval.NEEDED})
             self.count(batch)
@@ -147,11 +148,12 @@ class _Loop:
                     self.total = interval.fresh(ready.mesh)
                 values |= {"skipped": skipped} if skips else {}
                 watch.metrics({"step": self.done, **values, **self.meter.read()})
-            eval_loss = self.look(due) if due else None
+            if due:
+                self.look(due)
             stops = self.stop()
             if saves or stops:
                 with self.meter.paused(metrics):
-                    self.save(eval_loss)
+                    self.save()
             if stops:
                 return
 
@@ -183,12 +185,12 @@ class _Loop:
         if metrics is not None:
             guard.report(self.done, metrics, self.config.training, self.watch.say)
 
-    def look(self, due: Iterable[str]) -> float | None:
-        """Evaluate and write samples, unless somebody asks to stop; the held-out loss, if it was computed.
+    def look(self, due: Iterable[str]) -> None:
+        """Evaluate and write samples, unless somebody asks to stop.
 
         What is not done is owed: the run that goes on from here begins with it.
         """
-        config, ready, eval_loss = self.config, self.ready, None
+        config, ready = self.config, self.ready
         self.owes = list(due)
         pad_id = ready.start.tokenizer.eos_token_id
         with (
@@ -202,21 +204,21 @@ class _Loop:
                     ready.eval_fn, weights(self.state), ready.held_out, pad_id, config, ready.mesh, self.stop
                 )
                 self.watch.metrics({"step": self.done, **losses})
-                eval_loss = losses["eval_loss"]
+                self.eval_loss = losses["eval_loss"]
                 self.owes.remove(EVALUATION)
             if SAMPLES in self.owes and not self.stop():
                 network = nnx.merge(ready.graphdef, weights(self.state))
                 samples.write_samples(network, ready.start.tokenizer, config, self.done, self.watch, ready.mesh)
                 self.owes.remove(SAMPLES)
-        return eval_loss
 
-    def save(self, eval_loss: float | None = None) -> None:
+    def save(self) -> None:
         """Begin to save what stands; nothing bad is saved."""
         self.judge()
         stands = {"fingerprint": self.ready.batches.fingerprint, "state": self.place}
         ledger = {"interval": interval.to_json(self.total), "tokens": self.seen, "elapsed": self.watch.elapsed,
                   "owes": self.owes}  # fmt: skip
-        checkpoints.save(self.manager, self.state, self.config, self.ready.start.config, stands, eval_loss, ledger)
+        architecture = self.ready.start.config
+        checkpoints.save(self.manager, self.state, self.config, architecture, stands, self.eval_loss, ledger)
         self.saved = self.done
 
     def save_and_leave(self) -> None:
@@ -245,14 +247,7 @@ def compiler(step_fn: Any) -> Callable[[State, DeviceBatch, Callable[[str], None
         if shape in known:
             return
         known.add(shape)
-        with announced(f"the training step for {shape[0]} rows of {shape[1]} tokens", tell):
-            step_fn.lower(state, batch).compile()
+        tell(f"compiling the training step for {shape[0]} rows of {shape[1]} tokens")  # it may take minutes
+        step_fn.lower(state, batch).compile()
 
     return compile_step
-
-
-@contextmanager
-def announced(what: str, tell: Callable[[str], None]) -> Iterator[None]:
-    """Say that something is being compiled, which may take minutes."""
-    tell(f"compiling {what}")
-    yield

@@ -34,7 +34,7 @@ from train.check_config import MOST
 from train.config import Config
 from train.evaluate import batches_of
 from train.lock import only_run_in
-from train.loop import Ahead, Ready, announced, compiler, run_loop
+from train.loop import Ahead, Ready, compiler, run_loop
 from train.owner import Owner, check_owner, write_owner
 from train.prefetch import prefetch
 from train.profile import Profile
@@ -206,8 +206,8 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
             compile_step(resumed.state, batch.on_devices, say)
         if held_out is not None:
             one = next(batches_of(held_out, tokenizer.eos_token_id, config, mesh))
-            with announced("the evaluation", say):
-                eval_fn.lower(weights(resumed.state), one).compile()
+            say("compiling the evaluation")
+            eval_fn.lower(weights(resumed.state), one).compile()
     return Ready(start, mesh, batches, held_out, resumed, first, steps, batch, ahead, profile, graphdef, step_fn,
                  eval_fn, compile_step)  # fmt: skip
 
