@@ -125,7 +125,7 @@ def test_tokenised_conversations_are_made_anew_for_another_length_or_template(tm
     assert changed.count > 0
 
 
-def test_several_processes_give_the_same_rows_and_the_same_errors(tmp_path, tokenizer):
+def test_several_processes_give_the_same_rows_and_the_same_errors(tmp_path, tokenizer, recwarn):
     texts = [{"text": f"{i} " + "word " * (i % 7)} for i in range(50)]
     recipe = Recipe("pretrain", 8)
 
@@ -139,6 +139,7 @@ def test_several_processes_give_the_same_rows_and_the_same_errors(tmp_path, toke
         rows(write(tmp_path / "b.jsonl", texts), None, 2),
     )
     assert one.fingerprint == two.fingerprint
+    assert not [warning for warning in recwarn if "fork" in str(warning.message)]
     with pytest.raises(InputError, match="its body is a number"):
         rows(write(tmp_path / "c.jsonl", [{"body": 3}] * 4), "body", 2)
 

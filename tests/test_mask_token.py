@@ -136,9 +136,13 @@ def test_k4_a_change_between_stages_needs_a_flag(start, tmp_path):
         find_start(configured(folder, **{"model.mask_token_id": 1060}))
     told = {"model.mask_token_id": 1060, "model.change_mask_token": True}
     assert find_start(configured(folder, **told)).config.mask_token_id == 1060
-    for source, asked in ((folder, "auto"), (start, "auto")):
-        with pytest.raises(q.InputError, match="change_mask_token has no effect"):
-            find_start(configured(source, **told | {"model.mask_token_id": asked}))
+    assert (
+        find_start(configured(changed(folder, tmp_path / "run", mask_token_id=1060), **told)).config.mask_token_id
+        == 1060
+    )
+    for asked in ("auto", "null"):
+        with pytest.raises(q.InputError, match=r"change_mask_token has no effect without model\.mask_token_id"):
+            find_start(configured(folder, **told | {"model.mask_token_id": asked}))
 
 
 def test_k4_training_asks_the_tokenizer_too(start, tmp_path):

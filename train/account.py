@@ -37,18 +37,19 @@ class Account:
     fields: Counter[str] = field(default_factory=Counter)
     fields_left_out: Counter[str] = field(default_factory=Counter)
 
-    def count_row(self, reasons: Iterable[str], where: Callable[[], str]) -> None:
-        """One row, by why each of its entries is left out (empty: it is used)."""
-        reasons = list(reasons)
+    def count_row(self, entries: Iterable[tuple[str, str]], where: Callable[[], str]) -> None:
+        """One row, by why each of its entries is left out (empty: it is used), and what was wrong with it."""
+        entries = list(entries)
+        reasons = [reason for reason, _ in entries]
         self.rows += 1
         if "" in reasons:
             self.used += 1
             self.answers_left_out.update(reason for reason in reasons if reason)
         else:
             self.left_out[reasons[0]] += 1
-        for reason in reasons:
+        for reason, detail in entries:
             if reason and reason not in self.first:
-                self.first[reason] = where()
+                self.first[reason] = where() + (f": {detail}" if detail else "")
 
     def count_seen(self, seen: str, times: int = 1) -> None:
         """The columns and fields of so many rows (see `seen_as`)."""

@@ -8,9 +8,8 @@ whole: the next update may give the old state up at once, and a killed run leave
 
 import json
 import math
-import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from qwen3llada_jax.checkpoint import params_handler, reading, short, writing
+from qwen3llada_jax.checkpoint import params_handler, writing
 from qwen3llada_jax.config import ModelConfig
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.files import write_text
@@ -41,16 +39,9 @@ from train.same_run import (
     tell_fork,
 )
 from train.step import State
+from train.stored import DamagedError, RefusedError, check_fit, items_of, read_meta, restore, step_folders
 from train.versions import versions
 from train.watch import notice
-
-
-class _DamagedError(Exception):
-    """A checkpoint whose files are missing, cut short or not what was written; the one before may be whole."""
-
-
-class _RefusedError(Exception):
-    """A checkpoint that cannot be read for another reason, which may hold of all of them."""
 
 
 class Resumed(NamedTuple):
@@ -134,7 +125,7 @@ def save(
         manager.save(
             step,
             args=ocp.args.Composite(
-                **{name: ocp.args.PyTreeSave(item) for name, item in _items(state).items()},
+                **{name: ocp.args.PyTreeSave(item) for name, item in items_of(state).items()},
                 meta=ocp.args.JsonSave(meta),
             ),
             metrics={"eval_loss": eval_loss} if eval_loss is not None and math.isfinite(eval_loss) else None,
@@ -164,18 +155,6 @@ def check_written(manager: ocp.CheckpointManager) -> None:
         manager.check_for_errors()
 
 
-def step_folders(run: Path) -> list[Path]:
-    """The finished checkpoints of a run, newest first; of a checkpoint's own folder, that one.
-
-    Their paths are absolute: orbax takes no others.
-    """
-    run = Path(os.path.abspath(run))
-    if (run / "params").is_dir():
-        return [run]
-    found = [p for p in (run / "checkpoints").glob("*") if p.name.isdigit() and p.is_dir()]
-    return sorted(found, key=lambda p: -int(p.name))
-
-
 def resume(
     run: Path, config: Config, model: ModelConfig, fingerprint: str, shapes: State, shardings: State, *, fork: bool
 ) -> Resumed:
@@ -195,20 +174,20 @@ def resume(
     for step in step_folders(run):
         reason, refusal, meta, state = "", "", {}, {}
         try:
-            meta = _read_meta(step)
-        except _DamagedError as error:
+            meta = read_meta(step)
+        except DamagedError as error:
             reason = str(error)
-        except _RefusedError as error:
+        except RefusedError as error:
             refusal = str(error)
         if not (reason or refusal):
             check_settings(run, step, meta, config, model, shapes, fork=fork)
             if not fork:
                 check_same_data(run, meta, config, fingerprint)
             try:
-                state = _restore(step, shapes, shardings)
-            except _DamagedError as error:
+                state = restore(step, shapes, shardings)
+            except DamagedError as error:
                 reason = str(error)
-            except _RefusedError as error:
+            except RefusedError as error:
                 refusal = str(error)
         is_read = _all_processes(not (reason or refusal))
         if is_read:
@@ -246,8 +225,8 @@ def check_before_data(run: Path, config: Config, model: ModelConfig, shapes: Sta
     """
     for step in step_folders(run):
         try:
-            meta = _read_meta(step)
-        except (_DamagedError, _RefusedError):  # `resume` says so
+            meta = read_meta(step)
+        except (DamagedError, RefusedError):  # `resume` says so
             continue
         check_settings(run, step, meta, config, model, shapes, fork=fork)
         return
@@ -263,12 +242,12 @@ def check_settings(
     """
     try:
         (check_fork if fork else check_same_run)(run, meta, config, model)
-        _check_items_fit(step, shapes)
+        check_fit(step, shapes)
     except OtherRunError as error:
         way = start_from_weights(run)
         with suppress(OtherRunError):  # where even another folder would not do, its weights alone will
             check_fork(run, meta, config, model)
-            _check_items_fit(step, shapes)
+            check_fit(step, shapes)
             way = go_on_elsewhere(run)
         raise InputError(f"{error}; set them back, or {way}") from error
 
@@ -278,68 +257,6 @@ def _unreadable(step: Path, reason: str) -> InputError:
         f"{step}: cannot be read ({reason}); nothing shows that it is damaged, so it was let be. Mend that, or go on "
         "from an earlier one: training.resume_from RUN/checkpoints/N with a new project.output_dir"
     )
-
-
-def _read_meta(step: Path) -> dict[str, Any]:
-    try:
-        meta = json.loads((step / "meta" / "metadata").read_text())
-        if meta["step"] != int(step.name):
-            raise ValueError(f"its meta is that of update {meta['step']}")
-        if not isinstance(meta["data"]["fingerprint"], str):
-            raise ValueError("its meta names no data")
-        for newer in ("checksums", "ledger"):  # older checkpoints have none
-            meta.setdefault(newer, {})
-        return {k: dict(meta[k]) for k in ("config", "model", "data", "versions", "checksums", "ledger")}
-    except (ValueError, FileNotFoundError, KeyError, TypeError) as error:
-        raise _DamagedError(f"meta: {type(error).__name__} {short(error)}"[:200]) from error
-    except OSError as error:
-        raise _RefusedError(f"meta: {error.strerror}") from error
-
-
-def _restore(step: Path, shapes: State, shardings: State) -> State:
-    target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-    restored = {}
-    handler = params_handler()  # used bare: orbax's `Checkpointer` would wait for a process that could not read
-    for name, part in _items(target).items():
-        item = epath.Path(step / name)
-        arguments = ocp.args.PyTreeRestore(item=part, restore_args=ocp.checkpoint_utils.construct_restore_args(part))
-        with _reading(name):
-            _check_fits(step / name, handler.metadata(item).tree, part)
-            restored[name] = handler.restore(item, args=arguments)
-    if int(restored["opt"]["step"]) != int(step.name):
-        raise _DamagedError(f"opt: it is the state of update {int(restored['opt']['step'])}")
-    opt = restored.pop("opt")
-    return {**restored, **opt}
-
-
-def _items(state: State) -> dict[str, Any]:
-    """What a checkpoint's items hold, by name."""
-    items = {name: state[name] for name in ("params", "ema") if name in state}
-    return items | {"opt": {"opt": state["opt"], "step": state["step"]}}
-
-
-def _reading(item: str) -> AbstractContextManager[None]:
-    """Errors of an item's reading as damage or refusal."""
-    return reading(
-        lambda reason: _DamagedError(f"{item}: {reason[:200]}"), lambda reason: _RefusedError(f"{item}: {reason[:200]}")
-    )
-
-
-def _check_items_fit(step: Path, shapes: State) -> None:
-    """`_check_fits` of every item whose description can be read; `_restore` says which cannot."""
-    for name, part in _items(shapes).items():
-        with suppress(_DamagedError, _RefusedError), _reading(name):
-            _check_fits(step / name, params_handler().metadata(epath.Path(step / name)).tree, part)
-
-
-def _check_fits(item: Path, stored: Any, wanted: Any) -> None:
-    """Arrays of other names or shapes are no damage: they are another model's, or another optimiser's."""
-    have, want = ({k: tuple(v.shape) for k, v in ocp.tree.to_flat_dict(t, sep=".").items()} for t in (stored, wanted))
-    differ = [f"{name} {have.get(name, 'absent')} → {want.get(name, 'absent')}" for name in sorted({**have, **want})
-              if have.get(name) != want.get(name)]  # fmt: skip
-    if differ:
-        more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
-        raise OtherRunError(f"{item}: the state of another model or optimiser: {'; '.join(differ[:3])}{more}")
 
 
 def _set_aside(step: Path, reason: str, *, instead: Path, leave: bool) -> None:

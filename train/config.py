@@ -44,6 +44,9 @@ class StartConfig:
     from_scratch: bool = key(False, "new: draw fresh weights, keep only architecture and tokenizer")
 
 
+BLOCK_VISIBILITY, BLOCK_LENGTH = "block_bias", 32  # where neither the run nor its model says otherwise
+
+
 @dataclass(frozen=True)
 class BlockAttentionConfig:
     enabled: bool | None = key(

@@ -172,7 +172,7 @@ _listeners: list[int] = []
 
 
 def _be_deaf() -> None:
-    """In a forked worker, whose pool ends it by SIGTERM: what it hears is no notice to the run, whose pipe it shares."""
+    """In a forked worker, whose pool ends it by SIGTERM: what it hears is no notice to the run, whose pipe it has."""
     if _listeners:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

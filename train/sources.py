@@ -229,7 +229,7 @@ def _sliced(source: Source, part: str, base: str, split_key: str) -> Source:
         source,
         dataset=dataset,
         rows=rows,
-        split=source.split or base,
+        split=part,
         cache_key=f"{source.cache_key}\0{rows}",
     )
 

@@ -12,7 +12,7 @@ from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.files import home, put_back
 from qwen3llada_jax.hub import model_folder
 from qwen3llada_jax.mask_token import MaskToken
-from train.config import BlockAttentionConfig, Config
+from train.config import BLOCK_LENGTH, BLOCK_VISIBILITY, BlockAttentionConfig, Config
 from train.watch import notice
 
 
@@ -109,10 +109,10 @@ def blocks_of(config: Config, architecture: ModelConfig) -> tuple[BlockAttention
                 "set enabled: true"
             )
         said = "the model's own" if not was_blocks else f"block_attention.enabled is false; the model's own was {own}"
-        plain = BlockAttentionConfig(False, asked.block_length or 32, "block_bias", False)
+        plain = BlockAttentionConfig(False, asked.block_length or BLOCK_LENGTH, BLOCK_VISIBILITY, False)
         return plain, f"full ({said})"
-    visibility = asked.visibility or (model.visibility if was_blocks else "block_bias")
-    length = asked.block_length or (model.block_length if was_blocks else None) or 32
+    visibility = asked.visibility or (model.visibility if was_blocks else BLOCK_VISIBILITY)
+    length = asked.block_length or (model.block_length if was_blocks else None) or BLOCK_LENGTH
     sees = asked.prompt_sees_answer
     if sees is None:
         sees = visibility == model.visibility == "block_bias" and model.prompt_sees_answer
@@ -172,9 +172,8 @@ def _mask_token(config: Config, folder: Path, architecture: ModelConfig, tokeniz
             f"{flag} {chosen.id} is not the mask token {named} that {folder}'s {where} names and that its model knows; "
             f"leave {flag} out, or set model.change_mask_token: true"
         )
-    if config.model.change_mask_token and named in (None, chosen.id):
+    if config.model.change_mask_token and config.model.mask_token_id in (None, "auto"):
         raise InputError(
-            f"model.change_mask_token has no effect: {folder} names {'none' if named is None else 'the same one'}; "
-            "leave it out"
+            f"model.change_mask_token has no effect without {flag}, the id to change to; give it, or neither"
         )
     return chosen

@@ -17,6 +17,7 @@ from train import checkpoints
 from train.config import Config
 from train.start import Start
 from train.step import State
+from train.stored import step_folders
 from train.watch import notice
 
 
@@ -34,14 +35,14 @@ def origin_of(config: Config, output: Path) -> Origin | None:
         InputError: no checkpoint where one is named, or some of another run in `output`.
     """
     goes_on = config.training.resume_from
-    if goes_on not in ("never", None) and checkpoints.step_folders(output):
+    if goes_on not in ("never", None) and step_folders(output):
         return Origin(output, is_fork=False)
     if goes_on not in ("auto", "never", None):
         other = Path(goes_on)
-        if not checkpoints.step_folders(other) or not (home(other) / "checkpoints").is_dir():
+        if not step_folders(other) or not (home(other) / "checkpoints").is_dir():
             raise InputError(f"training.resume_from {other}: no training run with checkpoints there")
         return Origin(other, is_fork=True)
-    if checkpoints.step_folders(output):
+    if step_folders(output):
         raise InputError(
             f"{output} holds the checkpoints of another run; choose another project.output_dir, or resume_from: auto"
         )
@@ -50,7 +51,7 @@ def origin_of(config: Config, output: Path) -> Origin | None:
 
 def newest_update(origin: Origin | None) -> int:
     """Updates that a run has seen when it goes on, if its newest checkpoint can be read."""
-    return int(checkpoints.step_folders(origin.run)[0].name) if origin is not None else 0
+    return int(step_folders(origin.run)[0].name) if origin is not None else 0
 
 
 def check_before_data(config: Config, origin: Origin | None, start: Start, shapes: State) -> None:

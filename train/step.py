@@ -19,7 +19,7 @@ from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.masks import Mask
 from qwen3llada_jax.model import Qwen3LLaDA
 from train import freezing, guard, optim
-from train.config import Config
+from train.config import BLOCK_LENGTH, BLOCK_VISIBILITY, Config
 from train.data import Batch
 
 State = dict[str, Any]  # {"params", "opt", "step"}, and "ema" where an average of the weights is kept
@@ -177,9 +177,9 @@ def mask_of(part: Prepared, config: Config) -> Mask:
     if not blocks.enabled:
         return Mask("full", segment_ids=part.segment_ids, is_real=is_real)
     prompts = part.prompt_length if config.training.mode == "sft" else None
-    assert blocks.visibility is not None  # `start.settled` has asked the model
-    sees = bool(blocks.prompt_sees_answer) and blocks.visibility == "block_bias"
-    return Mask(blocks.visibility, blocks.block_length, sees, prompt_length=prompts, segment_ids=part.segment_ids,
+    kind, length = blocks.visibility or BLOCK_VISIBILITY, blocks.block_length or BLOCK_LENGTH
+    sees = bool(blocks.prompt_sees_answer) and kind == "block_bias"
+    return Mask(kind, length, sees, prompt_length=prompts, segment_ids=part.segment_ids,
                 positions=part.positions, is_real=is_real)  # fmt: skip
 
 

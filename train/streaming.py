@@ -130,12 +130,9 @@ class StreamedRows:
             return
         found = list(zip(entry["row"], entry["why"], entry["detail"], strict=True))
         for number, group in groupby(found, lambda one: one[0]):
-            of_row = list(group)
             example = examples[number - numbers[0]]
             place = f"{example['file']}:{example['line']}" if self._source.is_raw else f"{self.name}: row {number}"
-            detail = next((detail for _, why, detail in of_row if why), "")
-            said = f"{place}: {detail}" if detail else place
-            self.account.count_row([why for _, why, _ in of_row], partial(str, said))
+            self.account.count_row([(why, detail) for _, why, detail in group], partial(str, place))
         for seen, times in Counter(filter(None, entry["seen"])).items():
             self.account.count_seen(seen, times)
 

@@ -6,8 +6,10 @@ functions on a few rows at a time.
 
 import hashlib
 import itertools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -342,15 +344,9 @@ class _Tokenised:
         # Of rows without any fault only the number is needed.
         account.rows = account.used = len(np.unique(numbers)) - len(touched)
         entries = np.flatnonzero(np.isin(numbers, list(touched))) if touched else lost
-        picked = self.table.take(entries).select(["row", "why", "detail"]).to_pylist()
-        for number, group in itertools.groupby(picked, lambda entry: entry["row"]):
-            of_row = list(group)
-            detail = next(entry["detail"] for entry in of_row if entry["why"])
-
-            def where(number: int = number, detail: str = detail) -> str:
-                return source.where(number) + (f": {detail}" if detail else "")
-
-            account.count_row([entry["why"] for entry in of_row], where)
+        picked = self.table.select(["row", "why", "detail"]).take(entries).to_pylist()
+        for number, of_row in itertools.groupby(picked, lambda entry: entry["row"]):
+            account.count_row([(entry["why"], entry["detail"]) for entry in of_row], partial(source.where, number))
         return account
 
 
@@ -381,17 +377,20 @@ def _tokenised(
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        mapped = dataset.map(
-            of_batch,
-            batched=True,
-            with_indices=True,
-            remove_columns=dataset.column_names,
-            num_proc=num_proc,
-            features=datasets.Features(features),
-            cache_file_name=str(folder / f"{fingerprint}.arrow"),
-            new_fingerprint=fingerprint,
-            desc="tokenising",
-        )
+        with warnings.catch_warnings():
+            # The workers only tokenise: they never touch the threads of JAX that a fork leaves behind.
+            warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+            mapped = dataset.map(
+                of_batch,
+                batched=True,
+                with_indices=True,
+                remove_columns=dataset.column_names,
+                num_proc=num_proc,
+                features=datasets.Features(features),
+                cache_file_name=str(folder / f"{fingerprint}.arrow"),
+                new_fingerprint=fingerprint,
+                desc="tokenising",
+            )
         lists = mapped.data["ids"].chunks
         pieces = [chunk.flatten().to_numpy() for chunk in lists]
         sizes = [np.diff(chunk.offsets.to_numpy()) for chunk in lists]

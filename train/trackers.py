@@ -43,8 +43,8 @@ def open_trackers(config: Config, logs: Path, first: int) -> list[Tracker]:
 
 def _tensorboard(folder: Path, first: int) -> Tracker:
     package = _package("tensorboardX", "evaluation.tensorboard")
-    # What an interrupted run had written after its checkpoint is written again: hide the first version.
-    writer = package.SummaryWriter(logdir=str(folder), purge_step=first + 1 if first else None)
+    # What an interrupted run had written after its checkpoint (or before its first one) is written again: hide that.
+    writer = package.SummaryWriter(logdir=str(folder), purge_step=first + 1)
 
     def write(record: Mapping[str, Any]) -> None:
         for name, value in _grouped(record).items():
