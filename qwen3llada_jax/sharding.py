@@ -242,7 +242,7 @@ def shardings(axes: Mapping[str, Any], shapes: Mapping[str, Any], mesh: Mesh) ->
     Raises:
         InputError: dimensions that the mesh does not divide, all of them listed.
     """
-    problems: list[str] = []
+    problems: dict[str, list[str]] = {}  # what is not divided → the weights that have it
 
     def one(path: Any, axes: tuple[str, ...], leaf: Any) -> NamedSharding:
         sharding = NamedSharding(mesh, spec(axes))
@@ -251,10 +251,11 @@ def shardings(axes: Mapping[str, Any], shapes: Mapping[str, Any], mesh: Mesh) ->
             ways = math.prod(mesh.shape[p] for p in parts)
             if size % ways:
                 weight = jax.tree_util.keystr(path, simple=True, separator=".")
-                problems.append(f"{weight}: {name} {size} by {ways} ({'×'.join(parts)})")
+                problems.setdefault(f"{name} {size} by {ways} ({'×'.join(parts)})", []).append(weight)
         return sharding
 
     tree = jax.tree_util.tree_map_with_path(one, axes, shapes, is_leaf=lambda x: isinstance(x, tuple))
     if problems:
-        raise InputError(f"the mesh does not divide {listed(sorted(set(problems)), '; ')}; choose smaller mesh sizes")
+        what = [f"{axis} (of {listed(sorted(set(weights)), most=3)})" for axis, weights in sorted(problems.items())]
+        raise InputError(f"the mesh does not divide {listed(what, '; ')}; choose smaller mesh sizes")
     return tree
