@@ -374,6 +374,19 @@ def test_k5_a_file_that_changed_but_not_its_date_is_read_anew(tmp_path, tokenize
     assert texts(rows_of(name, tokenizer, mode="pretrain"), tokenizer)[0][1] == "two<|endoftext|>"
 
 
+def test_k5_a_folder_with_a_card_is_read_as_it_says_and_anew_when_it_changed(tmp_path, tokenizer):
+    (tmp_path / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: b.jsonl\n---\n")
+    name = write(tmp_path / "b.jsonl", [{"text": "one"}])
+    write(tmp_path / "a.jsonl", [{"text": "not this"}])
+    before = os.stat(name)
+    for text in ("one", "two"):
+        write(tmp_path / "b.jsonl", [{"text": text}])
+        os.utime(name, ns=(before.st_atime_ns, before.st_mtime_ns))
+        rows = rows_of(tmp_path, tokenizer, mode="pretrain")
+        assert [answer for _, answer in texts(rows, tokenizer)] == [f"{text}<|endoftext|>"]
+        assert "files left out: README.md, a.jsonl" in rows.report
+
+
 @pytest.mark.parametrize("kind", ["file", "folder", "saved", "saved dict"])
 def test_k3_parts_of_a_split(tmp_path, tokenizer, kind):
     made = [{"text": f"text {i}"} for i in range(10)]

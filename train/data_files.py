@@ -30,7 +30,7 @@ def files(name: str, split: str, split_key: str) -> tuple[list[str], list[str]]:
         check_only_split(name, split, split_key, _split_in(name, Path(path.name)))
         return [name], []
     known, left_out = [], []
-    for file in _walk(path):
+    for file in walk(path):
         inside = file.relative_to(path)
         if any(part.startswith(".") for part in inside.parts):
             left_out.append(f"{inside} (hidden)")
@@ -59,7 +59,7 @@ def files(name: str, split: str, split_key: str) -> tuple[list[str], list[str]]:
     return [str(path / file) for file in used], others + left_out
 
 
-def _walk(folder: Path) -> list[Path]:
+def walk(folder: Path) -> list[Path]:
     """Every file under a folder, in order, through links too but once."""
     found, seen = [], set()
     for place, inside, files in os.walk(folder, followlinks=True):
@@ -109,7 +109,7 @@ def card_files(name: str, dataset: Any, files: list[str] | None = None) -> tuple
         builder = datasets.load_dataset_builder(name)
         files = [str(file) for file in (builder.config.data_files or {}).get(str(dataset.split), ())]
     used = {Path(file).resolve() for file in files}
-    found = _walk(path)
+    found = walk(path)
     left_out = [str(file.relative_to(path)) for file in found if file.resolve() not in used]
     return [str(file) for file in found if file.resolve() in used], left_out
 

@@ -96,12 +96,14 @@ def load(name: str, config: str | None, split: str, *, split_key: str = "dataset
             shown = base if Path(name).is_dir() else ""
             source = Source(name, whole, True, shown, identity, key, tuple(files), tuple(left_out))
         else:
-            loaded = _load_hub(name, config)
-            whole = _pick(name, loaded, base, split_key)
+            _check_reachable(name)
+            # The library tells a changed file by its date alone: what a folder holds decides where its cache is.
+            held = _held(name, dated=True)
+            place = Path(datasets.config.HF_DATASETS_CACHE) / "qwen3llada" / held if Path(name).is_dir() else None
+            whole = _pick(name, datasets.load_dataset(name, name=config, cache_dir=place), base, split_key)
             used, left_out = data_files.card_files(name, whole)
-            source = Source(
-                name, whole, False, base, whole._fingerprint, whole._fingerprint, tuple(used), tuple(left_out)
-            )
+            identity, key = f"{whole._fingerprint}\0{_held(name)}", f"{whole._fingerprint}\0{held}"
+            source = Source(name, whole, False, base, identity, key, tuple(used), tuple(left_out))
         if part is not None:
             source = _sliced(source, part, base, split_key)
     if len(source.dataset) == 0:
@@ -243,11 +245,10 @@ def _pick(name: str, loaded: Any, split: str, split_key: str) -> Any:
 # ---- the hub, and the library's manners ------------------------------------------------------------------------
 
 
-def _load_hub(name: str, config: str | None) -> Any:
-    import datasets
-
-    _check_reachable(name)
-    return datasets.load_dataset(name, name=config)
+def _held(folder: str, *, dated: bool = False) -> str:
+    """Tells what all files of a folder hold; nothing of what is no folder."""
+    files = data_files.walk(Path(folder)) if Path(folder).is_dir() else ()
+    return hashlib.sha256("\0".join(data_files.tag(str(file), dated=dated) for file in files).encode()).hexdigest()
 
 
 def _check_reachable(name: str) -> None:
