@@ -9,7 +9,7 @@ text = q.write(model, q.load_tokenizer("models/qwen3-0.6b"), "The capital of Fra
 q.save(model, "models/mine", tokenizer="models/qwen3-0.6b")
 """
 
-from qwen3llada_jax.canvas import Canvas, Generation, finish
+from qwen3llada_jax.canvas import Canvas, Generation, NotFiniteError, finish
 from qwen3llada_jax.checkpoint import load
 from qwen3llada_jax.config import PRESETS, ModelConfig
 from qwen3llada_jax.cross_entropy import cross_entropy
@@ -33,6 +33,7 @@ __all__ = [
     "ModelConfig",
     "NoiseConfig",
     "Noised",
+    "NotFiniteError",
     "Qwen3LLaDA",
     "Runtime",
     "SamplerConfig",

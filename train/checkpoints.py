@@ -141,7 +141,7 @@ def settle(manager: ocp.CheckpointManager, step: int) -> None:
     """
     path = Path(manager.directory) / str(step) / "meta" / "metadata"
     if is_main() and path.is_file():
-        meta = json.loads(path.read_text())
+        meta = json.loads(path.read_text(encoding="utf-8"))
         write_text(path, json.dumps(meta | {"ledger": meta["ledger"] | {"owes": []}}))
 
 

@@ -49,7 +49,7 @@ def only_run_in(folder: Path, key: str = "project.output_dir") -> Iterator[Calla
 def _locked(path: Path, key: str) -> IO[str]:
     """The file, opened and locked, with this process's number in it."""
     try:
-        file = path.open("a+")
+        file = path.open("a+", encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}); choose another {key}") from error
     try:

@@ -42,7 +42,7 @@ def read_meta(step: Path) -> dict[str, Any]:
         DamagedError, RefusedError: it cannot be read.
     """
     try:
-        meta = json.loads((step / "meta" / "metadata").read_text())
+        meta = json.loads((step / "meta" / "metadata").read_text(encoding="utf-8"))
         if meta["step"] != int(step.name):
             raise ValueError(f"its meta is that of update {meta['step']}")
         if not isinstance(meta["data"]["fingerprint"], str):

@@ -61,7 +61,7 @@ def _wandb(config: Config, logs: Path) -> Tracker:
         write_text(remembered, uuid.uuid4().hex[:12])
     run = package.init(
         project=config.evaluation.wandb, name=Path(config.project.output_dir).name, dir=str(logs),
-        id=remembered.read_text().strip(), resume="allow", config=flat(config),
+        id=remembered.read_text(encoding="utf-8").strip(), resume="allow", config=flat(config),
     )  # fmt: skip
     # W&B's own step counter never goes back, as a resumed run's does; so the step is a metric like others.
     run.define_metric("*", step_metric="step")
