@@ -69,6 +69,8 @@ class Look(NamedTuple):
 
 def main() -> None:
     look, arguments = look_of(sys.argv[1:])
+    if look.only:
+        command_line.check_output()
     config = parse(arguments)
     if config.project.device != "auto":
         jax.config.update("jax_platforms", "cuda" if config.project.device == "gpu" else config.project.device)
