@@ -1,5 +1,6 @@
 """A run goes on (K1): from relative paths, without its starting model, after a refusal, after a killed writer."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,13 +11,15 @@ import orbax.checkpoint as ocp
 import pytest
 from conftest import ROOT
 from test_checkpoints import assert_same_lines, steps_of
-from test_train import assert_same, finished, params_of, run  # noqa: F401
+from test_train import assert_same, finished, params_of, run, settings  # noqa: F401
 
 import qwen3llada_jax as q
 from converters.to_hf import export
 from qwen3llada_jax import tokens
 from qwen3llada_jax.files import new_folder
 from train.metrics import read_lines
+from train.read_config import read_config
+from train.state import Origin, origin_of
 
 
 @pytest.fixture
@@ -191,3 +194,31 @@ def test_k1_tokenizer_files_are_copied_whole(home, monkeypatch):
     assert Path("run/tokenizer.json").read_bytes() == whole
     assert not list(Path("run").glob(".*.part"))
     assert params_of(Path("run"))
+
+
+def test_k4_resume_from_is_never_ignored(home, finished, monkeypatch):  # noqa: F811
+    """Where `output_dir` has checkpoints, its newest is gone on from; who names another is told so, and the way."""
+    shutil.copytree(finished[0], "all")
+
+    def origin(named: object, out: str = "all") -> Origin | None:
+        config = read_config(None, settings(Path("start"), Path(out), **{"training.resume_from": named}))
+        return origin_of(config, Path(out))
+
+    own = Origin(Path("all"), is_fork=False)
+    assert [origin(named) for named in ("auto", "all", home / "all", "all/checkpoints/6")] == [own] * 4
+    for named in ("all/checkpoints/2", "run", home / "run" / "checkpoints" / "2"):
+        with pytest.raises(q.InputError, match="goes on from its newest, 6; leave resume_from out, or go on") as told:
+            origin(named)
+        assert str(told.value).endswith(f"--training.resume_from {os.path.relpath(named)}")
+        assert len(str(told.value)) < 500
+        assert origin(named, "new") == Origin(Path(named), is_fork=True)
+    with pytest.raises(q.InputError, match="no training run with checkpoints there"):
+        origin("ruin")
+    # A fork's own command goes on, from another folder too, and when what it began with is gone.
+    meta = Path("all/checkpoints/6/meta/metadata")
+    told = json.loads(meta.read_text())
+    told["config"]["training.resume_from"] = "run"
+    meta.write_text(json.dumps(told))
+    assert origin("run") == origin("./run") == origin(home / "run") == own
+    shutil.rmtree("run")
+    assert origin("run") == own

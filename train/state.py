@@ -1,5 +1,7 @@
 """The state a run goes on from: its newest checkpoint, another run's, or the starting weights."""
 
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,9 +17,10 @@ from qwen3llada_jax.files import home
 from qwen3llada_jax.model import Qwen3LLaDA
 from train import checkpoints
 from train.config import Config
+from train.same_run import go_on_elsewhere
 from train.start import Start
 from train.step import State
-from train.stored import step_folders
+from train.stored import DamagedError, RefusedError, read_meta, step_folders
 from train.watch import notice
 
 
@@ -32,10 +35,13 @@ def origin_of(config: Config, output: Path) -> Origin | None:
     """What `training.resume_from` means here; None: the run begins with the starting weights.
 
     Raises:
-        InputError: no checkpoint where one is named, or some of another run in `output`.
+        InputError: no checkpoint where one is named, some of another run in `output`, or another one named than the
+            newest of those in `output`.
     """
     goes_on = config.training.resume_from
     if goes_on not in ("never", None) and step_folders(output):
+        if goes_on != "auto":
+            _check_is_own(goes_on, output)
         return Origin(output, is_fork=False)
     if goes_on not in ("auto", "never", None):
         other = Path(goes_on)
@@ -47,6 +53,30 @@ def origin_of(config: Config, output: Path) -> Origin | None:
             f"{output} holds the checkpoints of another run; choose another project.output_dir, or resume_from: auto"
         )
     return None
+
+
+def _check_is_own(named: str, output: Path) -> None:
+    """Refuse a `resume_from` that the checkpoints of `output` would silently stand before.
+
+    What it may name is the run itself, its newest checkpoint, or what the run began with: the same command goes on.
+
+    Raises:
+        InputError: it names something else, or nothing.
+    """
+    own = step_folders(output)
+    if os.path.realpath(named) in (os.path.realpath(output), os.path.realpath(own[0])):
+        return
+    for step in own:
+        with suppress(DamagedError, RefusedError):  # `resume` says so
+            told = read_meta(step)["config"].get("training.resume_from")
+            if told is not None and (told == named or os.path.realpath(told) == os.path.realpath(named)):
+                return
+    if not step_folders(Path(named)):
+        raise InputError(f"training.resume_from {named}: no training run with checkpoints there")
+    raise InputError(
+        f"training.resume_from {named}: {output} has checkpoints, and goes on from its newest, {own[0].name}; leave "
+        f"resume_from out, or {go_on_elsewhere(Path(named))}"
+    )
 
 
 def newest_update(origin: Origin | None) -> int:
@@ -83,11 +113,12 @@ def first_state(
         fingerprint: of the data, which a run keeps to.
 
     Raises:
-        InputError: a run with other settings, or nothing that can be read.
+        InputError: a run with other settings, nothing that can be read, or weights that are not finite.
     """
     if origin is not None:
         found = checkpoints.resume(origin.run, config, start.config, fingerprint, shapes, shardings,
                                    fork=origin.is_fork)  # fmt: skip
+        checkpoint.check_finite(found.state["params"], f"{origin.run}, update {int(found.state['step'])}")
         into = f", in {output}" if origin.is_fork else ""
         notice(f"going on from update {int(found.state['step'])} of {origin.run}{into}")
         return found
@@ -98,6 +129,7 @@ def first_state(
         params = jax.jit(fresh, out_shardings=shardings["params"])()
     else:
         params = checkpoint.load_params(start.folder, start.config, "float32", mesh)
+        checkpoint.check_finite(params, start.folder)
     opt = jax.jit(tx.init, out_shardings=shardings["opt"])(params)
     step = jax.jit(lambda: jnp.int32(0), out_shardings=shardings["step"])()
     state = {"params": params, "opt": opt, "step": step}
