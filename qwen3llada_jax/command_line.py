@@ -142,11 +142,11 @@ def _open_streams() -> None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - as long as the process
     if sys.stdout is None:
         sys.stdout = _Closed()
-    for number, name in ((1, "stdout"), (2, "stderr")):
+    for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-            if stream.fileno() == number:
+            if stream is getattr(sys, f"__{name}__"):  # the process's own
                 setattr(sys, name, _outliving(stream))
 
 
