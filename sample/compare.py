@@ -30,7 +30,7 @@ from rich.table import Column, Table
 import qwen3llada_jax as q
 from qwen3llada_jax import command_line
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.files import make_folder, write_text
+from qwen3llada_jax.files import check_folder, make_folder, write_text
 from qwen3llada_jax.pictures import pyplot, write_picture
 from qwen3llada_jax.rules import CONFIDENCE_RULES
 from qwen3llada_jax.sampler_config import ADAPTIVE, SamplerConfig
@@ -65,9 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise InputError(f"--match {flags.match}: {flags.data} has no answers to match; leave it out")
     if flags.out:
         pyplot()
-        make_folder(flags.out)
-        for name in ("compare.json", "compare.png"):
-            check_place("--out", flags.out / name, {"--data": flags.data}, Path(flags.model))
+        check_folder(flags.out)
     else:
         command_line.check_output()
     folder = opening.look_at(flags)
@@ -80,6 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     size = writing.rows_of_a_batch(len(requests), flags.batch_size, folder.ways)
     for variant in variants:
         writing.check(requests, variant.settings, folder.config, size)
+    if flags.out:  # once nothing else is refused: no empty folder is left
+        make_folder(flags.out)
+        for name in ("compare.json", "compare.png"):
+            check_place("--out", flags.out / name, {"--data": flags.data}, folder.path)
     opening.say_if_unadapted(folder)
     model = opening.load(folder, flags.dtype)
     opening.say_if_rounded(model, variants[0].settings.for_model(folder.config), size)
@@ -156,9 +158,9 @@ def variants_of(base: SamplerConfig, rules: str, steps: list[int | None]) -> lis
     """Everything that is compared.
 
     Raises:
-        InputError: a rule that does not exist, or has steps of its own, or an impossible value.
+        InputError: a rule that does not exist, has steps of its own or stands there twice, or an impossible value.
     """
-    variants: list[Variant] = []
+    known: dict[SamplerConfig, Variant] = {}
     for rule in [r.strip() for r in rules.split(",")]:
         change: dict[str, str] = {}
         for part in rule.split("+"):
@@ -167,15 +169,19 @@ def variants_of(base: SamplerConfig, rules: str, steps: list[int | None]) -> lis
             if name == "steps":
                 raise InputError(f"--rules: {part!r} is no rule; --steps says the steps of all, as --steps 16,8")
             if not equals and part not in CONFIDENCE_RULES:
-                known = [*CONFIDENCE_RULES, *(f"{n}=" for n in SETTINGS)]
-                raise InputError(f"--rules: unknown rule {part!r}" + command_line.nearest(part, known))
+                words = [*CONFIDENCE_RULES, *(f"{n}=" for n in SETTINGS)]
+                raise InputError(f"--rules: unknown rule {part!r}" + command_line.nearest(part, words))
             change |= {name: value} if equals else {"remasking": part}
         if any(name in change for name in ADAPTIVE):  # instead of the one that the flags set
             change = dict.fromkeys(ADAPTIVE, "none") | change
         settings = changed(base, change)
         for budget in [None] if settings.adaptive else steps:
-            variants.append(Variant(rule, budget, dataclasses.replace(settings, steps=budget)))
-    return variants
+            variant = Variant(rule, budget, dataclasses.replace(settings, steps=budget))
+            if variant.settings in known:
+                same, of = known[variant.settings].rule, f" of {budget} steps" if budget else ""
+                raise InputError(f"--rules: {same!r} and {rule!r}{of} are the same here; leave one of the two out")
+            known[variant.settings] = variant
+    return list(known.values())
 
 
 def measure(

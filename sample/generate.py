@@ -203,8 +203,10 @@ def asked(flags: Any) -> list[dict[str, Any]]:
         rows = [{given[0][2:]: text} for text in flags.prompt or flags.infill]
     if "infill" in rows[0]:
         for name in ("gen_length", "stop_at_eos", "parallel_blocks"):
-            if getattr(flags, name):
-                raise InputError(f"--{name.replace('_', '-')} means nothing when holes are filled; leave it out")
+            value = getattr(flags, name)
+            if value is not None:
+                no = "no-" if value is False else ""
+                raise InputError(f"--{no}{name.replace('_', '-')} means nothing when holes are filled; leave it out")
     return rows
 
 

@@ -1,6 +1,7 @@
 """Opening a model to write with: first what can be refused without its weights, then the weights."""
 
 import dataclasses
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from jax.sharding import Mesh
 import qwen3llada_jax as q
 from qwen3llada_jax import checkpoint, tokens
 from qwen3llada_jax.config import ModelConfig, read_config_json
+from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.files import put_back
 from qwen3llada_jax.sampler_config import SamplerConfig
 from qwen3llada_jax.text_ends import with_text_ends
 
@@ -62,12 +65,32 @@ def look_at(flags: Any) -> Folder:
     Raises:
         InputError: no model there, no tokenizer, or a mesh that the devices do not make.
     """
-    path = Path(flags.model)
+    path = named(flags.model)
     config = with_text_ends(checkpoint.read_model_config(path), path)
     tokenizer = tokens.load_tokenizer(path)
     sizes = {axis: getattr(flags, f"mesh_{axis}") for axis in ("data", "fsdp", "tensor")}
     sizes = {axis: size for axis, size in sizes.items() if size is not None}
     return Folder(path, config, tokenizer, q.make_mesh(**sizes) if sizes else None)
+
+
+def named(model: str) -> Path:
+    """The folder that --model names.
+
+    Raises:
+        InputError: nothing, a file, or what looks like a model on the hub.
+    """
+    if not model.strip():
+        raise InputError("--model '' names no folder; give a model folder or a training run")
+    path = Path(model)
+    put_back(path)
+    if path.is_file():
+        raise InputError(f"--model {path}: is a file; give the folder that holds it")
+    if not path.exists() and re.fullmatch(r"\w[\w.-]*/[\w.-]+", model):
+        raise InputError(
+            f"--model {model}: no such folder; if it is a model on the hub, import it first: "
+            f"python -m converters.from_hf --src {model} --dst models/{path.name}"
+        )
+    return path
 
 
 def identity(path: Path) -> str:

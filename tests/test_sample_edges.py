@@ -4,6 +4,7 @@ import decimal
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -389,6 +390,33 @@ def test_k1_a_history_that_is_not_there_is_no_broken_json(here):
 def test_k1_a_refusal_keeps_its_own_words_while_something_is_written():
     with pytest.raises(q.InputError, match=r"^what it is$"), checkpoint.writing(Path("place")):
         raise q.InputError("what it is")
+
+
+@pytest.mark.parametrize(
+    ("model", "part"),
+    [("", "--model '' names no folder"), (" ", "names no folder"), ("nope", "nope: no such folder"),
+     ("asks.jsonl", "--model asks.jsonl: is a file; give the folder that holds it"), ("./no/pe", "no such folder"),
+     ("Qwen/Qwen3-0.6B", "converters.from_hf --src Qwen/Qwen3-0.6B --dst models/Qwen3-0.6B")],
+)  # fmt: skip
+def test_k16_what_is_no_model_folder_is_said_and_leaves_none(here, model, part):
+    write(here / "asks.jsonl", [{"prompt": "x"}])
+    before = sorted(here.rglob("*"))
+    for program, arguments in (
+        (generate, ["--prompt", "x"]), (chat, []), (compare, ["--data", "asks.jsonl", "--out", "out"]),
+    ):  # fmt: skip
+        with pytest.raises(q.InputError, match=re.escape(part)) as told:
+            program.main(["--model", model, *SHORT, *arguments])
+        assert ".:" not in str(told.value)
+    assert sorted(here.rglob("*")) == before
+
+
+def test_k16_a_refused_comparison_leaves_no_folder(here):
+    write(here / "asks.jsonl", [{"prompt": "x" * 2000}])
+    with pytest.raises(q.InputError, match="positions"):
+        compare.main(["--model", "model", *SHORT, "--data", "asks.jsonl", "--out", "out"])
+    assert not (here / "out").exists()
+    with pytest.raises(q.InputError, match=r"asks.jsonl is a file"):
+        compare.main(["--model", "model", *SHORT, "--data", "asks.jsonl", "--out", "asks.jsonl/out"])
 
 
 ROWS = [
