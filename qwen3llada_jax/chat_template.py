@@ -89,7 +89,7 @@ class ChatWriter:
     def answers(self, conversation: Conversation) -> Iterator[Answer]:
         """Every answer of the assistant with all turns before it as its prompt, or why it is not one to learn."""
         for i, message in enumerate(conversation.messages):
-            if message["role"] != "assistant" or i == 0:
+            if message["role"] != "assistant":
                 continue
             try:
                 yield self._answer(conversation, i)
@@ -98,6 +98,8 @@ class ChatWriter:
 
     def _answer(self, conversation: Conversation, i: int) -> Answer:
         messages, tools, message = conversation.messages, conversation.tools, conversation.messages[i]
+        if i == 0:
+            raise BadRowError("the assistant speaks first, to no prompt", is_malformed=False)
         if not conversation.is_learned[i]:
             raise BadRowError("is not to be learned (weight 0)", is_malformed=False)
         if not (message["content"].strip() or message.get("tool_calls") or message.get("reasoning_content")):

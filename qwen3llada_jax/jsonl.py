@@ -5,6 +5,8 @@ from typing import Any
 
 from qwen3llada_jax.errors import brief
 
+TWICE = "has a key that stands there twice"
+
 
 class BadRowError(Exception):
     """A row that cannot be used; its text says why, in the same words for every row of that fault.
@@ -79,5 +81,5 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise BadRowError("has a key that stands there twice", shortened(twice))
+        raise BadRowError(TWICE, shortened(twice))
     return found

@@ -187,7 +187,7 @@ CHAT = {"from": "human", "value": "hi"}, {"from": "gpt", "value": "yo"}
 @pytest.mark.parametrize(
     ("row", "part"),
     [
-        ({"messages": []}, "has no answer: no turn of the assistant that follows another"),
+        ({"messages": []}, "has no answer: no turn of the assistant"),
         ({"messages": [{"role": "parrot", "content": "x"}, TURNS[1]]}, "a turn has an unknown speaker"),
         ({"system": 3, "conversations": CHAT}, "column system is a number, not a text"),
         ({"instruction": "a", "input": 3, "output": "b"}, "column input is a number, not a text"),

@@ -246,7 +246,8 @@ def test_conversations_without_an_answer_are_counted(tmp_path, tokenizer):
     turns = [[{"role": "user", "content": "x"}], [{"role": "assistant", "content": "Welcome."}], []]
     rows = [*({"messages": m} for m in turns), {"messages": SAME["messages"]["messages"]}]
     assert "answers: 1, " in (report := sft(tmp_path / "a.jsonl", rows, tokenizer).report)
-    assert "3 left out: has no answer: no turn of the assistant that follows another (first: " in report
+    assert "2 left out: has no answer: no turn of the assistant (first: " in report
+    assert "1 left out: the assistant speaks first, to no prompt (first: " in report
 
 
 def test_only_instructions_have_an_input(tmp_path, tokenizer):

@@ -332,6 +332,26 @@ def test_k6_all_bad_is_one_short_line(tmp_path, tokenizer):
         assert len(str(caught.value)) < 500
 
 
+def test_k6_a_list_of_rows_in_a_json_file(tmp_path, tokenizer):
+    """As lines: also an odd row of it is left out alone, and capital suffixes are the same kind."""
+    good = '{"question": "Who?", "answer": "I am."}'
+    (tmp_path / "A.JSON").write_text(f'[{good}, 3, {{"question": "x", "answer": "a", "answer": "b"}}, {good}]')
+    report = rows_of(tmp_path / "A.JSON", tokenizer).report
+    assert "rows: 4 = 2 used + 2 left out" in report
+    assert f"1 left out: is no JSON object (first: {tmp_path / 'A.JSON'}:2: 3)" in report
+    assert f"1 left out: has a key that stands there twice (first: {tmp_path / 'A.JSON'}:3)" in report
+    for text, part in (('{\n "data": []\n}', "holds one JSON object, not rows"), ("[1, ", "not valid JSON")):
+        (tmp_path / "b.json").write_text(text)
+        with pytest.raises(q.InputError, match=part):
+            rows_of(tmp_path / "b.json", tokenizer)
+
+
+def test_k3_an_answer_to_nothing_is_counted(tmp_path, tokenizer):
+    answers, report = learned(tmp_path, tokenizer, {"role": "assistant", "content": "Welcome."}, USER, ANSWER)
+    assert answers == ["I am.<|im_end|>"]
+    assert "1 answers of rows that are used left out: the assistant speaks first, to no prompt" in report
+
+
 # ---- files and splits ----------------------------------------------------------------------------------------
 
 

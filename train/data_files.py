@@ -23,7 +23,7 @@ def files(name: str, split: str, split_key: str) -> tuple[list[str], list[str]]:
     """(files of the split, what else lies in the folder and why it is left out)."""
     path = Path(name)
     if path.is_file():
-        if path.suffix not in SUFFIXES:
+        if path.suffix.lower() not in SUFFIXES:
             raise InputError(f"{name}: unknown kind of file; use {', '.join(SUFFIXES)}")
         if path.stat().st_size == 0:
             raise InputError(f"{name}: the file is empty")
@@ -34,7 +34,7 @@ def files(name: str, split: str, split_key: str) -> tuple[list[str], list[str]]:
         inside = file.relative_to(path)
         if any(part.startswith(".") for part in inside.parts):
             left_out.append(f"{inside} (hidden)")
-        elif file.suffix not in SUFFIXES:
+        elif file.suffix.lower() not in SUFFIXES:
             left_out.append(str(inside))
         elif _NOT_DATA.match(inside.name):
             left_out.append(f"{inside} (by its name no data; name the file itself to train on it)")
@@ -42,7 +42,7 @@ def files(name: str, split: str, split_key: str) -> tuple[list[str], list[str]]:
             known.append(inside)
     if not known:
         raise InputError(f"{name}: holds no file of a known kind ({', '.join(SUFFIXES)})")
-    kinds = sorted({file.suffix for file in known})
+    kinds = sorted({file.suffix.lower() for file in known})
     if len(kinds) > 1 and kinds != [".json", ".jsonl"]:
         raise InputError(f"{name}: holds files of several kinds ({', '.join(kinds)}); keep one kind, or name one file")
     splits = {file: _split_in(name, file) for file in known}
@@ -84,7 +84,7 @@ def is_ours(name: str) -> bool:
         return True
     if path.is_dir():
         return not _has_card(path)
-    if path.suffix in SUFFIXES or name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
+    if path.suffix.lower() in SUFFIXES or name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
         raise InputError(f"{name}: no such file or folder")
     return False
 

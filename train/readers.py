@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.jsonl import BadRowError, parse_row
+from qwen3llada_jax.errors import InputError, brief
+from qwen3llada_jax.jsonl import TWICE, BadRowError, parse_row
 
 Raw = dict[str, Any]  # {"row": JSON text or None, "bad": why it cannot be read or None, "file": path, "line": number}
 FEATURES = {"row": "large_string", "bad": "string", "file": "string", "line": "int64"}
@@ -27,7 +27,7 @@ def raw_rows(files: list[str]) -> Iterator[Raw]:
     for name in files:
         path = Path(name)
         try:
-            for line, row, bad in _READERS[path.suffix](path):
+            for line, row, bad in _READERS[path.suffix.lower()](path):
                 yield {"row": row, "bad": bad, "file": name, "line": line}
         except OSError as error:
             raise InputError(f"{name}: cannot be read ({error.strerror or error})") from error
@@ -79,15 +79,35 @@ def _json(path: Path) -> Iterator[Line]:
     """A list of rows, or one row a line."""
     with path.open("rb") as file:
         head = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
-    if not head.startswith(b"["):
+    first = head.split(b"\n", 1)[0].strip()
+    if not head.startswith(b"[") and first not in (b"{", b""):  # an object that goes over lines is no row
         yield from _jsonl(path)
         return
     try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+        rows = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_marked)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON ({' '.join(str(error).split())[:200]})") from error
+        raise InputError(f"{path}: not valid JSON ({brief(error)})") from error
+    if not isinstance(rows, list):
+        raise InputError(f"{path}: holds one JSON object, not rows; make it a list of rows, or write one row a line")
     for number, row in enumerate(rows, 1):
-        yield number, json.dumps(row), None
+        if _is_marked(row):
+            yield number, None, TWICE
+        else:
+            yield number, json.dumps(row), None
+
+
+class _Marked(dict):  # type: ignore[type-arg]
+    """An object in which a key stood twice."""
+
+
+def _marked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    return found if len(found) == len(pairs) else _Marked(found)
+
+
+def _is_marked(value: Any) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return isinstance(value, _Marked) or any(map(_is_marked, inner))
 
 
 def _csv(path: Path) -> Iterator[Line]:

@@ -179,7 +179,7 @@ def _answers(
             for answer in writer.answers(talk)
         ]
         if not found:
-            reason = "has no answer: no turn of the assistant that follows another"
+            reason = "has no answer: no turn of the assistant"
             found = [Entry(refusal=BadRowError(reason, is_malformed=False))]
         unread = {name for name in talk.passed_on if not writer.names.reads(name)}
         used = talk.fields | (talk.passed_on - unread)
