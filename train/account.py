@@ -77,6 +77,8 @@ class Account:
             f"  {count:,} answers of rows that are used left out: {self._why(reason)}"
             for reason, count in self.answers_left_out.most_common(_LISTED)
         ]
+        if len(self.answers_left_out) > _LISTED:
+            lines.append(f"  and {len(self.answers_left_out) - _LISTED} more reasons of answers")
         return "\n".join(lines)
 
     def _why(self, reason: str) -> str:

@@ -15,8 +15,14 @@ _SPLITS = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 _SAMPLE = 1 << 16  # bytes at either end of a file that tell it from another
+# A file's stem that begins or ends with the word, its number in a row of files aside: test-00001-of-00003, my_train.
+_SAYS = r"^{0}([-_. ]?\d.*)?$|^{0}[-_.](?=[a-z]*[-_.]?\d*$)|[-_. ]{0}([-_. ]?\d+([-_. ]of[-_. ]\d+)?)?$"
 _DEFAULTS = {"dataset.split": "train", "evaluation.eval_split": "validation"}
-_NOT_DATA = re.compile(r"(licen[cs]e|copying|notice|readme|changelog|authors|contributors)s?([-_. ]|$)", re.IGNORECASE)
+_NOT_DATA = re.compile(
+    r"(licen[cs]e|copying|notice|readme|changelog|author|contributor|requirement|citation|terms|(sha\d+|md5|check)sum)s?"
+    r"([-_. ]|$)|(notes?|logs?|todo|dataset_infos?)\.",
+    re.IGNORECASE,
+)
 
 
 def files(name: str, split: str, split_key: str) -> tuple[list[str], list[str]]:
@@ -29,8 +35,8 @@ def files(name: str, split: str, split_key: str) -> tuple[list[str], list[str]]:
             raise InputError(f"{name}: the file is empty")
         check_only_split(name, split, split_key, _split_in(name, Path(path.name)))
         return [name], []
-    known, left_out = [], []
-    for file in walk(path):
+    known, left_out, seen = [], [], set[str]()
+    for file in sorted(walk(path), key=os.path.islink):
         inside = file.relative_to(path)
         if any(part.startswith(".") for part in inside.parts):
             left_out.append(f"{inside} (hidden)")
@@ -38,10 +44,14 @@ def files(name: str, split: str, split_key: str) -> tuple[list[str], list[str]]:
             left_out.append(str(inside))
         elif _NOT_DATA.match(inside.name):
             left_out.append(f"{inside} (by its name no data; name the file itself to train on it)")
+        elif (why := _why_unread(file, seen)) is not None:
+            left_out.append(f"{inside} ({why})")
         else:
             known.append(inside)
+    known.sort()
     if not known:
-        raise InputError(f"{name}: holds no file of a known kind ({', '.join(SUFFIXES)})")
+        others = f"; left out: {listed(left_out, room=160)}" if left_out else ""
+        raise InputError(f"{name}: holds no file of a known kind ({', '.join(SUFFIXES)}){others}")
     kinds = sorted({file.suffix.lower() for file in known})
     if len(kinds) > 1 and kinds != [".json", ".jsonl"]:
         raise InputError(f"{name}: holds files of several kinds ({', '.join(kinds)}); keep one kind, or name one file")
@@ -72,9 +82,22 @@ def walk(folder: Path) -> list[Path]:
     return sorted(found)
 
 
+def _why_unread(file: Path, seen: set[str]) -> str | None:
+    """Why what a folder lists is no file to read; None: it is one, and `seen` from now on."""
+    real = os.path.realpath(file)
+    if not file.exists():
+        return "a link to nothing"
+    if not file.is_file():
+        return "no file"
+    if real in seen:
+        return "a link to what is read already"
+    seen.add(real)
+    return None
+
+
 def is_saved(name: str) -> bool:
     path = Path(name)
-    return path.is_dir() and ((path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file())
+    return path.is_dir() and ((path / "state.json").is_file() or (path / "dataset_dict.json").is_file())
 
 
 def is_ours(name: str) -> bool:
@@ -144,8 +167,12 @@ def _split_in(name: str, path: Path) -> str | None:
     Raises:
         InputError: it says several.
     """
-    words = re.split(r"[^a-z]+", path.with_suffix("").as_posix().lower())
-    said = sorted({split for split, known in _SPLITS.items() if set(words) & set(known)})
+    folders, stem = [part.lower() for part in path.parts[:-1]], path.stem.lower()
+    said = sorted(
+        split
+        for split, known in _SPLITS.items()
+        if set(folders) & set(known) or any(re.search(_SAYS.format(word), stem) for word in known)
+    )
     if len(said) > 1:
         raise InputError(f"{name}: {path} names the splits {' and '.join(said)}; give it a name of one of them")
     return said[0] if said else None

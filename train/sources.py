@@ -153,7 +153,7 @@ def stream(name: str, config: str | None, split: str, *, split_key: str = "datas
 def has_splits(name: str | None) -> bool:
     """False for a single file or a saved single dataset, which `split` cannot choose from."""
     path = Path(name or "")
-    return not path.is_file() and not (path / "dataset_info.json").is_file()
+    return not path.is_file() and not (path / "state.json").is_file()
 
 
 def takes_config(name: str) -> bool:

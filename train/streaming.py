@@ -101,7 +101,7 @@ class StreamedRows:
             return False
         numbers = range(self._at, self._at + len(examples))
         if not self._source.is_raw:
-            examples = [{name: readers.without_nulls(value) for name, value in example.items()} for example in examples]
+            examples = [{name: readers.from_column(value) for name, value in example.items()} for example in examples]
         entry = self._tokenise(examples, numbers)
         rows, self._carry = cut_rows(entry, self._recipe, self._carry)
         self._count(entry, examples, numbers)

@@ -82,8 +82,7 @@ def rows_in(batch: Examples, is_raw: bool) -> list[Mapping[str, Any]]:
     rows: list[Mapping[str, Any]] = [
         dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)
     ]
-    # An absent key of a nested object is a null in typed columns.
-    return rows if is_raw else [{name: readers.without_nulls(value) for name, value in row.items()} for row in rows]
+    return rows if is_raw else [{name: readers.from_column(value) for name, value in row.items()} for row in rows]
 
 
 def tokeniser(recipe: Recipe, tokenizer: Any, source: sources.Source, reading: Reading) -> Tokenise:
@@ -336,16 +335,16 @@ class _Tokenised:
         import pyarrow.compute as pc
 
         account = Account()
-        for found in pc.value_counts(self.table["seen"]).to_pylist():
-            if found["values"]:
-                account.count_seen(found["values"], found["counts"])
+        for seen in pc.value_counts(self.table["seen"]).to_pylist():
+            if seen["values"]:
+                account.count_seen(seen["values"], seen["counts"])
         numbers = self.table["row"].to_numpy()
         lost = np.flatnonzero(~self.is_used)
-        touched = set(numbers[lost].tolist())
+        touched = np.unique(numbers[lost])
         # Of rows without any fault only the number is needed.
         account.rows = account.used = len(np.unique(numbers)) - len(touched)
-        entries = np.flatnonzero(np.isin(numbers, list(touched))) if touched else lost
-        picked = self.table.select(["row", "why", "detail"]).take(entries).to_pylist()
+        found = self.table.select(["row", "why", "detail"]).take(np.flatnonzero(np.isin(numbers, touched)))
+        picked = (entry for part in found.to_batches(max_chunksize=4096) for entry in part.to_pylist())
         for number, of_row in itertools.groupby(picked, lambda entry: entry["row"]):
             account.count_row([(entry["why"], entry["detail"]) for entry in of_row], partial(source.where, number))
         return account
