@@ -20,6 +20,11 @@ class BadRowError(Exception):
         super().__init__(reason)
         self.detail, self.is_malformed = detail, is_malformed
 
+    @property
+    def in_full(self) -> str:
+        """The reason, and what is wrong in this very row."""
+        return f"{self}: {self.detail}" if self.detail else str(self)
+
 
 class NoFormatError(BadRowError):
     """A row whose columns are those of no known format."""

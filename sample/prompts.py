@@ -116,13 +116,9 @@ def _ids_of(
         return encode_holes(tokenizer, row[kind], most)
     if kind == "prompt" and not chat:
         return encode(tokenizer, row[kind])
-    tools = row.get("tools") or None
-    if kind == "messages":
-        return encode_chat(tokenizer, question_of(row[kind]), system, enable_thinking, tools)
-    own = row.get("system")
-    if own is not None and system is not None:
-        raise InputError("the prompt has a column system of its own; leave out --system")
-    return encode_chat(tokenizer, [{"role": "user", "content": row[kind]}], system or own, enable_thinking, tools)
+    asked = row if kind == "messages" else {**row, "prompt": None, "messages": [{"role": "user", "content": row[kind]}]}
+    talk = read_conversation(asked, needs_answer=False)  # with the row's own system text and tools
+    return encode_chat(tokenizer, question_of(talk.messages), system, enable_thinking, talk.tools)
 
 
 def question_of(messages: Sequence[Turn]) -> list[Turn]:
@@ -201,6 +197,8 @@ def encode_chat(
             messages.
     """
     check_template(tokenizer)
+    if not messages:
+        raise InputError("there are no messages to answer")
     if messages[-1]["role"] not in ("user", "tool"):
         raise InputError(f"the last message must be the user's, for the model to answer, not {messages[-1]['role']}'s")
     if system is not None:
@@ -245,7 +243,7 @@ def _asked(where: str, line: str) -> dict[str, Any]:
         row = {name: value for name, value in parse_row(line).items() if name not in KINDS or value is not None}
         is_chat = any(row.get(name) is not None for name in ("messages", "conversations"))
         if "infill" not in row and (is_chat or not isinstance(row.get("prompt", []), str)):
-            return row | {"messages": list(read_conversation(row).messages)}
+            return row | {"messages": list(read_conversation(row, needs_answer=False).messages)}
     except NoFormatError as error:
         if "prompt" in row:
             what = f"{kind_of(row['prompt'])}, not a text"
@@ -264,7 +262,7 @@ def _asked(where: str, line: str) -> dict[str, Any]:
 
 def _as_input_error(error: Exception) -> InputError:
     if isinstance(error, BadRowError):
-        return InputError(f"{error}{f' ({error.detail})' if error.detail else ''}")
+        return InputError(error.in_full)
     return InputError(str(error))
 
 

@@ -224,7 +224,10 @@ def test_mask_tokens_and_templates_that_do_not_do(start, tokenizer, tmp_path):
         samples.check(configured(start, **few), architecture, tokenizer)
     other = find_start(configured(start)).tokenizer
     asks = configured(start, **{"evaluation.prompts": "[a]", "training.mode": "sft"})
-    for template, part in (("{% if %}", "cannot be read"), ("{{ raise_exception('no') }}", "cannot write it: no")):
+    for template, part in (
+        ("{% if %}", "cannot be read"),
+        ("{{ raise_exception('no') }}", "cannot write it: no, a conversation of user"),
+    ):
         other.chat_template = template
         with refused(f"chat template {part}", "mend chat_template.jinja"):
             samples.check(asks, architecture, other)

@@ -3,6 +3,7 @@
 take(step) → Batch · state(step) → JSON for the checkpoint · restore(state, step) · fingerprint · report
 """
 
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Sequence
@@ -181,7 +182,11 @@ def held_out_rows(config: Config, tokenizer: Any, vocab_size: int) -> data.Rows:
     d, e = config.dataset, config.evaluation
     part = SourceConfig(e.eval_name or d.name, 1.0, d.config, e.eval_split, d.text_field, d.columns)
     if not d.streaming:
-        return _rows(config, tokenizer, vocab_size, part, "evaluation.eval_split")
+        rows = _rows(config, tokenizer, vocab_size, part, "evaluation.eval_split")
+        update = config.training.batch_size
+        used = min(len(rows) // update, e.eval_max_batches) * update
+        said = f"evaluated: the first {used:,} of them" if used else f"evaluated: all, some again to fill {update} rows"
+        return dataclasses.replace(rows, report=f"{rows.report}\n{said}")
     source = _stream(config, tokenizer, part, "evaluation.eval_split")
     found = source.first(e.eval_max_batches * config.training.batch_size)
     rows = data.collect(found, f"{source.report}, the first {len(found):,} rows")

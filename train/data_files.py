@@ -4,7 +4,6 @@ import hashlib
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 from qwen3llada_jax.errors import InputError, listed
 from train.readers import SUFFIXES
@@ -43,15 +42,15 @@ def files(name: str, split: str, split_key: str) -> tuple[list[str], list[str]]:
         elif file.suffix.lower() not in SUFFIXES:
             left_out.append(str(inside))
         elif _NOT_DATA.match(inside.name):
-            left_out.append(f"{inside} (by its name no data; name the file itself to train on it)")
+            left_out.append(f"{inside} (by its name no data)")
         elif (why := _why_unread(file, seen)) is not None:
             left_out.append(f"{inside} ({why})")
         else:
             known.append(inside)
     known.sort()
     if not known:
-        others = f"; left out: {listed(left_out, room=160)}" if left_out else ""
-        raise InputError(f"{name}: holds no file of a known kind ({', '.join(SUFFIXES)}){others}")
+        rest = f"; left out: {listed(left_out, room=160)}" if left_out else ""
+        raise InputError(f"{name}: holds no file of a known kind ({', '.join(SUFFIXES)}){rest}")
     kinds = sorted({file.suffix.lower() for file in known})
     if len(kinds) > 1 and kinds != [".json", ".jsonl"]:
         raise InputError(f"{name}: holds files of several kinds ({', '.join(kinds)}); keep one kind, or name one file")
@@ -121,20 +120,11 @@ def _has_card(folder: Path) -> bool:
     return re.search(r"^(configs|dataset_info)\s*:", front, re.MULTILINE) is not None
 
 
-def card_files(name: str, dataset: Any, files: list[str] | None = None) -> tuple[list[str], list[str]]:
-    """Of a folder with a card: the files that the library reads, and the others."""
+def beside(name: str, used: list[str]) -> list[str]:
+    """What lies in a folder beside these of its files."""
+    read = {os.path.realpath(file) for file in used}
     path = Path(name)
-    if not path.is_dir():
-        return [], []
-    if files is None:
-        import datasets
-
-        builder = datasets.load_dataset_builder(name)
-        files = [str(file) for file in (builder.config.data_files or {}).get(str(dataset.split), ())]
-    used = {Path(file).resolve() for file in files}
-    found = walk(path)
-    left_out = [str(file.relative_to(path)) for file in found if file.resolve() not in used]
-    return [str(file) for file in found if file.resolve() in used], left_out
+    return [str(file.relative_to(path)) for file in walk(path) if os.path.realpath(file) not in read]
 
 
 def tag(file: str, *, dated: bool = False) -> str:
