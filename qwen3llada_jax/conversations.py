@@ -51,7 +51,6 @@ _PAIRS = (
     ("question", "response"), ("query", "response"), ("problem", "solution"), ("instruction", "output"),
     ("instruction", "response"), ("input", "output"),
 )  # fmt: skip
-ANSWERS = ("answer", "completion", "response", "output", "solution")  # columns that may hold a pair's answer
 _SYSTEM, _TOOLS = ("system", "system_prompt"), ("tools", "functions")
 _MORE = ("input", "context")  # that an instruction may have
 FORMATS = (
@@ -146,6 +145,11 @@ def read_conversation(
     )
 
 
+def answer_of(row: Mapping[str, Any]) -> Any:
+    """What stands in the column of a pair's answer; None: there is none."""
+    return next((row[answer] for question, answer in _PAIRS if question in row and answer in row), None)
+
+
 def read_messages(messages: Any, what: str = "messages") -> tuple[Message, ...]:
     """A list of turns in any of the formats, as a chat template takes them.
 
@@ -180,7 +184,7 @@ def _turns(
         if name in given:
             return _list_of_turns(given[name], name, turn_fields), {name}
     for question, answer in _PAIRS:
-        if question in row and answer in row:
+        if question in row and answer in row and (needs_answer or row[answer] not in (None, "")):
             return _with_history(row, given, *_exchange(row, _asked(row, question), answer, turn_fields))
     if not needs_answer:
         asked = next((question for question, _ in _PAIRS if question in given), None)

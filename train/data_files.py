@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from qwen3llada_jax.errors import InputError, listed
-from train.readers import SUFFIXES
+from qwen3llada_jax.readers import SUFFIXES
 
 _SPLITS = {
     "train": ("train", "training"),

@@ -12,8 +12,8 @@ from typing import Any
 
 from qwen3llada_jax.command_line import nearest
 from qwen3llada_jax.errors import InputError, listed
+from qwen3llada_jax.readers import FEATURES, SUFFIXES, raw_rows
 from train import data_files
-from train.readers import FEATURES, SUFFIXES, raw_rows
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from qwen3llada_jax import readers
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model import check_tokens
-from train import order, readers, sources
+from train import order, sources
 from train.account import Account
 from train.data import Batch, Row, assemble, buckets
 from train.tokenising import Examples, Recipe, Tokenise, cut_rows

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from qwen3llada_jax import readers
 from qwen3llada_jax.chat_template import ChatWriter
 from qwen3llada_jax.command_line import nearest
 from qwen3llada_jax.conversations import FORMATS, Columns, read_conversation
@@ -23,7 +24,7 @@ from qwen3llada_jax.errors import InputError, listed
 from qwen3llada_jax.files import write_text
 from qwen3llada_jax.jsonl import BadRowError, NoFormatError, check_text, kind_of, shortened
 from qwen3llada_jax.text_ends import END_OF_TURN
-from train import readers, sources
+from train import sources
 from train.account import Account, seen_as
 from train.data import Row, Rows, Tokens
 
