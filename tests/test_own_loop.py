@@ -1,5 +1,7 @@
 """K13, K10: a model trained in one's own loop becomes a model folder; text in, text out; manners of the library."""
 
+import argparse
+import dataclasses
 import gc
 import json
 import logging
@@ -17,7 +19,7 @@ from flax import nnx
 import qwen3llada_jax as q
 from converters.to_hf import export
 from qwen3llada_jax.config import read_model_config
-from sample import clock
+from sample import clock, opening
 
 SHORT = q.SamplerConfig(gen_length=8, steps=8, block_length=8)
 
@@ -143,12 +145,12 @@ def test_k13_chats_go_through_the_template_without_thinking(writer, qwen3_tokeni
 def test_k13_what_is_no_text(writer, tokenizer):
     for wrong in (None, [], 5, [5], [None], [[{"role": "user"}]], [[]], [["a"]], {"a": "b"}):
         refuses(lambda wrong=wrong: q.write(writer, tokenizer, wrong, SHORT), "prompts")
-    refuses(lambda: q.write(writer, tokenizer, "a\ud83d", SHORT), "is no text")
+    refuses(lambda: q.write(writer, tokenizer, "a\ud83d", SHORT), "prompts: ", "half of a surrogate pair")
     plain = q.load_tokenizer(TINY)
     plain.chat_template = None
     refuses(lambda: q.write(writer, plain, "a", SHORT, chat=True), "no chat template")
     plain.chat_template = "{{ raise_exception('no') }}"
-    refuses(lambda: q.write(writer, plain, "a", SHORT, chat=True), "refuses these messages (no)")
+    refuses(lambda: q.write(writer, plain, "a", SHORT, chat=True), "chat template cannot write it: no")
 
 
 def test_k13_texts_fill_the_mesh(writer, tokenizer):
@@ -203,4 +205,8 @@ def test_k10_clocks_keep_what_they_measure_and_nothing_is_kept_after_them():
 
 def test_the_bundled_config_is_read_alike_by_every_door():
     config = q.ModelConfig.from_hf(json.loads((TINY / "config.json").read_text()))
-    assert read_model_config(TINY) == config == q.load(TINY).config
+    assert read_model_config(TINY) == config
+    # Opening it adds what the files beside config.json say, and nothing else.
+    opened = dataclasses.replace(config, eos_token_id=(1024, 1026), live_vocab_size=1050)
+    flags = argparse.Namespace(model=TINY, mesh_data=None, mesh_fsdp=None, mesh_tensor=None)
+    assert q.load(TINY).config == opening.look_at(flags).config == opened

@@ -15,6 +15,7 @@ from train.read_config import _known, as_yaml, read_config
 from train.values import from_text
 
 NEEDED = [("model.base_model_path", "m"), ("dataset.name", "d")]
+NEEDED_BY = {"dataset.columns": [("training.mode", "sft")]}  # which has no effect on pretraining
 OPTIONAL_TEXTS = [name for name, f in _known().items() if f.type == (str | None)]
 TEXTS = [name for name, f in _known().items() if f.type in (str, str | None)]
 
@@ -147,15 +148,16 @@ def test_k7_a_truth_value_where_a_text_belongs_is_refused(tmp_path):
 def test_k7_every_key_of_text_says_what_it_was_told(tmp_path, name):
     """Through a flag, a file and the file that a run writes."""
     value = "0x10_2024"
+    overrides = [*(n for n in NEEDED if n[0] != name), *NEEDED_BY.get(name.rpartition(".")[0], ()), (name, value)]
     tree: dict = {}
-    for key, text in [*(n for n in NEEDED if n[0] != name), (name, value)]:
+    for key, text in overrides:
         *sections, last = key.split(".")
         node = tree
         for section in sections:
             node = node.setdefault(section, {})
         node[last] = text
     try:
-        config = read_config(None, [*(n for n in NEEDED if n[0] != name), (name, value)])
+        config = read_config(None, overrides)
     except q.InputError as error:  # one of a few known words
         assert "0x10_2024" in str(error) or "go together" in str(error)  # noqa: PT017
         return
