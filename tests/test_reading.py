@@ -17,10 +17,11 @@ from qwen3llada_jax.chat_template import ChatWriter, names_in
 from qwen3llada_jax.conversations import Columns, read_conversation
 from qwen3llada_jax.jsonl import BadRowError
 from qwen3llada_jax.tokens import load_tokenizer
-from train import sources, tokenising
+from train import sources
 from train.batches import held_out_rows, trained_on_too, training_batches
 from train.config import Config, DatasetConfig, EvaluationConfig, TrainingConfig
 from train.read_config import read_config
+from train.rows import rows_of as made_of
 from train.show_rows import shown
 from train.start import find_start, settled
 from train.tokenising import Reading, Recipe
@@ -36,7 +37,7 @@ def rows_of(path, tokenizer, length=2000, columns=Columns(), mode="sft", split="
     with sources.readable(str(path)):
         source = sources.load(str(path), None, split)
         recipe = Recipe(mode, length, pack=False, **more)
-        return tokenising.rows_of(source, recipe, tokenizer, Reading(column, columns), num_proc=None)
+        return made_of(source, recipe, tokenizer, Reading(column, columns), num_proc=None)
 
 
 def texts(rows, tokenizer):

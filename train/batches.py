@@ -18,6 +18,8 @@ from qwen3llada_jax.conversations import Columns
 from qwen3llada_jax.errors import InputError
 from train import data, order, sources, streaming, tokenising
 from train.config import Config, DatasetConfig, SourceConfig
+from train.rows import rows_of
+from train.token_cache import tokenizer_tag
 from train.tokenising import Reading, Recipe
 
 _LOOKED_AT = 1000  # batches that the share of padding is computed over
@@ -141,7 +143,7 @@ def training_batches(
     }
     if d.streaming:
         opened = [_stream(config, tokenizer, part) for part in d.sources]
-        made_by = [tokenising.tokenizer_tag(tokenizer), getattr(tokenizer, "chat_template", None), recipe_of(config)]
+        made_by = [tokenizer_tag(tokenizer), getattr(tokenizer, "chat_template", None), recipe_of(config)]
         readings = [_reading(part) for part in d.sources]
         return streaming.StreamedBatches(
             opened,
@@ -249,7 +251,7 @@ def _rows(
     source = sources.load(part.name, part.config, part.split, split_key=split_key)
     workers = config.dataset.num_proc
     with sources.readable(part.name):
-        rows = tokenising.rows_of(source, recipe_of(config), tokenizer, _reading(part), num_proc=workers)
+        rows = rows_of(source, recipe_of(config), tokenizer, _reading(part), num_proc=workers)
     model.check_tokens(np.array([rows.values.min(), rows.values.max()]), vocab_size)
     return rows
 

@@ -20,7 +20,8 @@ from qwen3llada_jax.model import check_tokens
 from train import order, sources
 from train.account import Account
 from train.data import Batch, Row, assemble, buckets
-from train.tokenising import Examples, Recipe, Tokenise, cut_rows
+from train.rows import cut_rows
+from train.tokenising import Examples, Recipe, Tokenise
 
 CHUNK = 64  # examples tokenised together
 _PLAIN_BLOCK = 256  # rows of a block that is not shuffled
