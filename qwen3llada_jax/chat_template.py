@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from qwen3llada_jax.conversations import Conversation, Message
+from qwen3llada_jax.conversations import Conversation
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.jsonl import BadRowError, shortened
 from qwen3llada_jax.text_ends import END_OF_TURN
+from qwen3llada_jax.turns import Message
 
 TEMPLATES = ("chat", "plain")
 _MOST_PROBES = 10_000  # shapes of conversations that are remembered
