@@ -188,6 +188,7 @@ def forward_process(
     if config.noise_type == "mask":
         replacement = jnp.full_like(tokens, mask_token_id)
     else:
+        assert vocab_size is not None  # seen to above
         draw = lambda k: jax.random.randint(jax.random.fold_in(k, 2), (L,), 0, vocab_size, tokens.dtype)  # noqa: E731
         replacement = jax.vmap(draw)(keys)
     wide = lambda x: jnp.broadcast_to(x[:, None], (B, L))  # noqa: E731
