@@ -10,13 +10,15 @@ import orbax.checkpoint as ocp
 import pytest
 from conftest import ROOT
 from test_checkpoints import assert_same_lines, steps_of
-from test_train import assert_same, finished, params_of, run  # noqa: F401
+from test_train import assert_same, finished, params_of, run, settings  # noqa: F401
 
 import qwen3llada_jax as q
 from converters.to_hf import export
 from qwen3llada_jax import tokens
 from qwen3llada_jax.files import new_folder
 from train.metrics import read_lines
+from train.read_config import read_config
+from train.state import origin_of
 
 
 @pytest.fixture
@@ -54,6 +56,45 @@ def test_k1_a_checkpoint_is_named_from_within(home, finished, monkeypatch):  # n
     assert q.load(".").config == q.load(home / "run").config
     fork = run(home / "start", home / "fork", **{"training.resume_from": "."})
     assert_same(fork, finished[1])
+
+
+def test_k1_a_link_to_a_checkpoint_is_one(home, finished, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("train.loop.evaluate", lambda *_: {"eval_loss": 1.0, "eval_noised_perplexity": 1.0})
+    Path("best").symlink_to("run/checkpoints/2")
+    assert q.load("best").config == q.load("run").config
+    assert q.load_tokenizer("best").eos_token_id is not None
+    assert_same(run(Path("start"), Path("fork"), **{"training.resume_from": "best"}), finished[1])
+    Path("disk").mkdir()
+    Path("run/checkpoints").rename("disk/elsewhere")
+    Path("run/checkpoints").symlink_to(home / "disk/elsewhere")  # all of them on another disk
+    assert q.load("run/checkpoints/2").config == q.load("run").config
+
+
+def test_k4_resume_from_names_what_is_gone_on_from_or_is_refused(home, finished):  # noqa: F811
+    """A run that has checkpoints goes on with the newest of them, never in place of what was named."""
+
+    def origin(output: str, source: str):
+        config = read_config(None, settings(Path("start"), Path(output), **{"training.resume_from": source}))
+        return origin_of(config, Path(output))
+
+    shutil.copytree(finished[0], "six")
+    Path("same").symlink_to("six")
+    Path("best").symlink_to("six/checkpoints/2")
+    for source in ("six", "six/", "same", "six/checkpoints/6", "same/checkpoints/6"):
+        assert origin("six", source) == (Path("six"), False)
+    for source in ("six/checkpoints/2", "best", "run", "run/checkpoints/2", "nowhere"):
+        with pytest.raises(q.InputError) as caught:
+            origin("six", source)
+        assert f"training.resume_from {source} is not what six goes on from" in str(caught.value)
+        assert "six/checkpoints/6; leave resume_from out" in str(caught.value)
+        assert "choose another project.output_dir" in str(caught.value)
+    for meta in Path("six").glob("checkpoints/*/meta/metadata"):  # a fork: the command that began it goes on
+        meta.write_text(meta.read_text().replace('"training.resume_from": "auto"', '"training.resume_from": "run"'))
+    assert origin("six", "run") == origin("six", "../" + home.name + "/run") == (Path("six"), False)
+    shutil.rmtree("run")
+    assert origin("six", "run") == (Path("six"), False)
+    with pytest.raises(q.InputError, match="run/checkpoints/2 is not what six goes on from"):
+        origin("six", "run/checkpoints/2")
 
 
 def test_k1_a_refusal_is_not_told_as_damage(home, monkeypatch, capsys):

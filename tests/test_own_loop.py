@@ -210,3 +210,22 @@ def test_the_bundled_config_is_read_alike_by_every_door():
     opened = dataclasses.replace(config, eos_token_id=(1024, 1026), live_vocab_size=1050)
     flags = argparse.Namespace(model=TINY, mesh_data=None, mesh_fsdp=None, mesh_tensor=None)
     assert q.load(TINY).config == opening.look_at(flags).config == opened
+
+
+def test_k13_a_model_folder_may_be_called_like_a_checkpoint(trained, start, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    q.save(trained, "checkpoints/1", tokenizer=start, mask_token_id=1050)
+    assert q.load("checkpoints/1").config.mask_token_id == 1050
+    assert q.load_tokenizer("checkpoints/1").eos_token_id is not None
+    q.save(trained, "2", tokenizer="checkpoints/1")
+    assert q.load("2").config.eos_token_ids == q.load("checkpoints/1").config.eos_token_ids
+
+
+def test_k7_a_tilde_is_the_home_folder_for_the_library_too(trained, start, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    q.save(trained, "~/m", tokenizer=start)
+    assert (tmp_path / "m" / "config.json").is_file()
+    assert q.load("~/m").config == q.load(tmp_path / "m").config
+    assert q.load_tokenizer("~/m").eos_token_id is not None
+    q.save(trained, "~/n", tokenizer="~/m")
+    assert (tmp_path / "n" / "tokenizer.json").is_file()

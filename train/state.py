@@ -1,5 +1,8 @@
 """The state a run goes on from: its newest checkpoint, another run's, or the starting weights."""
 
+import os
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +20,7 @@ from train import checkpoints
 from train.config import Config
 from train.start import Start
 from train.step import State
-from train.stored import step_folders
+from train.stored import DamagedError, RefusedError, read_meta, step_folders
 from train.watch import notice
 
 
@@ -34,19 +37,44 @@ def origin_of(config: Config, output: Path) -> Origin | None:
     Raises:
         InputError: no checkpoint where one is named, or some of another run in `output`.
     """
-    goes_on = config.training.resume_from
-    if goes_on not in ("never", None) and step_folders(output):
+    goes_on, own = config.training.resume_from, step_folders(output)
+    if goes_on in ("never", None):
+        if own:
+            raise InputError(
+                f"{output} holds the checkpoints of another run; choose another project.output_dir, or resume_from: "
+                "auto"
+            )
+        return None
+    if goes_on == "auto":
+        return Origin(output, is_fork=False) if own else None
+    other = Path(goes_on)
+    if own:
+        _check_goes_on(other, output, own)
         return Origin(output, is_fork=False)
-    if goes_on not in ("auto", "never", None):
-        other = Path(goes_on)
-        if not step_folders(other) or not (home(other) / "checkpoints").is_dir():
-            raise InputError(f"training.resume_from {other}: no training run with checkpoints there")
-        return Origin(other, is_fork=True)
-    if step_folders(output):
-        raise InputError(
-            f"{output} holds the checkpoints of another run; choose another project.output_dir, or resume_from: auto"
-        )
-    return None
+    if not step_folders(other) or not (home(other) / "checkpoints").is_dir():
+        raise InputError(f"training.resume_from {other}: no training run with checkpoints there")
+    return Origin(other, is_fork=True)
+
+
+def _check_goes_on(other: Path, output: Path, own: Sequence[Path]) -> None:
+    """Refuse to go on with `output`'s newest checkpoint where `training.resume_from` names something else.
+
+    That checkpoint itself, or its run, may be named; and what a fork began with: the same command goes on with it.
+    """
+    named = os.path.realpath(other)
+    if named in (os.path.realpath(output), *map(os.path.realpath, own[:1])):
+        return
+    begun_with = []
+    for step in own:
+        with suppress(DamagedError, RefusedError):  # whoever resumes says what is wrong with it
+            begun_with.append(read_meta(step)["config"].get("training.resume_from"))
+    if not begun_with or str(other) in begun_with or named in (os.path.realpath(b) for b in begun_with if b):
+        return
+    raise InputError(
+        f"training.resume_from {other} is not what {output} goes on from: it holds checkpoints of its own, up to "
+        f"{os.path.relpath(own[0])}; leave resume_from out to go on with that, or choose another project.output_dir "
+        f"for a run that begins with {other}"
+    )
 
 
 def newest_update(origin: Origin | None) -> int:

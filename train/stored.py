@@ -30,7 +30,7 @@ def step_folders(run: Path) -> list[Path]:
     """
     run = Path(os.path.abspath(run))
     if (run / "params").is_dir():
-        return [run]
+        return [Path(os.path.realpath(run))]  # its name is the number of its update, a link's is not
     found = [p for p in (run / "checkpoints").glob("*") if p.name.isdigit() and p.is_dir()]
     return sorted(found, key=lambda p: -int(p.name))
 
