@@ -24,6 +24,7 @@ def main() -> int:
     )
     parser.add_argument("--dst", type=Path, help="a model folder or training run of ours to compare with")
     flags = parser.parse()
+    command_line.check_output()
     return analyze(model_folder(flags.src), flags.dst)
 
 

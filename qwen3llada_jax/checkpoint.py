@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
@@ -120,8 +121,22 @@ def writing(place: Path) -> Iterator[None]:
     """Turn a failed write (tensorstore reports it as a ValueError) into an InputError that names `place`."""
     try:
         yield
+    except InputError:  # says by itself what it is
+        raise
     except (ValueError, OSError) as error:
         raise InputError(f"{place}: cannot be written ({short(error)})") from error
+
+
+def check_finite(params: Any, whose: Path | str) -> None:
+    """Refuse weights that are NaN or infinite: whatever is computed with them is nonsense.
+
+    Raises:
+        InputError: naming some of the tensors.
+    """
+    finite = jax.jit(lambda tensors: {name: jnp.isfinite(x).all() for name, x in tensors.items()})(flatten(params))
+    bad = [name for name, is_finite in jax.device_get(finite).items() if not is_finite]
+    if bad:
+        raise InputError(f"{whose}: weights that are NaN or infinite, in {listed(bad, most=3)}; take whole ones")
 
 
 def params_handler() -> ocp.PyTreeCheckpointHandler:

@@ -82,7 +82,8 @@ def run(main: Callable[[], int | None], *, leaves_at_once: bool = False) -> NoRe
     """Run a program: an `InputError` becomes one line on standard error and exit code 2.
 
     So do what the machine lacks: the devices that JAX_PLATFORMS names, memory, a standard output that takes text. The
-    process is the program's own, so what its libraries say beside that line is silenced here, and only here.
+    process is the program's own, so what its libraries say beside that line is silenced here, and only here. It goes on
+    when its terminal or the reader of its output goes away, unless its product goes there (`check_output`).
 
     Args:
         leaves_at_once: Ctrl-C ends the process even while a compiled program runs, which Python cannot interrupt;
@@ -109,7 +110,7 @@ def run(main: Callable[[], int | None], *, leaves_at_once: bool = False) -> NoRe
     except KeyboardInterrupt:
         _say("interrupted")
         code = 130
-    except BrokenPipeError:  # the reader (`| head`) has seen enough
+    except _SeenEnoughError:
         _discard_output()
         code = 0
     except Exception as error:
@@ -141,7 +142,7 @@ def _what_the_machine_lacks(error: Exception) -> str | None:
     return None
 
 
-_OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+_OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def _open_streams() -> None:
@@ -154,33 +155,76 @@ def _open_streams() -> None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - as long as the process
     if sys.stdout is None:
         sys.stdout = _Closed()
-    for stream in (sys.stdout, sys.stderr):
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+            if stream.fileno() == number:
+                setattr(sys, name, _outliving(stream))
+
+
+def _outliving(stream: io.TextIOWrapper) -> io.TextIOWrapper:
+    """The same stream, whose end is not the program's."""
+    stream.flush()
+    raw = _Outlived(stream.fileno(), "w", closefd=False)
+    return io.TextIOWrapper(
+        raw if isinstance(stream.buffer, io.FileIO) else io.BufferedWriter(raw),  # type: ignore[type-var]  # as Python
+        encoding=stream.encoding,
+        errors=stream.errors,
+        newline="\n",
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+
+
+class _SeenEnoughError(Exception):
+    """The reader of a product (`| head`) is gone. No BrokenPipeError, for which rich would end the program by itself,
+    and as which any other broken pipe would end it in silence."""
+
+
+class _Outlived(io.FileIO):
+    """Standard output or standard error. What can be written there no more is dropped from then on."""
+
+    is_product = False
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if self.is_product:
+                raise (_SeenEnoughError() if isinstance(error, BrokenPipeError) else error) from error
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())  # for libraries that write to the descriptor, too
+            os.close(nowhere)
+            if self.fileno() == 1:
+                _say(f"standard output is gone ({error.strerror}); going on without it")
+            return len(data)
 
 
 class _Closed(io.TextIOBase):
-    """A standard output that was closed: an error when it is used, not before."""
+    """A standard output that was closed before the program began."""
 
     encoding = "utf-8"
 
     def write(self, text: str, /) -> int:
-        if text:
-            raise OSError(errno.EBADF, "it is closed")
-        return 0
+        return len(text)
 
     def isatty(self) -> bool:
         return False
 
 
 def check_output() -> None:
-    """Refuse, before the work begins, a standard output that was closed; for programs whose product goes there.
+    """Say that the program's product goes to standard output: then it matters whether somebody takes it.
 
     Raises:
-        InputError: it was.
+        InputError: it was closed before the program began.
     """
     if isinstance(sys.stdout, _Closed):
         raise InputError("standard output is closed: nothing that is written would be seen; give it a place")
+    buffer = getattr(sys.stdout, "buffer", None)
+    raw = getattr(buffer, "raw", buffer)
+    if isinstance(raw, _Outlived):
+        raw.is_product = True
 
 
 def _discard_output() -> None:

@@ -33,20 +33,24 @@ def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all.
 
     Raises:
-        InputError: the disk is full or the place cannot be written.
+        InputError: the disk is full, the place cannot be written or named, or half of a surrogate pair in the text.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.parent / f".{path.name}.{os.getpid()}.part"  # `with_name` has none for `.`
     try:
-        with part.open("w", encoding="utf-8") as stream:
-            stream.write(text)
+        data = text.encode("utf-8")
+        with part.open("wb") as stream:
+            stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
         part.replace(path)
-    except OSError as error:
-        with suppress(OSError):  # the place may not even exist
+    except (OSError, ValueError) as error:
+        with suppress(OSError, ValueError):  # the place may not even exist
             part.unlink()
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+        reason = getattr(error, "strerror", None) or error
+        if isinstance(error, UnicodeEncodeError):
+            reason = f"character {error.start + 1} is half of a surrogate pair, {text[error.start]!a}"
+        raise InputError(f"{path}: cannot be written ({reason})") from error
 
 
 def copy_file(source: Path, target: Path) -> None:

@@ -50,8 +50,8 @@ class SamplerConfig:
         forbid: more ids that are never written (the mask token and rows no token owns never are).
         visibility: who sees whom (masks.py); None: what the model was trained with.
         cache: keys and values kept between passes: `none`; `prefix`, of prompt and finished blocks; `dual`, of
-            what follows the block too. None: `prefix` where it changes no token, else `none`.
-        parallel_blocks: all blocks in the same passes (needs block_bias).
+            what follows the block too. None: `prefix` where it changes no token in float32 (`is_exact`), else `none`.
+        parallel_blocks: all blocks in the same passes (needs block_bias); the same tokens, in float32.
         mask_token_id: None: the model's.
     """
 
@@ -254,7 +254,7 @@ def keeps_prompt(config: SamplerConfig, model: ModelConfig) -> bool:
     return visibility == "block_causal" or (visibility == "block_bias" and not model.prompt_sees_answer)
 
 
-def is_exact(config: SamplerConfig, model: ModelConfig | Qwen3LLaDA, dtype: str | None = None) -> bool:
+def is_exact(config: SamplerConfig, model: ModelConfig | Qwen3LLaDA, dtype: Any = None) -> bool:
     """Does the cache give, token for token, what sampling without one gives?
 
     Under `block_bias` and `block_causal` it computes the same sums in another order. Float32 rounds them alike but for
@@ -262,14 +262,18 @@ def is_exact(config: SamplerConfig, model: ModelConfig | Qwen3LLaDA, dtype: str 
     as coarsely, and now and then another token comes first.
 
     Args:
+        config: whose `cache` None is what `for_model` makes of it.
         model: of a `ModelConfig` alone the compute dtype is not known: give it, or float32 is meant.
-        dtype: of the computation; None: the model's.
+        dtype: of the computation, by name or as JAX's or numpy's type; None: the model's.
+
+    Raises:
+        InputError: no such dtype.
     """
-    if config.cache in (None, "none"):
-        return True
     if not isinstance(model, ModelConfig):
-        dtype, model = dtype or str(np.dtype(model.compute_dtype)), model.config
-    return keeps_prompt(config, model) and dtype in (None, "float32")
+        dtype, model = model.compute_dtype if dtype is None else dtype, model.config
+    keeps = keeps_prompt(config, model)
+    is_float32 = dtype is None or arguments.dtype("dtype", dtype) == "float32"
+    return config.cache == "none" or (config.cache is None and not keeps) or (keeps and is_float32)
 
 
 def _one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:

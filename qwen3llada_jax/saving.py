@@ -31,8 +31,8 @@ def save(
         overwrite: replace a model folder that stands there.
 
     Raises:
-        InputError: no model, parameters that its config does not describe, another model's tokenizer, another mask
-            token than the config's, or a place that cannot be written.
+        InputError: no model, parameters that its config does not describe or that are not finite, another model's
+            tokenizer, another mask token than the config's, or a place that cannot be written.
     """
     if not isinstance(network, Qwen3LLaDA):
         raise InputError(f"q.save writes a Qwen3LLaDA, not {shown(type(network).__name__)}")
@@ -55,6 +55,7 @@ def save(
     wanted, have = flatten(model.abstract(config)[1]), flatten(params)
     if {k: v.shape for k, v in wanted.items()} != {k: v.shape for k, v in have.items()}:
         raise InputError("the model's parameters are not those that its config describes; save the whole model")
+    checkpoint.check_finite(params, "the model")
     with new_folder(expanded(folder), overwrite=overwrite) as target:
         checkpoint.save_params(target / "params", params)
         checkpoint.write_config(target, config)

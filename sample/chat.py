@@ -19,14 +19,14 @@ import qwen3llada_jax as q
 from qwen3llada_jax import command_line
 from qwen3llada_jax.config import ModelConfig
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.files import write_text
+from qwen3llada_jax.files import check_file, write_text
 from qwen3llada_jax.sampler_config import SamplerConfig
 from qwen3llada_jax.tokens import up_to_stop
 from sample import flags as common
 from sample import opening
 from sample.live import show_live
 from sample.opening import Folder
-from sample.prompts import Turn, check_template, encode_chat, read_history
+from sample.prompts import Turn, check_template, encode, encode_chat, read_history
 from sample.writing import text_of
 
 COMMANDS = {
@@ -53,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise InputError(f"{flags.history}: the last message must be the assistant's, for you to go on")
     folder = opening.look_at(flags)
     check_template(folder.tokenizer)
+    encode(folder.tokenizer, system or "")
     settings = folder.ending(wanted)
     complete = settings.for_model(folder.config)
     opening.say_if_unadapted(folder)
@@ -70,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             elif word == "/clear":
                 messages = []
             elif word == "/system":
+                encode(folder.tokenizer, rest)  # what is no text is refused here, and not at every question
                 system = rest if rest.strip() else None
             elif word == "/set":
                 settings = changed(settings, rest.strip(), folder)
@@ -238,6 +240,7 @@ def save(name: str, messages: list[Turn], history: Path | None) -> None:
         raise InputError("/save takes the name of a file")
     if not messages:
         raise InputError("nothing was said yet; there is nothing to save")
+    check_file(Path(name))
     if Path(name).is_file() and Path(name) != history:
         try:
             read_history(Path(name))

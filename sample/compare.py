@@ -69,7 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         make_folder(flags.out)
         for name in ("compare.json", "compare.png"):
             check_place("--out", flags.out / name, {"--data": flags.data}, Path(flags.model))
-    command_line.check_output()
+    else:
+        command_line.check_output()
     folder = opening.look_at(flags)
     variants = [dataclasses.replace(v, settings=folder.ending(v.settings)) for v in variants]
     for variant in variants:

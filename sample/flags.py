@@ -65,9 +65,9 @@ SETTINGS: dict[str, tuple[Any, str]] = {
     "eos_token_ids": (ids, "ids that end a text, as 7,12 (default: the model's, the tokenizer's, <|im_end|>)"),
     "forbid": (ids, "ids that are never written, as 7,12"),
     "visibility": (VISIBILITIES, "who sees whom (default: what the model was trained with)"),
-    "cache": (CACHES, "keys and values kept between passes: exact under block_bias and block_causal; under full both "
-              "approximate, and the program says so (default: prefix where exact, else none)"),
-    "parallel_blocks": (bool, "all blocks in the same passes; exact; needs block_bias (default: off)"),
+    "cache": (CACHES, "keys and values kept between passes: exact in float32 under block_bias and block_causal; under "
+              "full both approximate, and the program says so (default: prefix under the former two, else none)"),
+    "parallel_blocks": (bool, "all blocks in the same passes; exact in float32; needs block_bias (default: off)"),
     "mask_token_id": (whole, "(default: the model's)"),
 }  # fmt: skip
 

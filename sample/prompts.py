@@ -152,10 +152,13 @@ def read_history(path: Path) -> list[Turn]:
     Raises:
         InputError: no such file, or not a list of messages.
     """
+    text = _read(path)
     try:
-        messages = list(read_messages(json.loads(_read(path))))
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is not JSON ({shortened(str(error), 100)})") from error
+    try:
+        messages = list(read_messages(value))
     except BadRowError as error:
         raise InputError(f"{path}: {_as_input_error(error)}") from error
     if not messages:

@@ -7,15 +7,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from conftest import assert_one_line_error, run_program
+from safetensors.numpy import load_file, save_file
+from test_train import run as trained
 from test_train import settings
 
 import qwen3llada_jax as q
-from train import plan, report, run, samples, sources, without_effect
+from train import guard, plan, report, run, samples, sources, without_effect
 from train.batches import held_out_rows, training_batches
 from train.chips import machine
-from train.config import Config, flat
+from train.config import Config, TrainingConfig, flat
 from train.order import shares
 from train.read_config import read_config
 from train.start import find_start
@@ -312,3 +316,31 @@ def test_as_typed(start, tmp_path):
     ):
         assert_one_line_error(run_program("train.run", *flags, *more, check=None, env={"JAX_PLATFORMS": ""}), part)
     assert not (tmp_path / "run").exists()
+
+
+def test_k16_a_start_of_nonsense_is_refused(start, tmp_path):
+    """Under on_nan: skip the run would skip its updates, all of them, and end well."""
+    shutil.copytree(start, tmp_path / "broken")
+    file = tmp_path / "broken" / "model.safetensors"
+    weights = load_file(file)
+    weights["model.norm.weight"][3] = np.nan
+    save_file(weights, file, {"format": "pt"})
+    with refused(f"{tmp_path / 'broken'}: weights that are NaN or infinite, in norm"):
+        trained(tmp_path / "broken", tmp_path / "run", **{"training.on_nan": "skip"})
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_k16_a_bad_first_update_names_no_checkpoint():
+    bad = {"verdict": guard.NOT_FINITE, "loss": np.nan, "grad_norm": 1.0, "skipped": 0}
+    for has_saved in (True, False):
+        with pytest.raises(q.InputError) as told:
+            guard.report(1, bad, TrainingConfig(on_nan="stop"), print, has_saved=has_saved)
+        assert ("from the newest checkpoint" in str(told.value)) == has_saved
+        assert ("before anything was saved. Start again" in str(told.value)) != has_saved
+
+
+def test_k16_a_run_that_skips_all_updates_does_not_end_well(start, tmp_path, monkeypatch):
+    monkeypatch.setattr(guard, "judge", lambda *_: jnp.int32(guard.NOT_FINITE))
+    more = {"training.max_steps": 2, "training.on_nan": "skip", "evaluation.do_eval_loss": False}
+    with refused("all 2 updates were skipped"):
+        trained(start, tmp_path / "run", **more)

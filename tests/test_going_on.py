@@ -1,5 +1,6 @@
 """A run goes on (K1): from relative paths, without its starting model, after a refusal, after a killed writer."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from qwen3llada_jax import tokens
 from qwen3llada_jax.files import new_folder
 from train.metrics import read_lines
 from train.read_config import read_config
-from train.state import origin_of
+from train.state import Origin, origin_of
 
 
 @pytest.fixture
@@ -68,33 +69,6 @@ def test_k1_a_link_to_a_checkpoint_is_one(home, finished, monkeypatch):  # noqa:
     Path("run/checkpoints").rename("disk/elsewhere")
     Path("run/checkpoints").symlink_to(home / "disk/elsewhere")  # all of them on another disk
     assert q.load("run/checkpoints/2").config == q.load("run").config
-
-
-def test_k4_resume_from_names_what_is_gone_on_from_or_is_refused(home, finished):  # noqa: F811
-    """A run that has checkpoints goes on with the newest of them, never in place of what was named."""
-
-    def origin(output: str, source: str):
-        config = read_config(None, settings(Path("start"), Path(output), **{"training.resume_from": source}))
-        return origin_of(config, Path(output))
-
-    shutil.copytree(finished[0], "six")
-    Path("same").symlink_to("six")
-    Path("best").symlink_to("six/checkpoints/2")
-    for source in ("six", "six/", "same", "six/checkpoints/6", "same/checkpoints/6"):
-        assert origin("six", source) == (Path("six"), False)
-    for source in ("six/checkpoints/2", "best", "run", "run/checkpoints/2", "nowhere"):
-        with pytest.raises(q.InputError) as caught:
-            origin("six", source)
-        assert f"training.resume_from {source} is not what six goes on from" in str(caught.value)
-        assert "six/checkpoints/6; leave resume_from out" in str(caught.value)
-        assert "choose another project.output_dir" in str(caught.value)
-    for meta in Path("six").glob("checkpoints/*/meta/metadata"):  # a fork: the command that began it goes on
-        meta.write_text(meta.read_text().replace('"training.resume_from": "auto"', '"training.resume_from": "run"'))
-    assert origin("six", "run") == origin("six", "../" + home.name + "/run") == (Path("six"), False)
-    shutil.rmtree("run")
-    assert origin("six", "run") == (Path("six"), False)
-    with pytest.raises(q.InputError, match="run/checkpoints/2 is not what six goes on from"):
-        origin("six", "run/checkpoints/2")
 
 
 def test_k1_a_refusal_is_not_told_as_damage(home, monkeypatch, capsys):
@@ -232,3 +206,31 @@ def test_k1_tokenizer_files_are_copied_whole(home, monkeypatch):
     assert Path("run/tokenizer.json").read_bytes() == whole
     assert not list(Path("run").glob(".*.part"))
     assert params_of(Path("run"))
+
+
+def test_k4_resume_from_is_never_ignored(home, finished, monkeypatch):  # noqa: F811
+    """Where `output_dir` has checkpoints, its newest is gone on from; who names another is told so, and the way."""
+    shutil.copytree(finished[0], "all")
+
+    def origin(named: object, out: str = "all") -> Origin | None:
+        config = read_config(None, settings(Path("start"), Path(out), **{"training.resume_from": named}))
+        return origin_of(config, Path(out))
+
+    own = Origin(Path("all"), is_fork=False)
+    assert [origin(named) for named in ("auto", "all", home / "all", "all/checkpoints/6")] == [own] * 4
+    for named in ("all/checkpoints/2", "run", home / "run" / "checkpoints" / "2"):
+        with pytest.raises(q.InputError, match="goes on from its newest, 6; leave resume_from out, or go on") as told:
+            origin(named)
+        assert str(told.value).endswith(f"--training.resume_from {os.path.relpath(named)}")
+        assert len(str(told.value)) < 500
+        assert origin(named, "new") == Origin(Path(named), is_fork=True)
+    with pytest.raises(q.InputError, match="no training run with checkpoints there"):
+        origin("ruin")
+    # A fork's own command goes on, from another folder too, and when what it began with is gone.
+    meta = Path("all/checkpoints/6/meta/metadata")
+    told = json.loads(meta.read_text())
+    told["config"]["training.resume_from"] = "run"
+    meta.write_text(json.dumps(told))
+    assert origin("run") == origin("./run") == origin(home / "run") == own
+    shutil.rmtree("run")
+    assert origin("run") == own

@@ -477,6 +477,19 @@ def test_report_of_two_runs(tmp_path, monkeypatch, capsys):
     assert [p.name for p in out.parent.iterdir() if p.name.startswith(".")] == []
 
 
+def test_k1_a_run_is_named_from_within(tmp_path, monkeypatch, capsys):
+    """`.` and `..` are relative paths too, and have no name of their own."""
+    from train import report
+
+    (tmp_path / "mine" / "inner").mkdir(parents=True)
+    (tmp_path / "mine" / "metrics.jsonl").write_text(json.dumps({"step": 1, "eval_loss": 2.0}) + "\n")
+    for place, path in (("mine", "."), ("mine/inner", "..")):
+        monkeypatch.chdir(tmp_path / place)
+        monkeypatch.setattr(sys, "argv", ["report", path, "--out", str(tmp_path / "l.png")])
+        report.main()
+        assert capsys.readouterr().out.startswith("mine: held-out loss 2.0000 after 1 updates")
+
+
 def test_report_of_a_run_without_settings_samples_or_evaluation(tmp_path, monkeypatch):
     from train import report
 

@@ -69,6 +69,14 @@ def test_k13_a_model_of_ones_own_loop_becomes_a_model_folder(trained, start, tmp
         gen_length=8, steps=8, block_length=8, mask_token_id=1050))[0]  # fmt: skip
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_k16_a_model_of_nonsense_is_not_saved(start, tmp_path, value):
+    broken = q.load(start, "float32")
+    broken.norm[...] = broken.norm[...].at[3].set(value)
+    refuses(lambda: q.save(broken, tmp_path / "mine"), "the model: weights that are NaN or infinite, in norm")
+    assert not (tmp_path / "mine").exists()
+
+
 @pytest.mark.slow
 def test_k13_the_programs_take_it(trained, start, tmp_path):
     q.save(trained, tmp_path / "mine", tokenizer=start, mask_token_id=1050)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -19,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 import qwen3llada_jax as q
 from qwen3llada_jax import checkpoint, command_line
+from qwen3llada_jax.files import write_text
 from sample import answers, chat, compare, flags, generate, live, matching, opening, prompts, writing
 
 MASK = 1050
@@ -341,6 +343,52 @@ def test_k7_save_replaces_conversations_only(here, monkeypatch, capsys):
     assert "notes.json is there and is no conversation" in err
     assert (here / "notes.json").read_text(encoding="utf-8") == '{"mine": 1}'
     assert err.count("talk.json: 2 messages") == 2
+
+
+def test_k19_the_chat_outlives_names_and_texts_that_cannot_be_written(here, monkeypatch, capsys):
+    said = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "I."}]
+    (here / "said.json").write_text(json.dumps(said), encoding="utf-8")
+    lines = ["/save .", "/save ..", "/save model", "/save a\0b", "/system half \udcff", "/save talk.json"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines) + "\n"))
+    chat.main(["--model", "model", *SHORT, "--history", "said.json"])
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert [e.split(": ", 1)[1] for e in errors[:3]] == [f"{n}: is a folder; name a file" for n in (".", "..", "model")]
+    assert "cannot be written (embedded null byte)" in errors[3]
+    assert "holds half of a surrogate pair" in errors[4]
+    assert len(errors) == 5
+    assert json.loads((here / "talk.json").read_text(encoding="utf-8")) == said
+    assert not list(here.glob("*.part")) + list(here.glob(".*.part"))
+    with pytest.raises(q.InputError, match="holds half of a surrogate pair"):
+        chat.main(["--model", "model", *SHORT, "--system", "\udcff"])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "part"),
+    [(".", "x", "cannot be written ("), ("a.txt", "x\ud83d", "character 2 is half of a surrogate pair, '\\ud83d'"),
+     ("a\0b", "x", "embedded null byte"), ("x/" * 2 + "a", "x", "No such file")],
+)  # fmt: skip
+def test_k19_what_cannot_be_written_leaves_nothing(tmp_path, monkeypatch, name, text, part):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(q.InputError) as told:
+        write_text(Path(name), text)
+    assert part in str(told.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_k1_a_history_that_is_not_there_is_no_broken_json(here):
+    (here / "broken.json").write_text("[{", encoding="utf-8")
+    (here / "none.json").write_text("[]", encoding="utf-8")
+    for name, part in (("nope", "cannot be read (No such file"), ("broken", "is not JSON ("), ("none", "no messages")):
+        with pytest.raises(q.InputError) as told:
+            prompts.read_history(Path(f"{name}.json"))
+        assert str(told.value).startswith(f"{name}.json: {'' if name == 'none' else part}")
+        assert str(told.value).count(".json") == 1
+        assert part in str(told.value)
+
+
+def test_k1_a_refusal_keeps_its_own_words_while_something_is_written():
+    with pytest.raises(q.InputError, match=r"^what it is$"), checkpoint.writing(Path("place")):
+        raise q.InputError("what it is")
 
 
 ROWS = [

@@ -67,6 +67,16 @@ def test_k17_exact_is_said_of_float32_only(folder, dtype, exact):
     assert q.is_exact(cached, model.config, dtype) == exact
     assert q.is_exact(dataclasses.replace(cached, cache="none"), model)
     assert not q.is_exact(dataclasses.replace(cached, visibility="full"), model)
+    # A cache that is left to the model is the one that `for_model` takes.
+    for visibility in ("full", "block_bias", "block_causal"):
+        config = dataclasses.replace(model.config, visibility=visibility, block_length=4)
+        complete = SHORT.for_model(config)
+        assert q.is_exact(SHORT, config, dtype) == q.is_exact(complete, config, dtype)
+        assert q.is_exact(SHORT, config, dtype) == (exact or visibility == "full")
+        for named in (jnp.dtype(dtype), getattr(jnp, dtype)):
+            assert q.is_exact(SHORT, config, named) == q.is_exact(SHORT, config, dtype)
+    with pytest.raises(q.InputError, match="dtype 'float31' is unknown"):
+        q.is_exact(cached, model, "float31")
 
 
 # K18

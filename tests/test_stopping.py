@@ -2,10 +2,13 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
 import pytest
+from conftest import ROOT
 from test_checkpoints import assert_same_lines, started, steps_of
 from test_train import assert_same, finished, run, settings  # noqa: F401
 
@@ -119,15 +122,88 @@ with leave_on_sigterm():
 """
 
 
-def test_k1_sigterm_in_a_compile_before_the_first_update():
+@pytest.mark.parametrize("notice", [signal.SIGTERM, signal.SIGHUP])
+def test_k1_a_notice_in_a_compile_before_the_first_update(notice):
     process = started(STUCK)
     assert process.stdout.readline() == "stuck\n"
     time.sleep(0.2)
     begin = time.perf_counter()
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(notice)
     assert process.wait(timeout=30) == 0
     assert time.perf_counter() - begin < 5
     assert process.stderr.read() == "stopped: there is nothing to save\n"
+
+
+def test_k1_a_terminal_that_goes_away_asks_to_stop(monkeypatch):
+    """Once it is gone, nothing can be written there; under `nohup` it is no matter."""
+    before = signal.getsignal(signal.SIGHUP)
+    with monkeypatch.context() as patch, signals.stop_requests() as stop:
+        patch.setattr(signals.os, "write", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop()
+    assert signal.getsignal(signal.SIGHUP) == before
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals.leave_on_sigterm(), signals.stop_requests() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.05)
+            assert not stop()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+OUTPUT = """
+import pathlib, sys
+from rich.console import Console
+from qwen3llada_jax import command_line
+
+def main():
+    if "product" in sys.argv:
+        command_line.check_output()
+    if "pipe" in sys.argv:
+        raise BrokenPipeError(32, "Broken pipe")
+    console = Console()
+    for number in range(1000):
+        print("a line" * 20, number)
+        console.print("another" * 20)
+    print("a notice", file=sys.stderr)
+    pathlib.Path(sys.argv[1]).touch()
+
+command_line.run(main)
+"""
+
+
+@pytest.mark.parametrize("place", ["| head -1", "2>&1 | head -1", "| true", ">/dev/full", ">&-", ">&- 2>&-"])
+def test_k1_a_program_goes_on_without_its_output(place, tmp_path):
+    """Its product lies elsewhere: lines that nobody reads are dropped, and nothing else is."""
+    done = typed(OUTPUT, place, tmp_path / "done")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "done").exists()
+    told = done.stderr.splitlines()
+    if place[:2] not in ("2>", ">&"):
+        assert told.pop(0).startswith("standard output is gone (")
+    assert told == ["a notice"] * (not place.count("2>"))
+
+
+@pytest.mark.parametrize(("place", "code"), [("| head -1", 0), (">/dev/full", 2), (">&-", 2)])
+def test_k19_a_program_whose_product_nobody_takes_ends(place, code, tmp_path):
+    done = typed(OUTPUT, place, tmp_path / "done", "product")
+    assert done.returncode == code, done.stderr
+    assert not (tmp_path / "done").exists()
+    assert len(done.stderr.splitlines()) == (code == 2)
+
+
+def test_k1_another_broken_pipe_is_no_end_of_the_output(tmp_path):
+    """A worker's, say: exit code 0 would be a lie."""
+    assert typed(OUTPUT, "", tmp_path / "done", "pipe").returncode == 1
+
+
+def typed(program: str, place: str, *arguments: object) -> subprocess.CompletedProcess:
+    """A Python program as typed into a shell, its output led to `place`; its own exit code."""
+    command = f'"$PYTHON" -c "$PROGRAM" {" ".join(map(str, arguments))} {place}; exit ${{PIPESTATUS[0]}}'
+    environment = {**os.environ, "PYTHON": sys.executable, "PROGRAM": program}
+    return subprocess.run(["bash", "-c", command], env=environment, cwd=ROOT, capture_output=True, text=True,
+                          timeout=120, check=False)  # fmt: skip
 
 
 def test_k1_what_the_system_calls_is_put_back():
@@ -207,3 +283,17 @@ def test_k1_a_stuck_run_is_saved_and_goes_on(start, finished, tmp_path, monkeypa
     assert_same(run(start, out, **more), finished[1])
     if what == "samples":
         assert [r["step"] for r in read_lines(out / "samples.jsonl")] == [3, 6]
+
+
+@pytest.mark.slow
+def test_k1_a_run_goes_on_when_nobody_reads_its_lines(start, finished, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1"))
+    out = tmp_path / "run"
+    flags = [f"--{key}={value}" for key, value in settings(start, out, **{"mesh.data": 1})]
+    done = typed("from qwen3llada_jax import command_line\nfrom train import run\ncommand_line.run(run.main)",
+                 "| head -1", *flags)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1
+    assert "standard output is gone (Broken pipe); going on without it" in done.stderr
+    assert max(steps_of(out)) == 6
+    assert_same_lines(out, finished[0])

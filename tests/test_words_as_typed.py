@@ -174,3 +174,26 @@ def test_every_declared_type_is_one_that_flags_know():
             known = kind in (str, int, float, bool, type(None), Ellipsis) or dataclasses.is_dataclass(kind)
             assert known or typing.get_origin(kind) is tuple, name
     assert isinstance(Config(), Config)
+
+
+def test_k7_what_is_to_be_shown_is_taken_from_its_own_words():
+    assert run.look_of(["--mode", "sft", "--show_rows", "2", "--dry-run"]) == (run.Look(2, True), ["--mode", "sft"])
+    assert run.look_of(["--show-rows=3", "--lr=1"]) == (run.Look(3, False), ["--lr=1"])
+    for value in ("--dry-run", "--show-rows", "--dry_run"):  # the value of another key, which `parse` judges
+        words = ["--evaluation.prompts", value]
+        assert run.look_of(words) == (run.Look(), words)
+        with pytest.raises(q.InputError, match="prompts needs a value"):
+            run.parse(words)
+    words = ["--evaluation.prompts=--dry-run", "--dataset.text_field", "a"]
+    assert run.look_of(words) == (run.Look(), words)
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [("--show-rows 2 --show-rows 3", "--show-rows is given twice"), ("--show-rows 2 --show_rows=2", "given twice"),
+     ("--dry-run=1", "--dry-run takes no value"), ("--dry-run=", "no value"), ("--show-rows", "--show-rows alone"),
+     ("--show-rows --dry-run", "give the number of rows"), ("--show-rows=0", "give the number of rows")],
+)  # fmt: skip
+def test_k7_a_look_that_means_nothing_is_refused(words, part):
+    with pytest.raises(q.InputError, match=part):
+        run.look_of(words.split())

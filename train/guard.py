@@ -93,8 +93,18 @@ def is_skipped(new: Any, old: Any) -> Bool[Array, ""]:
     return new.skipped > old.skipped if isinstance(new, Watched) else jnp.bool_(False)
 
 
-def report(step: int, metrics: Mapping[str, Any], settings: TrainingConfig, say: Callable[[str], None]) -> None:
+def report(
+    step: int,
+    metrics: Mapping[str, Any],
+    settings: TrainingConfig,
+    say: Callable[[str], None],
+    *,
+    has_saved: bool = True,
+) -> None:
     """Say that update `step` was skipped, or stop the run; nothing after a good one. Waits for that update.
+
+    Args:
+        has_saved: whether there is a checkpoint to go on from.
 
     Raises:
         InputError: the update is bad and the configuration says stop.
@@ -111,10 +121,28 @@ def report(step: int, metrics: Mapping[str, Any], settings: TrainingConfig, say:
     if getattr(settings, rule) == "skip":
         say(f"{event}; skipped (training.{rule}), {int(metrics['skipped'])} so far")
         return
+    if not has_saved:
+        raise InputError(
+            f"{event}; stopped (training.{rule}) before anything was saved. Start again under other settings "
+            f"(training.{rule}: skip, a lower lr)"
+        )
     raise InputError(
         f"{event}; stopped (training.{rule}) without saving it. To go on from the newest checkpoint under other "
         f"settings (training.{rule}: skip, a lower lr), give training.resume_from this run and a new project.output_dir"
     )
+
+
+def check_learned(metrics: Mapping[str, Any] | None, steps: int) -> None:
+    """Refuse to end a run of `steps` updates as if all were well where none of them counts.
+
+    Raises:
+        InputError: all were skipped.
+    """
+    if metrics is not None and int(metrics["skipped"]) == steps:
+        raise InputError(
+            f"all {steps} updates were skipped (training.on_nan, on_spike), so nothing was learned; lower the lr, or "
+            "look at the data with --show-rows"
+        )
 
 
 def _number(value: float) -> str:

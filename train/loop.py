@@ -84,6 +84,7 @@ def run_loop(config: Config, output: Path, logs: Path, ready: Ready) -> None:
     if loop.done < ready.steps or loop.owes:
         say(loop.stopped())
         return
+    guard.check_learned(loop.metrics, ready.steps)
     if best not in (None, ready.steps):
         say(f"lowest held-out loss at update {best}: {output}/checkpoints/{best}")
     say(f"{output}: {ready.steps} updates; sample from it with: {hints.sample(config, output)}")
@@ -100,6 +101,7 @@ class _Loop:
         self.manager, self.watch, self.stop = manager, watch, stop
         self.state, self.place, ledger = ready.resumed
         self.done = self.saved = ready.first
+        self.has_saved = manager.latest_step() is not None
         self.total = interval.fresh(ready.mesh, ledger.get("interval"))
         self.seen: int | None = ledger.get("tokens", None if ready.first else 0)
         self.owes: list[str] = list(ledger.get("owes", ()))
@@ -135,7 +137,7 @@ class _Loop:
             self.count(batch)
             checkpoints.check_written(self.manager)
             if before is not None:  # one update late, while the devices are busy with the next
-                guard.report(step, before, config.training, watch.say)
+                guard.report(step, before, config.training, watch.say, has_saved=self.has_saved)
             if ready.profile.after(self.done, metrics):
                 watch.say(f"{self.done:>7}  trace of {config.project.profile} update(s) in {ready.profile.folder}")
             logs, saves, due = self.due()
@@ -183,7 +185,7 @@ class _Loop:
         """Wait for the newest update, and stop the run if it may not stand."""
         metrics, self.unseen = self.unseen, None
         if metrics is not None:
-            guard.report(self.done, metrics, self.config.training, self.watch.say)
+            guard.report(self.done, metrics, self.config.training, self.watch.say, has_saved=self.has_saved)
 
     def look(self, due: Iterable[str]) -> None:
         """Evaluate and write samples, unless somebody asks to stop.
@@ -219,7 +221,7 @@ class _Loop:
                   "owes": self.owes}  # fmt: skip
         architecture = self.ready.start.config
         checkpoints.save(self.manager, self.state, self.config, architecture, stands, self.eval_loss, ledger)
-        self.saved = self.done
+        self.saved, self.has_saved = self.done, True
 
     def save_and_leave(self) -> None:
         """The last thing of a process whose loop does not get to a request to stop."""

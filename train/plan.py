@@ -63,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not options.json.absolute().parent.is_dir():
             raise InputError(f"--json {options.json}: its folder does not exist; make it, or choose another place")
         check_file(options.json)
+    else:
+        command_line.check_output()
     if options.model:  # the configuration must name a model to start from: this is it
         rest += ["--model.base_model_path", options.model]
     config = run.parse(rest)

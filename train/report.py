@@ -3,6 +3,7 @@
 python -m train.report runs/adapted runs/scratch --out loss.png      # also writes loss.html
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -30,9 +31,9 @@ def main() -> None:
         raise InputError(f"--out {flags.out}: unknown kind of picture; use .png")
     if len({run.resolve() for run in flags.runs}) < len(flags.runs):
         raise InputError("a run is named twice")
-    names = [run.name for run in flags.runs]
+    names = [Path(os.path.abspath(run)).name for run in flags.runs]  # of `.` too
     unique = len(set(names)) == len(names)
-    runs = [read_run(run, run.name if unique else str(run)) for run in flags.runs]
+    runs = [read_run(run, name if unique else str(run)) for run, name in zip(flags.runs, names, strict=True)]
     for target in (flags.out, flags.out.with_suffix(".html")):
         check_file(target)
     curves = {run.name: run.records for run in runs}

@@ -69,6 +69,8 @@ class Look(NamedTuple):
 
 def main() -> None:
     look, arguments = look_of(sys.argv[1:])
+    if look.only:
+        command_line.check_output()
     config = parse(arguments)
     if config.project.device != "auto":
         jax.config.update("jax_platforms", "cuda" if config.project.device == "gpu" else config.project.device)
@@ -245,22 +247,29 @@ def look_of(arguments: list[str]) -> tuple[Look, list[str]]:
     """(what --dry-run and --show-rows N ask for, the other arguments).
 
     Raises:
-        InputError: N is no whole number above 0.
+        InputError: N is no whole number above 0, or one of the two is given in a way that means nothing.
     """
-    rest, rows, only = [], 0, False
+    rest: list[str] = []
+    rows, only = 0, False
     words = list(reversed(arguments))
     while words:
         word = words.pop()
         name, equals, value = word.replace("_", "-").partition("=")
-        if name == "--dry-run" and not equals:
+        if name == "--dry-run":
+            if equals:
+                raise InputError(f"{word}: --dry-run takes no value")
             only = True
         elif name == "--show-rows":
+            if rows:
+                raise InputError("--show-rows is given twice; leave one of the two out")
             value = value if equals else words.pop() if words else ""
             if not value.isdecimal() or int(value) < 1:
                 raise InputError(f"--show-rows {value or 'alone'}: give the number of rows, as in --show-rows 3")
             rows = int(value)
         else:
             rest.append(word)
+            if name.startswith("--") and not equals and words:  # its value, whatever it looks like: `parse` judges it
+                rest.append(words.pop())
     return Look(rows, only), rest
 
 

@@ -1,4 +1,5 @@
-"""Stopping a run from outside: SIGTERM, the notice of a preemption, or ctrl-C. Preemptible machines give 30 seconds.
+"""Stopping a run from outside: SIGTERM, the notice of a preemption, SIGHUP, that of a terminal which goes away, or
+ctrl-C. Preemptible machines give 30 seconds.
 
 Until the first update nothing is to be saved, and the process leaves at once. From then on a request is answered where
 the loop asks for it: after every update, and between the batches of an evaluation. What cannot be interrupted from
@@ -12,19 +13,19 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
 GRACE = 5.0  # seconds
-_NOTICES = (signal.SIGTERM, signal.SIGINT)
+_NOTICES = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
 @contextmanager
 def leave_on_sigterm() -> Iterator[None]:
-    """While a run is being made ready, SIGTERM ends it at once: there is nothing to save, and that is no error.
+    """While a run is being made ready, SIGTERM or SIGHUP ends it at once: there is nothing to save, which is no error.
 
     The process ends where it stands. An exception would be lost in a callback of the compiler's, and an orderly end
     would wait for workers and for other processes; what is half written has another name.
@@ -32,7 +33,7 @@ def leave_on_sigterm() -> Iterator[None]:
     over = threading.Event()
 
     def leave(number: int) -> None:
-        if number == signal.SIGTERM:
+        if number != signal.SIGINT:
             _tell("stopped: there is nothing to save")
             os._exit(0)
         if not over.wait(GRACE):  # ctrl-C raises an exception, but not deep in a compile
@@ -41,16 +42,22 @@ def leave_on_sigterm() -> Iterator[None]:
 
     # The preemption service of jax.distributed has put its own in place, which Python cannot put back.
     of_jax = _c_handler() if jax.distributed.is_initialized() else None
-    before = signal.signal(signal.SIGTERM, lambda *_: None)  # one of Python's, for `_listening` to hear of it
+    # One of Python's, for `_listening` to hear of it.
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, *_hang_up())}
     try:
         with _listening(leave):
             yield
     finally:
         over.set()
-        if of_jax is None:
-            signal.signal(signal.SIGTERM, before)
-        else:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if of_jax is not None:
             _set_c_handler(of_jax)
+
+
+def _hang_up() -> tuple[signal.Signals, ...]:
+    """SIGHUP, unless `nohup` has it ignored."""
+    return () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
 
 
 class Stop:
@@ -126,7 +133,7 @@ def stop_requests() -> Iterator[Stop]:
             + ("; ctrl-C again ends it at once, unsaved" if number == signal.SIGINT else "")
         )
 
-    ours = (signal.SIGINT,) if distributed else _NOTICES
+    ours = (signal.SIGINT, *_hang_up(), *(() if distributed else (signal.SIGTERM,)))
     before = {number: signal.signal(number, ask) for number in ours}
     try:
         with _listening(stop._insist):
@@ -175,7 +182,8 @@ def _be_deaf() -> None:
     """In a forked worker, whose pool ends it by SIGTERM: what it hears is no notice to the run, whose pipe it has."""
     if _listeners:
         signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in (signal.SIGTERM, *_hang_up()):
+            signal.signal(number, signal.SIG_DFL)
 
 
 os.register_at_fork(after_in_child=_be_deaf)
@@ -184,7 +192,8 @@ os.register_at_fork(after_in_child=_be_deaf)
 def _tell(text: str) -> None:
     """Not `print`: a signal may interrupt one. A progress bar hides the cursor, and the process may end here."""
     show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
-    os.write(2, f"{show_cursor}{text}\n".encode())
+    with suppress(OSError):  # the terminal may be what went away
+        os.write(2, f"{show_cursor}{text}\n".encode())
 
 
 def _c_handler() -> Any:

@@ -1,7 +1,6 @@
 """The state a run goes on from: its newest checkpoint, another run's, or the starting weights."""
 
 import os
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +17,7 @@ from qwen3llada_jax.files import home
 from qwen3llada_jax.model import Qwen3LLaDA
 from train import checkpoints
 from train.config import Config
+from train.same_run import go_on_elsewhere
 from train.start import Start
 from train.step import State
 from train.stored import DamagedError, RefusedError, read_meta, step_folders
@@ -35,45 +35,47 @@ def origin_of(config: Config, output: Path) -> Origin | None:
     """What `training.resume_from` means here; None: the run begins with the starting weights.
 
     Raises:
-        InputError: no checkpoint where one is named, or some of another run in `output`.
+        InputError: no checkpoint where one is named, some of another run in `output`, or another one named than the
+            newest of those in `output`.
     """
-    goes_on, own = config.training.resume_from, step_folders(output)
-    if goes_on in ("never", None):
-        if own:
-            raise InputError(
-                f"{output} holds the checkpoints of another run; choose another project.output_dir, or resume_from: "
-                "auto"
-            )
-        return None
-    if goes_on == "auto":
-        return Origin(output, is_fork=False) if own else None
-    other = Path(goes_on)
-    if own:
-        _check_goes_on(other, output, own)
+    goes_on = config.training.resume_from
+    if goes_on not in ("never", None) and step_folders(output):
+        if goes_on != "auto":
+            _check_is_own(goes_on, output)
         return Origin(output, is_fork=False)
-    if not step_folders(other) or not (home(other) / "checkpoints").is_dir():
-        raise InputError(f"training.resume_from {other}: no training run with checkpoints there")
-    return Origin(other, is_fork=True)
+    if goes_on not in ("auto", "never", None):
+        other = Path(goes_on)
+        if not step_folders(other) or not (home(other) / "checkpoints").is_dir():
+            raise InputError(f"training.resume_from {other}: no training run with checkpoints there")
+        return Origin(other, is_fork=True)
+    if step_folders(output):
+        raise InputError(
+            f"{output} holds the checkpoints of another run; choose another project.output_dir, or resume_from: auto"
+        )
+    return None
 
 
-def _check_goes_on(other: Path, output: Path, own: Sequence[Path]) -> None:
-    """Refuse to go on with `output`'s newest checkpoint where `training.resume_from` names something else.
+def _check_is_own(named: str, output: Path) -> None:
+    """Refuse a `resume_from` that the checkpoints of `output` would silently stand before.
 
-    That checkpoint itself, or its run, may be named; and what a fork began with: the same command goes on with it.
+    What it may name is the run itself, its newest checkpoint, or what the run began with: the same command goes on.
+
+    Raises:
+        InputError: it names something else, or nothing.
     """
-    named = os.path.realpath(other)
-    if named in (os.path.realpath(output), *map(os.path.realpath, own[:1])):
+    own = step_folders(output)
+    if os.path.realpath(named) in (os.path.realpath(output), os.path.realpath(own[0])):
         return
-    begun_with = []
     for step in own:
-        with suppress(DamagedError, RefusedError):  # whoever resumes says what is wrong with it
-            begun_with.append(read_meta(step)["config"].get("training.resume_from"))
-    if not begun_with or str(other) in begun_with or named in (os.path.realpath(b) for b in begun_with if b):
-        return
+        with suppress(DamagedError, RefusedError):  # `resume` says so
+            told = read_meta(step)["config"].get("training.resume_from")
+            if told is not None and (told == named or os.path.realpath(told) == os.path.realpath(named)):
+                return
+    if not step_folders(Path(named)):
+        raise InputError(f"training.resume_from {named}: no training run with checkpoints there")
     raise InputError(
-        f"training.resume_from {other} is not what {output} goes on from: it holds checkpoints of its own, up to "
-        f"{os.path.relpath(own[0])}; leave resume_from out to go on with that, or choose another project.output_dir "
-        f"for a run that begins with {other}"
+        f"training.resume_from {named}: {output} has checkpoints, and goes on from its newest, {own[0].name}; leave "
+        f"resume_from out, or {go_on_elsewhere(Path(named))}"
     )
 
 
@@ -111,11 +113,12 @@ def first_state(
         fingerprint: of the data, which a run keeps to.
 
     Raises:
-        InputError: a run with other settings, or nothing that can be read.
+        InputError: a run with other settings, nothing that can be read, or weights that are not finite.
     """
     if origin is not None:
         found = checkpoints.resume(origin.run, config, start.config, fingerprint, shapes, shardings,
                                    fork=origin.is_fork)  # fmt: skip
+        checkpoint.check_finite(found.state["params"], f"{origin.run}, update {int(found.state['step'])}")
         into = f", in {output}" if origin.is_fork else ""
         notice(f"going on from update {int(found.state['step'])} of {origin.run}{into}")
         return found
@@ -126,6 +129,7 @@ def first_state(
         params = jax.jit(fresh, out_shardings=shardings["params"])()
     else:
         params = checkpoint.load_params(start.folder, start.config, "float32", mesh)
+        checkpoint.check_finite(params, start.folder)
     opt = jax.jit(tx.init, out_shardings=shardings["opt"])(params)
     step = jax.jit(lambda: jnp.int32(0), out_shardings=shardings["step"])()
     state = {"params": params, "opt": opt, "step": step}
