@@ -19,7 +19,9 @@ from qwen3llada_jax.safetensors_folder import StoredTensor, reader, stored_tenso
 
 def main() -> int:
     parser = command_line.Parser(__doc__)
-    parser.add_argument("--src", required=True, help="folder of a Qwen3 checkpoint, or its id on the hub")
+    parser.add_argument(
+        "--src", required=True, type=command_line.Place, help="folder of a Qwen3 checkpoint, or its id on the hub"
+    )
     parser.add_argument("--dst", type=Path, help="a model folder or training run of ours to compare with")
     flags = parser.parse()
     command_line.check_output()

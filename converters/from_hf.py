@@ -23,7 +23,9 @@ from qwen3llada_jax.mask_token import MaskToken
 
 def main() -> None:
     parser = command_line.Parser(__doc__)
-    parser.add_argument("--src", required=True, help="folder of a Qwen3 checkpoint, or its id on the hub")
+    parser.add_argument(
+        "--src", required=True, type=command_line.Place, help="folder of a Qwen3 checkpoint, or its id on the hub"
+    )
     parser.add_argument("--dst", required=True, type=Path, help="model folder to write")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="of the parameters (default: as stored)"

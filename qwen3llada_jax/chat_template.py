@@ -17,12 +17,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from qwen3llada_jax.conversations import Conversation, Message
+from qwen3llada_jax.conversations import Conversation
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.jsonl import BadRowError, shortened
 from qwen3llada_jax.text_ends import END_OF_TURN
+from qwen3llada_jax.turns import Message
 
 TEMPLATES = ("chat", "plain")
+_MOST_PROBES = 10_000  # shapes of conversations that are remembered
 _THOUGHT = re.compile(r"\s*<think>(.*?)</think>", re.DOTALL)
 
 
@@ -89,7 +91,7 @@ class ChatWriter:
     def answers(self, conversation: Conversation) -> Iterator[Answer]:
         """Every answer of the assistant with all turns before it as its prompt, or why it is not one to learn."""
         for i, message in enumerate(conversation.messages):
-            if message["role"] != "assistant" or i == 0:
+            if message["role"] != "assistant":
                 continue
             try:
                 yield self._answer(conversation, i)
@@ -98,10 +100,14 @@ class ChatWriter:
 
     def _answer(self, conversation: Conversation, i: int) -> Answer:
         messages, tools, message = conversation.messages, conversation.tools, conversation.messages[i]
+        if i == 0:
+            raise BadRowError("the assistant speaks first, to no prompt", is_malformed=False)
         if not conversation.is_learned[i]:
             raise BadRowError("is not to be learned (weight 0)", is_malformed=False)
         if not (message["content"].strip() or message.get("tool_calls") or message.get("reasoning_content")):
             raise BadRowError("the answer is empty", is_malformed=False)
+        if message["content"].lstrip().startswith("<think>") and "</think>" not in message["content"]:
+            raise BadRowError("the answer's reasoning has no end (</think>)", is_malformed=False)
         prompt = self.prompt(messages[:i], tools)
         if self.template == "plain":
             _check_plain(messages[i : i + 1], tools)
@@ -112,8 +118,9 @@ class ChatWriter:
             raise self._misplaced(messages, i, whole)
         answer = whole[len(prompt) :]
         _check_answer(answer, message)
-        trimmed = answer.rstrip("\n")
-        return Answer(prompt, trimmed if trimmed.endswith(END_OF_TURN) else answer)
+        trimmed = answer.rstrip()  # templates write on behind the token that ends a turn; the model stops there
+        ends = (END_OF_TURN, getattr(self.tokenizer, "eos_token", None) or END_OF_TURN)
+        return Answer(prompt, trimmed if trimmed.endswith(ends) else answer)
 
     def _misplaced(self, messages: Sequence[Message], i: int, whole: str) -> BadRowError:
         """Why the template does not put this answer right behind its prompt."""
@@ -125,9 +132,14 @@ class ChatWriter:
         return BadRowError("the chat template does not put the answer right behind its prompt")
 
     def _probe(self, messages: Sequence[Message], tools: list[Any] | None) -> None:
-        """Refuse turns that the template leaves out whatever they say: written once with words found nowhere else."""
-        shape = tuple((m["role"], bool(m["content"])) for m in messages), bool(tools)
+        """Refuse turns that the template leaves out whatever they say: written once with words found nowhere else.
+
+        The reasoning of earlier turns is left out on purpose; only that of an answer at the end must be there.
+        """
+        shape = tuple(_shape(m) for m in messages), bool(tools)
         if shape not in self._probed:
+            if len(self._probed) >= _MOST_PROBES:
+                self._probed.clear()
             self._probed[shape] = self._dropped(messages, tools)
         if (refusal := self._probed[shape]) is not None:
             raise refusal
@@ -135,10 +147,14 @@ class ChatWriter:
     def _dropped(self, messages: Sequence[Message], tools: list[Any] | None) -> BadRowError | None:
         if tools and "tools" not in self.names.variables:
             return BadRowError("has tools, which the chat template does not write")
-        probes = [m | {"content": f"qz{i}zq"} if m["content"] else m for i, m in enumerate(messages)]
-        text = self._write(probes, tools)
-        lost = [m["role"] for i, m in enumerate(messages) if m["content"] and f"qz{i}zq" not in text]
-        return BadRowError(f"the chat template leaves out a turn of the {lost[0]}") if lost else None
+        probes = [_as_probe(message, i) for i, message in enumerate(messages)]
+        text = self._write([probe for probe, _ in probes], tools)
+        for i, (message, (_, words)) in enumerate(zip(messages, probes, strict=True)):
+            for what, word in words:
+                is_earlier = what == "reasoning" and i < len(messages) - 1
+                if word not in text and not is_earlier:
+                    return BadRowError(f"the chat template leaves out the {what} of a turn of the {message['role']}")
+        return None
 
     def _write(self, messages: Sequence[Message], tools: list[Any] | None, **options: Any) -> str:
         import jinja2
@@ -153,7 +169,7 @@ class ChatWriter:
                 raise _no_template(error) from error
             roles = ", ".join(message["role"] for message in messages[:8])
             raise BadRowError(
-                f"the chat template cannot write it: {shortened(str(error), 100)}", f"a conversation of {roles}"
+                "the chat template cannot write it", f"{shortened(str(error), 80)}, a conversation of {roles}"
             ) from error
 
 
@@ -231,15 +247,47 @@ def _no_template(error: Exception) -> InputError:
     return InputError(f"the tokenizer's chat template cannot be read ({error}); mend chat_template.jinja")
 
 
+def _shape(message: Message) -> tuple[Any, ...]:
+    """What of a turn decides how a template writes it, but for what it says."""
+    calls = tuple(isinstance(_inner(call)["arguments"], str) for call in message.get("tool_calls") or ())
+    return message["role"], bool(message["content"]), bool(message.get("reasoning_content")), calls
+
+
+def _as_probe(message: Message, i: int) -> tuple[Message, list[tuple[str, str]]]:
+    """The turn with words found nowhere else, and (what, word) of each."""
+    probe, words = dict(message), []
+    for what, name in (("text", "content"), ("reasoning", "reasoning_content")):
+        if message.get(name):
+            probe[name] = f"qz{i}{name[0]}zq"
+            words.append((what, probe[name]))
+    if message.get("tool_calls"):
+        probe["tool_calls"] = []
+        for j, call in enumerate(message["tool_calls"]):
+            name, value = f"qz{i}n{j}zq", f"qz{i}a{j}zq"
+            arguments: Any = {"a": value}
+            if isinstance(_inner(call)["arguments"], str):
+                arguments = json.dumps(arguments)
+            inner = {**_inner(call), "name": name, "arguments": arguments}
+            probe["tool_calls"].append({**call, "function": inner} if "function" in call else inner)
+            words += [("tool calls", name), ("arguments of tool calls", value)]
+    return probe, words
+
+
+def _inner(call: Any) -> Any:
+    """A tool call's name and arguments, which may stand under `function`."""
+    return call.get("function", call)
+
+
 def _reasoning(message: Message) -> str:
-    """The reasoning of a turn, from its field or before its content."""
+    """The reasoning of a turn, from its field or at the head of its content."""
     thought = _THOUGHT.match(message["content"])
     return str(message.get("reasoning_content") or (thought.group(1) if thought else "")).strip()
 
 
 def _said(message: Message) -> str:
     """What a turn says without its reasoning."""
-    return _THOUGHT.sub("", message["content"], count=1) if message["role"] == "assistant" else message["content"]
+    thought = _THOUGHT.match(message["content"]) if message["role"] == "assistant" else None
+    return message["content"][thought.end() :] if thought else message["content"]
 
 
 def _check_holds(text: str, messages: Sequence[Message]) -> None:
@@ -256,12 +304,6 @@ def _check_answer(answer: str, message: Message) -> None:
     for part in (_said(message), _reasoning(message)):
         if not _holds(answer, part):
             raise BadRowError("the chat template does not write all that the answer says", shortened(part))
-    for call in message.get("tool_calls") or ():
-        inner = call.get("function", call)
-        arguments = inner.get("arguments")
-        words = [inner["name"], *(arguments if isinstance(arguments, dict) else ())]
-        if not all(word in answer for word in words):
-            raise BadRowError("the chat template does not write the answer's tool calls", shortened(call))
 
 
 def _holds(text: str, part: str) -> bool:

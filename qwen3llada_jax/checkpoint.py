@@ -26,7 +26,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from qwen3llada_jax import arguments, hf_import, model, sharding
 from qwen3llada_jax.config import ModelConfig, read_model_config
 from qwen3llada_jax.errors import InputError, listed
-from qwen3llada_jax.files import copy_file, home, write_text
+from qwen3llada_jax.files import copy_file, expanded, home, write_text
 from qwen3llada_jax.hf_names import flatten
 from qwen3llada_jax.model import Qwen3LLaDA, Runtime
 from qwen3llada_jax.text_ends import with_text_ends
@@ -61,7 +61,7 @@ def load(
     Raises:
         InputError: nothing there to open, or it is damaged.
     """
-    path = Path(path)
+    path = expanded(path)
     config = with_text_ends(read_model_config(path), path)
     params = load_params(path, config, dtype, mesh)
     graphdef, _, _ = model.abstract(config, runtime=runtime or Runtime())

@@ -13,10 +13,16 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
 from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.files import expanded
 from qwen3llada_jax.libtpu import leave_it_unless_there_is_a_tpu
+
+
+class Place(str):
+    """The `type` of a flag that names a folder, or a model on the hub."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -46,6 +52,13 @@ class Parser(argparse.ArgumentParser):
                 raise InputError(f"unknown option {flag!r}{guess}")
         self.refuse_twice(arguments)
         return self.parse_args(arguments)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does, which `parse_args` calls; a leading `~` of a path is the home folder."""
+        flags, rest = super().parse_known_args(args, namespace)
+        for name, value in vars(flags).items():
+            setattr(flags, name, [_at_home(v) for v in value] if isinstance(value, list) else _at_home(value))
+        return flags, rest
 
     def refuse_twice(self, arguments: Sequence[str]) -> None:
         """Refuse an option that takes one value and is given several times: argparse would take the last."""
@@ -257,6 +270,13 @@ def _without_late_callbacks(unraisable: Any) -> None:
     if isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed":
         return
     sys.__unraisablehook__(unraisable)
+
+
+def _at_home(value: Any) -> Any:
+    """A path with its `~` resolved; anything else as it is."""
+    if isinstance(value, Path):
+        return expanded(value)
+    return str(expanded(value)) if isinstance(value, Place) and value.startswith("~") else value
 
 
 def _hyphens(argument: str) -> str:

@@ -7,7 +7,7 @@ as `is_noised`, never read back from the ids: clean text may contain the mask to
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from qwen3llada_jax.errors import InputError
 SCHEDULES = ("uniform", "cosine", "md4_cosine", "power", "sigmoid")
 NOISE_TYPES = ("mask", "random_replace")
 WEIGHTS = ("reference", "elbo")
+_MOST_ID = 2**31 - 1  # ids are int32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,15 +151,16 @@ def forward_process(
 
     Args:
         keys: [B] one per row, from `row_keys`; a single key, or a seed, is split over the rows.
-        tokens: clean ids; lists will do.
+        tokens: clean ids; lists will do. Of a narrow or unsigned dtype they become int32, which holds every id.
         can_noise: positions that may be noised (False: prompts and padding); None: all.
-        t: noise levels, drawn from `keys` if not given.
+        t: noise levels in [0, 1], drawn from `keys` if not given.
         vocab_size: ids below it replace tokens under `random_replace`.
 
     Raises:
-        InputError: arguments whose kind or shape does not fit, or `random_replace` without `vocab_size`.
+        InputError: arguments whose kind or shape does not fit, a mask token that is no id, levels that are none, or
+            `random_replace` without a `vocab_size` of 1 or more.
     """
-    tokens, keys = jnp.asarray(arguments.rows("tokens", tokens)), arguments.key(keys)
+    tokens, keys = jnp.asarray(arguments.rows("tokens", tokens)).astype(jnp.int32), arguments.key(keys)
     B, L = tokens.shape
     if keys.ndim == 0:
         keys = jax.random.split(keys, B)
@@ -167,12 +169,18 @@ def forward_process(
     can_noise = jnp.asarray(arguments.truth("can_noise", can_noise))
     if not isinstance(mask_token_id, jax.core.Tracer):
         mask_token_id = arguments.whole("mask_token_id", mask_token_id)
+        if not 0 <= mask_token_id <= _MOST_ID:
+            raise InputError(f"mask_token_id must be an id, 0 … {_MOST_ID}, not {mask_token_id}")
+    t = None if t is None else _levels(t)
     for name, array, shape in (("keys", keys, (B,)), ("can_noise", can_noise, (B, L)), ("t", t, (B,))):
         if array is not None and np.shape(array) != shape:
             raise InputError(f"{name} must be of shape {list(shape)} for these tokens, not {list(np.shape(array))}")
-    if config.noise_type == "random_replace" and vocab_size is None:
-        raise InputError("noise_type random_replace needs vocab_size: it puts ids below that")
-    t = None if t is None else jnp.asarray(t)
+    if config.noise_type == "random_replace":
+        if vocab_size is None:
+            raise InputError("noise_type random_replace needs vocab_size: it puts ids below that")
+        vocab_size = arguments.whole("vocab_size", vocab_size)
+        if not 1 <= vocab_size <= _MOST_ID:
+            raise InputError(f"vocab_size must be 1 … {_MOST_ID}, not {vocab_size}")
     if t is None:
         t = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 0)))(keys)
     p = noise_probability(t, config)
@@ -180,11 +188,22 @@ def forward_process(
     if config.noise_type == "mask":
         replacement = jnp.full_like(tokens, mask_token_id)
     else:
-        highest = vocab_size or 0
-        draw = lambda k: jax.random.randint(jax.random.fold_in(k, 2), (L,), 0, highest, tokens.dtype)  # noqa: E731
+        assert vocab_size is not None  # seen to above
+        draw = lambda k: jax.random.randint(jax.random.fold_in(k, 2), (L,), 0, vocab_size, tokens.dtype)  # noqa: E731
         replacement = jax.vmap(draw)(keys)
     wide = lambda x: jnp.broadcast_to(x[:, None], (B, L))  # noqa: E731
     return Noised(jnp.where(is_noised, replacement, tokens), is_noised, wide(p), wide(loss_weight(t, config)), t)
+
+
+def _levels(t: Any) -> Float[Array, " B"]:
+    """Noise levels as an array; inside `jit` there is no value to look at."""
+    t = arguments.as_array("t", t, "noise levels [B]")
+    if not isinstance(t, jax.core.Tracer):
+        levels = np.asarray(t, np.float64)
+        wrong = levels[~((levels >= 0) & (levels <= 1))]  # not a number, too
+        if wrong.size:
+            raise InputError(f"t must lie in [0, 1], not {wrong.flat[0]:g}: 0 is clean, 1 all noise")
+    return jnp.asarray(t, jnp.float32)
 
 
 def random_lengths(keys: PRNGKeyArray, length: int, config: NoiseConfig) -> Int[Array, " B"]:

@@ -10,7 +10,23 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.errors import InputError, shown
+
+_BEGAN = time.time()  # parts of our own number that are older are another's: in a container numbers come again
+
+
+def expanded(path: Path | str) -> Path:
+    """A path as it is typed, with the home folder in place of `~` and `~somebody`, which a shell leaves in `--dst=~/x`.
+
+    Raises:
+        InputError: nobody of that name here.
+    """
+    found = Path(os.path.expanduser(path))
+    if str(found).startswith("~"):
+        raise InputError(
+            f"{shown(str(path))}: no user of that name here; write ./{path} for a folder that is called so"
+        )
+    return found
 
 
 def write_text(path: Path, text: str) -> None:
@@ -102,7 +118,8 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """An empty folder to fill; it takes `target`'s place when the block ends without an exception.
 
     Until then an old `target` stays as it is, and after a failure nothing is left behind. A process killed at the one
-    moment when neither stands under the name leaves the old one for `put_back`.
+    moment when neither stands under the name leaves the old one for `put_back`; what else a killed one left is removed
+    by the next for the same name, which says so. Of a link, the folder that it leads to is replaced, not the link.
 
     Args:
         overwrite: replace a `target` that holds something.
@@ -111,7 +128,7 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
         InputError: `target` is an address (gs://…), a file, holds something, or cannot be written (a full disk, say).
     """
     _refuse_address(target)
-    target = Path(os.path.abspath(target))
+    target = Path(os.path.realpath(target))
     put_back(target)
     if target.exists() and not target.is_dir():
         raise InputError(f"{target}: is a file, not a folder; choose another place")
@@ -121,8 +138,12 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
         raise InputError(f"{target}: is no model folder (it has no config.json), so it is not overwritten")
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     old = target.with_name(f".{target.name}.{os.getpid()}.old")
+    _remove_what_killed_writers_left(target)
     try:
-        part.mkdir(parents=True)
+        part.mkdir(parents=True)  # outside what is removed at the end: one that is there is somebody else's
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written ({error.strerror})") from error
+    try:
         yield part
         if target.exists():
             target.rename(old)
@@ -145,10 +166,10 @@ def put_back(target: Path) -> None:
     Raises:
         InputError: it cannot be renamed.
     """
-    target = Path(os.path.abspath(target))
+    target = Path(os.path.realpath(target))
     if target.exists():
         return
-    left = [p for p in target.parent.glob(f".{glob.escape(target.name)}.*.old") if _is_orphan(p)]
+    left = [p for p, writer in _beside(target, "old") if _is_orphan(p, writer)]
     if left:
         old = max(left, key=lambda p: p.stat().st_mtime)
         try:
@@ -161,18 +182,36 @@ def put_back(target: Path) -> None:
         print(f"{target}: put back; its writer was killed while it replaced it", file=sys.stderr)
 
 
-def _is_orphan(old: Path) -> bool:
-    """Whether the writer of `.NAME.PID.old` is gone: a living one needs the name for a moment only."""
-    number = old.name.split(".")[-2]
-    if not number.isdigit():
-        return False
+def _beside(target: Path, ending: str) -> list[tuple[Path, int]]:
+    """(`.NAME.PID.ending`, PID) of every writer of `target`; another model `NAME.x` has names of its own."""
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.([0-9]+)\.{ending}")
+    found = [(p, pattern.fullmatch(p.name)) for p in target.parent.glob(f".{glob.escape(target.name)}.*.{ending}")]
+    return [(p, int(match[1])) for p, match in found if match is not None]
+
+
+def _is_alive(process: int) -> bool:
     try:
-        os.kill(int(number), 0)
+        os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
-        return True
+        return False
     except PermissionError:  # somebody else's process
         pass
-    return int(number) == os.getpid() or time.time() - old.stat().st_ctime > 60
+    return True
+
+
+def _is_orphan(old: Path, writer: int) -> bool:
+    """Whether the writer of `.NAME.PID.old` is gone: a living one needs the name for a moment only."""
+    return not _is_alive(writer) or writer == os.getpid() or time.time() - old.stat().st_ctime > 60
+
+
+def _remove_what_killed_writers_left(target: Path) -> None:
+    """Remove `.NAME.PID.part` and, where `target` stands again, `.NAME.PID.old`: each holds all weights of a model."""
+    for left, writer in _beside(target, "part") + (_beside(target, "old") if target.exists() else []):
+        is_own = writer == os.getpid()
+        if not left.is_dir() or (left.stat().st_ctime > _BEGAN if is_own else _is_alive(writer)):
+            continue
+        _remove(left)
+        print(f"{left}: removed; its writer was killed", file=sys.stderr)
 
 
 def _refuse_address(path: Path) -> None:
@@ -192,9 +231,14 @@ def _remove(folder: Path) -> None:
 
 
 def home(folder: Path) -> Path:
-    """Where a folder's config.json and tokenizer lie: for a checkpoint RUN/checkpoints/<n> in RUN, else in itself."""
-    place = Path(os.path.abspath(folder))
-    return place.parents[1] if place.name.isdigit() and place.parent.name == "checkpoints" else Path(folder)
+    """Where a folder's config.json and tokenizer lie: in itself, or for a checkpoint RUN/checkpoints/<n> in RUN.
+
+    A link to a checkpoint is one; a model folder that is called checkpoints/1 is none.
+    """
+    places = [Path(os.path.abspath(folder)), Path(os.path.realpath(folder))]
+    runs = [place.parents[1] for place in places if place.name.isdigit() and place.parent.name == "checkpoints"]
+    own = Path(folder)
+    return next((place for place in (own, *runs) if (place / "config.json").is_file()), runs[0] if runs else own)
 
 
 def remove_parts(folder: Path, names: Collection[str]) -> None:

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.files import put_back
+from qwen3llada_jax.files import expanded, put_back
 
 
 def model_folder(source: str) -> Path:
@@ -13,7 +13,7 @@ def model_folder(source: str) -> Path:
     Raises:
         InputError: neither a folder nor a model the hub gives out.
     """
-    path = Path(source)
+    path = expanded(source)
     put_back(path)
     if path.is_dir():
         return path

@@ -5,6 +5,8 @@ from typing import Any
 
 from qwen3llada_jax.errors import brief
 
+TWICE = "has a key that stands there twice"
+
 
 class BadRowError(Exception):
     """A row that cannot be used; its text says why, in the same words for every row of that fault.
@@ -17,6 +19,11 @@ class BadRowError(Exception):
     def __init__(self, reason: str, detail: str = "", *, is_malformed: bool = True):
         super().__init__(reason)
         self.detail, self.is_malformed = detail, is_malformed
+
+    @property
+    def in_full(self) -> str:
+        """The reason, and what is wrong in this very row."""
+        return f"{self}: {self.detail}" if self.detail else str(self)
 
 
 class NoFormatError(BadRowError):
@@ -79,5 +86,5 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise BadRowError("has a key that stands there twice", shortened(twice))
+        raise BadRowError(TWICE, shortened(twice))
     return found

@@ -8,7 +8,7 @@ from flax import nnx
 
 from qwen3llada_jax import arguments, checkpoint, model, tokens
 from qwen3llada_jax.errors import InputError, shown
-from qwen3llada_jax.files import new_folder
+from qwen3llada_jax.files import expanded, new_folder
 from qwen3llada_jax.hf_names import flatten
 from qwen3llada_jax.model import Qwen3LLaDA
 
@@ -45,7 +45,7 @@ def save(
                 "it out, or change model.config"
             )
         config = dataclasses.replace(config, mask_token_id=mask_token_id)
-    source = Path(tokenizer) if isinstance(tokenizer, Path | str) else None
+    source = expanded(tokenizer) if isinstance(tokenizer, Path | str) else None
     loaded: Any = tokenizer if source is None else tokens.load_tokenizer(source)
     if loaded is not None:
         tokens.check_vocabulary(loaded, config, source or "the tokenizer")
@@ -56,7 +56,7 @@ def save(
     if {k: v.shape for k, v in wanted.items()} != {k: v.shape for k, v in have.items()}:
         raise InputError("the model's parameters are not those that its config describes; save the whole model")
     checkpoint.check_finite(params, "the model")
-    with new_folder(Path(folder), overwrite=overwrite) as target:
+    with new_folder(expanded(folder), overwrite=overwrite) as target:
         checkpoint.save_params(target / "params", params)
         checkpoint.write_config(target, config)
         if source is not None:

@@ -84,8 +84,7 @@ def _ids(tokenizer: Any, prompt: Any, writer: ChatWriter | None) -> list[int]:
     try:
         if writer is not None:
             turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-            prompt = writer.prompt(read_messages(turns if isinstance(turns, list) else list(turns)))
+            prompt = writer.prompt(read_messages(list(turns) if isinstance(turns, tuple) else turns))
         return tokenizer(check_text(prompt), add_special_tokens=False).input_ids
-    except (BadRowError, TypeError) as error:
-        detail = getattr(error, "detail", "")
-        raise InputError(f"prompts: {error}{f' ({detail})' if detail else ''}") from error
+    except BadRowError as error:
+        raise InputError(f"prompts: {error.in_full}") from error

@@ -13,7 +13,7 @@ from typing import Any
 
 from qwen3llada_jax.config import ModelConfig, read_model_config
 from qwen3llada_jax.errors import InputError, brief, shown
-from qwen3llada_jax.files import home
+from qwen3llada_jax.files import expanded, home
 from qwen3llada_jax.text_ends import END_OF_TURN
 
 # Everything that pre-tokenizers and normalisers treat each in its own way.
@@ -31,7 +31,7 @@ def load_tokenizer(folder: Path | str) -> Any:
         InputError: none there; it cannot be read; transformers makes another one of it than its files say; or it is
             not the tokenizer of the model whose config.json lies beside it.
     """
-    folder = home(Path(folder))
+    folder = home(expanded(folder))
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     _check_files(folder)

@@ -3,12 +3,12 @@
     python -m sample.compare --model runs/sort --data held_out.jsonl --chat --gen-length 16 \\
         --rules low_confidence,margin,random,threshold=0.9,entropy+entropy_bound=0.3 --steps 16,8,4,2 --out out/compare
 
---data is a .jsonl with `prompt` and, if there is a right answer, `answer` (or `completion`); or with conversations in
-any format that training reads, whose last turn, if the assistant's, is the answer. Quality is then the share of right
-answers: --match exact, contains, last-number (for GSM8K), or regex=PATTERN, looked for in the text and in the answer
-alike; an empty think block at the head of a text is left out. Without answers it is the model's own opinion of the
-finished text: the mean log-probability of its tokens, each given all others (quality.py), together with the share of
-distinct 4-grams, because a text that repeats itself is likely too.
+--data is a .jsonl (.json, .csv, .parquet, .arrow) with `prompt` and, if there is a right answer, `completion`,
+`response` or `answer`; or with conversations in any format that training reads, whose last turn, if the assistant's, is
+the answer. Quality is then the share of right answers: --match exact, contains, last-number (for GSM8K), or
+regex=PATTERN, looked for in the text and in the answer alike; an empty think block at the head of a text is left out.
+Without answers it is the model's own opinion of the finished text: the mean log-probability of its tokens, each given
+all others (quality.py), together with the share of distinct 4-grams, because a text that repeats itself is likely too.
 
 A rule is a confidence rule, or SETTING=VALUE (threshold=0.9, factor=1, cache=dual, temperature=0.7), or several joined
 by `+`; steps= is no part of one. Rules with a fixed budget run once for each of --steps, adaptive ones once, without a
@@ -29,6 +29,7 @@ from rich.table import Column, Table
 
 import qwen3llada_jax as q
 from qwen3llada_jax import command_line
+from qwen3llada_jax.conversations import answer_of
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.files import check_folder, make_folder, write_text
 from qwen3llada_jax.pictures import pyplot, write_picture
@@ -97,7 +98,9 @@ def parse(arguments: Sequence[str] | None) -> Any:
     """The command line."""
     parser = command_line.Parser(__doc__)
     add_model_flags(parser, data="--mesh-data")  # --data are the prompts here
-    parser.add_argument("--data", type=Path, required=True, help=".jsonl with prompt (or messages) and maybe answer")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="rows with prompt (or messages) and maybe answer: .jsonl, .parquet, …"
+    )
     parser.add_argument(
         "--rules",
         default="low_confidence,margin,entropy,random,left_to_right,threshold=0.9",
@@ -132,16 +135,16 @@ def read(path: Path, limit: int | None) -> tuple[list[dict[str, Any]], list[str 
     Raises:
         InputError: holes to fill, or answers to some of the lines only.
     """
-    if path.suffix != ".jsonl":
-        raise InputError(f"{path}: unknown kind of file; --data is a .jsonl")
+    if path.suffix.lower() == ".txt":
+        raise InputError(f"{path}: unknown kind of file; --data has rows with prompts and answers, as in a .jsonl")
     rows: list[dict[str, Any]] = []
     answers: list[str | None] = []
     for line in prompts.from_file(path)[:limit]:
         row = line
         if "infill" in row:
             raise InputError(f"{path}: has texts with holes; --data asks with prompt or messages")
-        answer: Any = next((row[name] for name in ("answer", "completion", "response") if name in row), None)
-        if "messages" in row and row["messages"][-1]["role"] == "assistant":
+        answer = answer_of(row)
+        if row.get("messages") and row["messages"][-1]["role"] == "assistant":
             answer, row = line["messages"][-1]["content"], line | {"messages": line["messages"][:-1]}
             if not row["messages"]:
                 raise InputError(f"{path}: a chat has an answer and no question")

@@ -74,7 +74,9 @@ SETTINGS: dict[str, tuple[Any, str]] = {
 
 def add_model_flags(parser: command_line.Parser, data: str = "--data") -> None:
     """--model, its dtype, the seed, and the sizes of a mesh; `data` is what the flag of its first axis is called."""
-    parser.add_argument("--model", required=True, help="model folder, training run, or Hugging Face folder")
+    parser.add_argument(
+        "--model", required=True, type=command_line.Place, help="model folder, training run, or Hugging Face folder"
+    )
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="of weights and computation (default: as stored)"
     )

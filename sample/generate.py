@@ -147,7 +147,10 @@ def parse(arguments: Sequence[str] | None) -> Any:
     ask = parser.add_argument_group("what to write")
     ask.add_argument("--prompt", action="append", help="text to go on from; several make a batch")
     ask.add_argument(
-        "--prompts", type=Path, metavar="FILE", help=".txt, or .jsonl with prompt, infill, or a conversation"
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help=".txt, or .jsonl (.parquet, …) with prompt, infill, or a conversation",
     )
     ask.add_argument("--infill", action="append", help="text with holes to fill: <mask>, or <mask:N> for N tokens")
     ask.add_argument("--chat", action="store_true", help="put prompts through the tokenizer's chat template")

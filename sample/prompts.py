@@ -1,9 +1,10 @@
 """What is asked: prompts, chats and texts with holes, from the command line or a file, as rows of ids.
 
-A line of a .jsonl file has `prompt` (text), `infill` (text with holes: `<mask>` of one token, `<mask:5>` of five), or a
-conversation in any format that training reads (messages, conversations, question + answer, instruction + output, …;
-qwen3llada_jax/conversations.py), which always goes through the chat template. An answer at its end is not shown to the
-model. All columns are carried through to the answers.
+A line of a .jsonl file (or a row of a .json, .csv, .parquet or .arrow) has `prompt` (text), `infill` (text with holes:
+`<mask>` of one token, `<mask:5>` of five), or a conversation in any format that training reads (messages,
+conversations, question + answer, instruction + output, …; qwen3llada_jax/conversations.py), which always goes through
+the chat template. An answer at its end is not shown to the model, and need not be there. All columns are carried
+through to the answers.
 """
 
 import json
@@ -17,7 +18,8 @@ from qwen3llada_jax.chat_template import ChatWriter
 from qwen3llada_jax.command_line import nearest
 from qwen3llada_jax.conversations import FORMATS, read_conversation, read_messages
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.jsonl import BadRowError, NoFormatError, check_text, kind_of, parse_row, shortened
+from qwen3llada_jax.jsonl import BadRowError, NoFormatError, check_text, kind_of, shortened
+from qwen3llada_jax.readers import SUFFIXES, raw_rows, unpacked
 from qwen3llada_jax.room import memory
 
 Turn = dict[str, Any]  # {"role": "system" | "user" | "assistant" | "tool", "content": text, …}
@@ -116,13 +118,9 @@ def _ids_of(
         return encode_holes(tokenizer, row[kind], most)
     if kind == "prompt" and not chat:
         return encode(tokenizer, row[kind])
-    tools = row.get("tools") or None
-    if kind == "messages":
-        return encode_chat(tokenizer, question_of(row[kind]), system, enable_thinking, tools)
-    own = row.get("system")
-    if own is not None and system is not None:
-        raise InputError("the prompt has a column system of its own; leave out --system")
-    return encode_chat(tokenizer, [{"role": "user", "content": row[kind]}], system or own, enable_thinking, tools)
+    asked = row if kind == "messages" else {**row, "prompt": None, "messages": [{"role": "user", "content": row[kind]}]}
+    talk = read_conversation(asked, needs_answer=False)  # with the row's own system text and tools
+    return encode_chat(tokenizer, question_of(talk.messages), system, enable_thinking, talk.tools)
 
 
 def question_of(messages: Sequence[Turn]) -> list[Turn]:
@@ -132,19 +130,20 @@ def question_of(messages: Sequence[Turn]) -> list[Turn]:
 
 
 def from_file(path: Path) -> list[dict[str, Any]]:
-    """The lines of a .jsonl file (with one of `KINDS`: conversations as `messages`), or of a .txt, one prompt each.
+    """The rows of a file (with one of `KINDS`: conversations as `messages`), or the lines of a .txt, one prompt each.
 
     Raises:
         InputError: no such file, another kind, an empty one, or a line that asks nothing.
     """
-    if path.suffix not in (".txt", ".jsonl"):
-        raise InputError(f"{path}: unknown kind of file; use .txt (a prompt a line) or .jsonl")
-    lines = [(n, line) for n, line in enumerate(_read(path).split("\n"), 1) if line.strip()]
-    if not lines:
+    if path.suffix.lower() not in SUFFIXES:
+        raise InputError(f"{path}: unknown kind of file; use .txt (a prompt a line) or {', '.join(SUFFIXES[1:])}")
+    if path.suffix.lower() == ".txt":
+        rows = [{"prompt": line} for line in _read(path).split("\n") if line.strip()]
+    else:
+        rows = [_asked(f"{path}: line {raw['line']}", raw) for raw in raw_rows([str(path)])]
+    if not rows:
         raise InputError(f"{path}: no prompt in it")
-    if path.suffix == ".txt":
-        return [{"prompt": line} for _, line in lines]
-    return [_asked(f"{path}: line {n}", line) for n, line in lines]
+    return rows
 
 
 def read_history(path: Path) -> list[Turn]:
@@ -204,6 +203,8 @@ def encode_chat(
             messages.
     """
     check_template(tokenizer)
+    if not messages:
+        raise InputError("there are no messages to answer")
     if messages[-1]["role"] not in ("user", "tool"):
         raise InputError(f"the last message must be the user's, for the model to answer, not {messages[-1]['role']}'s")
     if system is not None:
@@ -242,13 +243,13 @@ def encode_holes(tokenizer: Any, text: str, most: int = 1 << 20) -> list[int | N
     return ids
 
 
-def _asked(where: str, line: str) -> dict[str, Any]:
+def _asked(where: str, raw: Mapping[str, Any]) -> dict[str, Any]:
     """A line as one of `KINDS`, with all its columns."""
     try:
-        row = {name: value for name, value in parse_row(line).items() if name not in KINDS or value is not None}
+        row = {name: value for name, value in unpacked(raw).items() if name not in KINDS or value is not None}
         is_chat = any(row.get(name) is not None for name in ("messages", "conversations"))
         if "infill" not in row and (is_chat or not isinstance(row.get("prompt", []), str)):
-            return row | {"messages": list(read_conversation(row).messages)}
+            return row | {"messages": list(read_conversation(row, needs_answer=False).messages)}
     except NoFormatError as error:
         if "prompt" in row:
             what = f"{kind_of(row['prompt'])}, not a text"
@@ -267,7 +268,7 @@ def _asked(where: str, line: str) -> dict[str, Any]:
 
 def _as_input_error(error: Exception) -> InputError:
     if isinstance(error, BadRowError):
-        return InputError(f"{error}{f' ({error.detail})' if error.detail else ''}")
+        return InputError(error.in_full)
     return InputError(str(error))
 
 

@@ -191,7 +191,7 @@ CHAT = {"from": "human", "value": "hi"}, {"from": "gpt", "value": "yo"}
 @pytest.mark.parametrize(
     ("row", "part"),
     [
-        ({"messages": []}, "has no answer: no turn of the assistant that follows another"),
+        ({"messages": []}, "has no answer: no turn of the assistant"),
         ({"messages": [{"role": "parrot", "content": "x"}, TURNS[1]]}, "a turn has an unknown speaker"),
         ({"system": 3, "conversations": CHAT}, "column system is a number, not a text"),
         ({"instruction": "a", "input": 3, "output": "b"}, "column input is a number, not a text"),
@@ -228,7 +228,10 @@ def test_mask_tokens_and_templates_that_do_not_do(start, tokenizer, tmp_path):
         samples.check(configured(start, **few), architecture, tokenizer)
     other = find_start(configured(start)).tokenizer
     asks = configured(start, **{"evaluation.prompts": "[a]", "training.mode": "sft"})
-    for template, part in (("{% if %}", "cannot be read"), ("{{ raise_exception('no') }}", "cannot write it: no")):
+    for template, part in (
+        ("{% if %}", "cannot be read"),
+        ("{{ raise_exception('no') }}", "cannot write it: no, a conversation of user"),
+    ):
         other.chat_template = template
         with refused(f"chat template {part}", "mend chat_template.jinja"):
             samples.check(asks, architecture, other)

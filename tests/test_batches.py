@@ -280,7 +280,7 @@ def test_runs_train_on_them(start, tmp_path, capsys, kind):
         ),
         (
             {"dataset.name": "null", "dataset.mixture": "[{name: a, weight: much}]"},
-            "dataset.mixture[0].weight must be float, not 'much'",
+            "dataset.mixture[0].weight must be a number, not 'much'",
         ),
         ({"dataset.streaming": True, "max_steps": "null"}, "dataset.streaming needs training.max_steps"),
         ({"dataset.streaming": True, "num_proc": 2}, "dataset.num_proc has no effect on a stream"),

@@ -5,7 +5,7 @@ import pytest
 from conftest import DATA, write
 
 import qwen3llada_jax as q
-from train import data, tokenising
+from train import data, token_cache
 from train.batches import lengths_of, training_batches
 from train.config import Config, DatasetConfig, TrainingConfig
 
@@ -56,7 +56,7 @@ def test_k8_packed_rows_are_of_max_length(tokenizer):
 def test_k10_tokens_are_hashed_once_and_not_at_every_start(tmp_path, tokenizer, monkeypatch):
     name = write(tmp_path / "a.jsonl", [{"prompt": f"Who {i}?", "completion": "I."} for i in range(5)])
     first = training_batches(configured(64, name), tokenizer, 1088).fingerprint
-    monkeypatch.setattr(tokenising, "_digest_of", lambda *_: pytest.fail("hashed again"))
+    monkeypatch.setattr(token_cache, "digest_of", lambda *_: pytest.fail("hashed again"))
     monkeypatch.setattr(data.Rows, "row", lambda *_: pytest.fail("read"))
     assert training_batches(configured(64, name), tokenizer, 1088).fingerprint == first
     with pytest.raises(pytest.fail.Exception, match="hashed again"):

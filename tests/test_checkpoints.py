@@ -314,8 +314,10 @@ def test_when_every_checkpoint_is_damaged_nothing_is_touched(start, finished, tm
     shutil.copytree(finished[0], out)
     for step in (out / "checkpoints").iterdir():
         shutil.rmtree(step / "opt")
-    with pytest.raises(q.InputError, match=r"none of its checkpoints can be read: 6 \(opt.*4 \(opt.*2 \(opt"):
+    with pytest.raises(q.InputError, match=r"none of its checkpoints can be read: 6 \(opt.*4 \(opt.*2 \(opt") as caught:
         run(start, out)
+    assert str(caught.value).count(str(out)) == 1  # a long path would crowd the reasons out
+    assert "; restore one from a backup, or choose another project.output_dir" in str(caught.value)
     assert steps_of(out) == [2, 4, 6]
 
 

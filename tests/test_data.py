@@ -13,7 +13,8 @@ from qwen3llada_jax.chat_template import ChatWriter
 from qwen3llada_jax.conversations import Columns
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.tokens import load_tokenizer
-from train import data, order, sources, tokenising
+from train import data, order, sources
+from train.rows import rows_of
 from train.tokenising import Reading, Recipe
 
 TEXTS = ["Speak, speak.", "We know't, we know't.", "No more talking on't; let it be done: away, away!"]
@@ -25,7 +26,7 @@ def ids_of(tokenizer, texts):
 
 def pretraining(name, tokenizer, length=8, pack=True, column=None, split="train", divide=False):
     recipe, source = Recipe("pretrain", length, pack, divide), sources.load(name, None, split)
-    return tokenising.rows_of(source, recipe, tokenizer, Reading(column), num_proc=None)
+    return rows_of(source, recipe, tokenizer, Reading(column), num_proc=None)
 
 
 def test_every_kind_of_local_file_gives_the_same_rows(tmp_path, tokenizer):
@@ -132,7 +133,7 @@ def test_several_processes_give_the_same_rows_and_the_same_errors(tmp_path, toke
     def rows(file, column, workers):
         source = sources.load(file, None, "train")
         with sources.readable(file):
-            return tokenising.rows_of(source, recipe, tokenizer, Reading(column), num_proc=workers)
+            return rows_of(source, recipe, tokenizer, Reading(column), num_proc=workers)
 
     one, two = (
         rows(write(tmp_path / "a.jsonl", texts), None, 1),
@@ -197,7 +198,7 @@ def sft(path, rows, tokenizer, length=64, template="chat", columns=Columns(), **
     """Rows of these examples, written to `path`; of the file as it is, where `rows` is None."""
     name = str(path) if rows is None else write(path, rows)
     recipe, source = Recipe("sft", length, template=template, **more), sources.load(name, None, "train")
-    return tokenising.rows_of(source, recipe, tokenizer, Reading(columns=columns), num_proc=None)
+    return rows_of(source, recipe, tokenizer, Reading(columns=columns), num_proc=None)
 
 
 def tokens_of(rows, number):
@@ -246,7 +247,8 @@ def test_conversations_without_an_answer_are_counted(tmp_path, tokenizer):
     turns = [[{"role": "user", "content": "x"}], [{"role": "assistant", "content": "Welcome."}], []]
     rows = [*({"messages": m} for m in turns), {"messages": SAME["messages"]["messages"]}]
     assert "answers: 1, " in (report := sft(tmp_path / "a.jsonl", rows, tokenizer).report)
-    assert "3 left out: has no answer: no turn of the assistant that follows another (first: " in report
+    assert "2 left out: has no answer: no turn of the assistant (first: " in report
+    assert "1 left out: the assistant speaks first, to no prompt (first: " in report
 
 
 def test_only_instructions_have_an_input(tmp_path, tokenizer):

@@ -166,6 +166,39 @@ def test_impossible_noise_is_refused(options):
         NoiseConfig(**options)
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int8", "int64"])
+@pytest.mark.parametrize("kind", ["mask", "random_replace"])
+def test_k13_narrow_tokens_are_no_narrow_noise(dtype, kind):
+    """Data sets come as uint16 files; a mask token 151669 is 20597 in 16 bits."""
+    tokens = np.arange(64).reshape(4, 16)
+    given = (0, tokens.astype(dtype), 151_669, NoiseConfig(noise_type=kind))
+    n = forward_process(*given, t=[1.0] * 4, vocab_size=151_669)
+    assert n.tokens.dtype == jnp.int32
+    same = forward_process(0, jnp.asarray(tokens, jnp.int32), *given[2:], t=jnp.ones(4), vocab_size=151_669)
+    np.testing.assert_array_equal(n.tokens, same.tokens)
+    put = np.asarray(n.tokens)[np.asarray(n.is_noised)]
+    assert (put == 151_669).all() if kind == "mask" else put.max() > 65_535
+    jitted = jax.jit(lambda tokens, t: forward_process(0, tokens, 151_669, t=t).tokens)(tokens.astype(dtype), n.t)
+    assert jitted.dtype == jnp.int32
+    assert kind != "mask" or (jitted == n.tokens).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"mask_token_id": -1}, "mask_token_id must be an id"), ({"mask_token_id": 2**31}, "mask_token_id"),
+        ({"t": [0.5, 1.5]}, r"t must lie in \[0, 1\], not 1.5"), ({"t": [-0.1, 0]}, "not -0.1"),
+        ({"t": [0.5, float("nan")]}, "not nan"), ({"t": ["a", "b"]}, "t must be noise levels"),
+        ({"config": NoiseConfig(noise_type="random_replace"), "vocab_size": 0}, "vocab_size must be 1"),
+        ({"config": NoiseConfig(noise_type="random_replace"), "vocab_size": -5}, "vocab_size must be 1"),
+        ({"config": NoiseConfig(noise_type="random_replace"), "vocab_size": "many"}, "vocab_size must be a whole"),
+    ],
+)  # fmt: skip
+def test_k13_noise_that_is_none_is_refused(options, part):
+    with pytest.raises(InputError, match=part):
+        forward_process(0, [[1, 2, 3], [4, 5, 6]], **{"mask_token_id": 9, **options})
+
+
 # ---- losses --------------------------------------------------------------------------------------------------
 
 

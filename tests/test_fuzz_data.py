@@ -9,9 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import qwen3llada_jax as q
-from train import sources, tokenising
+from train import sources
 from train.batches import training_batches
 from train.config import Config, DatasetConfig, TrainingConfig
+from train.rows import rows_of
+from train.token_cache import tokenised
 from train.tokenising import Reading, Recipe
 
 WORDS = st.sampled_from(
@@ -62,9 +64,9 @@ def check(folder: Path, lines: list[bytes], mode: str, template: str, tokenizer)
     try:
         with sources.readable(str(file)):
             source = sources.load(str(file), None, "train")
-            made = tokenising._tokenised(source, recipe, tokenizer, Reading(), None)
+            made = tokenised(source, recipe, tokenizer, Reading(), None)
             account = made.account(source)
-            found = tokenising.rows_of(source, recipe, tokenizer, Reading(), num_proc=None)
+            found = rows_of(source, recipe, tokenizer, Reading(), num_proc=None)
     except q.InputError as error:
         line = str(error)
         assert len(line) < 500, line

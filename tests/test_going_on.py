@@ -59,6 +59,18 @@ def test_k1_a_checkpoint_is_named_from_within(home, finished, monkeypatch):  # n
     assert_same(fork, finished[1])
 
 
+def test_k1_a_link_to_a_checkpoint_is_one(home, finished, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("train.loop.evaluate", lambda *_: {"eval_loss": 1.0, "eval_noised_perplexity": 1.0})
+    Path("best").symlink_to("run/checkpoints/2")
+    assert q.load("best").config == q.load("run").config
+    assert q.load_tokenizer("best").eos_token_id is not None
+    assert_same(run(Path("start"), Path("fork"), **{"training.resume_from": "best"}), finished[1])
+    Path("disk").mkdir()
+    Path("run/checkpoints").rename("disk/elsewhere")
+    Path("run/checkpoints").symlink_to(home / "disk/elsewhere")  # all of them on another disk
+    assert q.load("run/checkpoints/2").config == q.load("run").config
+
+
 def test_k1_a_refusal_is_not_told_as_damage(home, monkeypatch, capsys):
     """What orbax or the system refuses says nothing of the files."""
     handler = ocp.PyTreeCheckpointHandler

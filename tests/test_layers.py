@@ -68,20 +68,22 @@ def test_no_converted_copy_of_the_weights_is_held(dtype, compute, cache, monkeyp
     config = config.for_model(shape)
     temporaries = {}
 
-    def measured(is_late, program):
+    def measured(name, is_late, program):
         def run(*arguments):
             compiled = program.lower(*arguments).compile()
-            temporaries[is_late] = compiled.memory_analysis().temp_size_in_bytes
+            temporaries[name, is_late] = compiled.memory_analysis().temp_size_in_bytes
             return program(*arguments)
 
         return run
 
-    programs = {is_late: measured(is_late, program) for is_late, program in sampling._run.items()}
-    monkeypatch.setattr(sampling, "_run", programs)
+    names = {"none": ["_advance"], "prefix": ["_begin", "_advance"]}[cache]  # all that run the model, in their order
+    for name in ("_begin", "_advance"):
+        programs = {is_late: measured(name, is_late, program) for is_late, program in getattr(sampling, name).items()}
+        monkeypatch.setattr(sampling, name, programs)
     q.generate(model, [[1, 2, 3]], config)
     in_float32 = sum(x.size for x in jax.tree.leaves(model.layers)) * 4
-    assert list(temporaries) == [True]
-    assert temporaries[True] < in_float32 / 4
+    assert list(temporaries) == [(name, True) for name in names]
+    assert all(size < in_float32 / 4 for size in temporaries.values()), temporaries
 
 
 def test_layers_stay_stacked_where_it_gains_nothing(wide):

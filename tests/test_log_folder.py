@@ -11,7 +11,7 @@ from test_train import finished, run  # noqa: F401
 
 import qwen3llada_jax as q
 from qwen3llada_jax.files import remove_parts
-from train import lock, report, trackers
+from train import lock, report
 from train.owner import Owner, check_owner, owner_of, write_owner
 
 SHORT = {"evaluation.do_eval_loss": False, "training.max_steps": 2, "training.save_steps": 1}
@@ -134,9 +134,3 @@ def test_k2_the_report_shows_a_runs_own_records(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["report", "work/b", "--out", "l.png"])
     with pytest.raises(q.InputError, match=r"logs holds the records of the run .*work/a, not those of work/b"):
         report.main()
-
-
-def test_k2_a_missing_tracker_is_named_by_what_pip_knows(monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(q.InputError, match="pip install wandb"):
-        trackers._package("wandb", "evaluation.wandb")

@@ -1,5 +1,7 @@
 """K13, K10: a model trained in one's own loop becomes a model folder; text in, text out; manners of the library."""
 
+import argparse
+import dataclasses
 import gc
 import json
 import logging
@@ -17,7 +19,7 @@ from flax import nnx
 import qwen3llada_jax as q
 from converters.to_hf import export
 from qwen3llada_jax.config import read_model_config
-from sample import clock
+from sample import clock, opening
 
 SHORT = q.SamplerConfig(gen_length=8, steps=8, block_length=8)
 
@@ -151,12 +153,12 @@ def test_k13_chats_go_through_the_template_without_thinking(writer, qwen3_tokeni
 def test_k13_what_is_no_text(writer, tokenizer):
     for wrong in (None, [], 5, [5], [None], [[{"role": "user"}]], [[]], [["a"]], {"a": "b"}):
         refuses(lambda wrong=wrong: q.write(writer, tokenizer, wrong, SHORT), "prompts")
-    refuses(lambda: q.write(writer, tokenizer, "a\ud83d", SHORT), "is no text")
+    refuses(lambda: q.write(writer, tokenizer, "a\ud83d", SHORT), "prompts: ", "half of a surrogate pair")
     plain = q.load_tokenizer(TINY)
     plain.chat_template = None
     refuses(lambda: q.write(writer, plain, "a", SHORT, chat=True), "no chat template")
     plain.chat_template = "{{ raise_exception('no') }}"
-    refuses(lambda: q.write(writer, plain, "a", SHORT, chat=True), "refuses these messages (no)")
+    refuses(lambda: q.write(writer, plain, "a", SHORT, chat=True), "chat template cannot write it: no")
 
 
 def test_k13_texts_fill_the_mesh(writer, tokenizer):
@@ -211,4 +213,27 @@ def test_k10_clocks_keep_what_they_measure_and_nothing_is_kept_after_them():
 
 def test_the_bundled_config_is_read_alike_by_every_door():
     config = q.ModelConfig.from_hf(json.loads((TINY / "config.json").read_text()))
-    assert read_model_config(TINY) == config == q.load(TINY).config
+    assert read_model_config(TINY) == config
+    # Opening it adds what the files beside config.json say, and nothing else.
+    opened = dataclasses.replace(config, eos_token_id=(1024, 1026), live_vocab_size=1050)
+    flags = argparse.Namespace(model=TINY, mesh_data=None, mesh_fsdp=None, mesh_tensor=None)
+    assert q.load(TINY).config == opening.look_at(flags).config == opened
+
+
+def test_k13_a_model_folder_may_be_called_like_a_checkpoint(trained, start, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    q.save(trained, "checkpoints/1", tokenizer=start, mask_token_id=1050)
+    assert q.load("checkpoints/1").config.mask_token_id == 1050
+    assert q.load_tokenizer("checkpoints/1").eos_token_id is not None
+    q.save(trained, "2", tokenizer="checkpoints/1")
+    assert q.load("2").config.eos_token_ids == q.load("checkpoints/1").config.eos_token_ids
+
+
+def test_k7_a_tilde_is_the_home_folder_for_the_library_too(trained, start, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    q.save(trained, "~/m", tokenizer=start)
+    assert (tmp_path / "m" / "config.json").is_file()
+    assert q.load("~/m").config == q.load(tmp_path / "m").config
+    assert q.load_tokenizer("~/m").eos_token_id is not None
+    q.save(trained, "~/n", tokenizer="~/m")
+    assert (tmp_path / "n" / "tokenizer.json").is_file()

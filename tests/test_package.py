@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -115,3 +116,93 @@ def test_metrics_forget_what_came_after_the_step_resumed_at(tmp_path):
     log.write({"step": 3, "loss": float("nan")})
     log.close()
     assert read_lines(path) == [{"step": 1}, {"step": 2}, {"step": 3, "loss": None}]
+
+
+def part_of_dead(place: Path, ending: str = "part") -> Path:
+    part = place.with_name(f".{place.name}.99999999.{ending}")
+    (part / "params").mkdir(parents=True)
+    (part / "params" / "weights").write_text("many")
+    return part
+
+
+def test_k1_what_killed_writers_left_is_removed_by_the_next_and_living_ones_are_let_be(tmp_path, capsys):
+    target = tmp_path / "model"
+    dead = [part_of_dead(target), part_of_dead(target, "old")]
+    others = part_of_dead(tmp_path / "model.b")
+    alive = target.with_name(f".model.{os.getppid()}.part")
+    alive.mkdir()
+    target.mkdir()
+    (target / "config.json").write_text("{}")
+    with files.new_folder(target, overwrite=True) as folder:
+        (folder / "config.json").write_text("{}")
+        with pytest.raises(q.InputError), files.new_folder(target, overwrite=True):  # of our own process, at work
+            pass
+    assert not any(part.exists() for part in dead)
+    assert others.is_dir()
+    assert alive.is_dir()
+    assert "99999999.part: removed; its writer was killed" in capsys.readouterr().err
+
+
+def test_k1_a_part_of_our_own_number_from_before_is_anothers(tmp_path, monkeypatch):
+    """In a container the first process has the same number every time."""
+    part = tmp_path / f".model.{os.getpid()}.part"
+    part.mkdir()
+    monkeypatch.setattr(files, "_BEGAN", time.time() + 60)
+    with files.new_folder(tmp_path / "model") as folder:
+        (folder / "config.json").write_text("{}")
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_k1_another_models_old_folder_is_not_put_back(tmp_path):
+    part_of_dead(tmp_path / "model.b", "old")
+    files.put_back(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("how", ["link", "dangling"])
+def test_k1_overwriting_a_link_writes_where_it_leads(tmp_path, monkeypatch, how):
+    monkeypatch.chdir(tmp_path)
+    Path("disk").mkdir()
+    if how == "link":
+        Path("disk/model").mkdir()
+        Path("disk/model/config.json").write_text("old")
+    Path("model").symlink_to("disk/model")
+    with files.new_folder(Path("model"), overwrite=True) as folder:
+        (folder / "config.json").write_text("new")
+    assert Path("model").is_symlink()
+    assert Path("disk/model/config.json").read_text() == "new"
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["config.json", "disk", "model", "model"]
+
+
+def test_k1_a_killed_overwriting_of_a_link_is_put_back(tmp_path):
+    part_of_dead(tmp_path / "disk" / "model", "old")
+    (tmp_path / "model").symlink_to(tmp_path / "disk" / "model")
+    files.put_back(tmp_path / "model")
+    assert (tmp_path / "model" / "params").is_dir()
+
+
+def test_k7_a_tilde_is_the_home_folder_wherever_a_path_is_typed(tmp_path, monkeypatch):
+    from train.read_config import read_config
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    parser = command_line.Parser("")
+    parser.add_argument("--dst", type=Path)
+    parser.add_argument("--model", type=command_line.Place)
+    parser.add_argument("runs", type=Path, nargs="*")
+    parser.add_argument("--text")
+    flags = parser.parse(["--dst=~/conv", "--model", "~/r", "--text", "~/kept", "a", "~"])
+    assert (flags.dst, flags.model, flags.text) == (tmp_path / "conv", f"{tmp_path}/r", "~/kept")
+    assert flags.runs == [Path("a"), tmp_path]
+    assert parser.parse_known_args(["--dst=~/x", "--else"])[0].dst == tmp_path / "x"  # as train.plan does
+    with pytest.raises(q.InputError, match=r"~nobodyhere/x.*write \./~nobodyhere/x"):
+        parser.parse(["--dst=~nobodyhere/x"])
+    (tmp_path / "c.yaml").write_text(
+        "project: {output_dir: ~/out, log_dir: ~/logs}\nmodel: {base_model_path: ~/m}\n"
+        "dataset: {mixture: [{name: ~/d}, {name: b}]}\n"
+    )
+    config = read_config(Path("~/c.yaml"), [("training.resume_from", "~/r"), ("evaluation.eval_name", "e")])
+    assert (config.project.output_dir, config.project.log_dir) == (f"{tmp_path}/out", f"{tmp_path}/logs")
+    assert (config.model.base_model_path, config.training.resume_from) == (f"{tmp_path}/m", f"{tmp_path}/r")
+    assert [part.name for part in config.dataset.mixture] == [f"{tmp_path}/d", "b"]
+    with pytest.raises(q.InputError, match=r"project\.output_dir: .*no user of that name"):
+        read_config(Path("~/c.yaml"), [("project.output_dir", "~nobodyhere")])

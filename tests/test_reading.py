@@ -1,23 +1,27 @@
 """Nothing that data hold is left unread in silence: columns, fields of turns, files of folders, splits, odd rows."""
 
+import dataclasses
 import json
 import os
 import re
 import shutil
 
 import datasets
+import pyarrow as pa
 import pytest
 from conftest import QWEN3_TEMPLATE, TINY, write
+from pyarrow import parquet as pq
 
 import qwen3llada_jax as q
 from qwen3llada_jax.chat_template import ChatWriter, names_in
 from qwen3llada_jax.conversations import Columns, read_conversation
 from qwen3llada_jax.jsonl import BadRowError
 from qwen3llada_jax.tokens import load_tokenizer
-from train import sources, tokenising
+from train import sources
 from train.batches import held_out_rows, trained_on_too, training_batches
 from train.config import Config, DatasetConfig, EvaluationConfig, TrainingConfig
 from train.read_config import read_config
+from train.rows import rows_of as made_of
 from train.show_rows import shown
 from train.start import find_start, settled
 from train.tokenising import Reading, Recipe
@@ -33,7 +37,7 @@ def rows_of(path, tokenizer, length=2000, columns=Columns(), mode="sft", split="
     with sources.readable(str(path)):
         source = sources.load(str(path), None, split)
         recipe = Recipe(mode, length, pack=False, **more)
-        return tokenising.rows_of(source, recipe, tokenizer, Reading(column, columns), num_proc=None)
+        return made_of(source, recipe, tokenizer, Reading(column, columns), num_proc=None)
 
 
 def texts(rows, tokenizer):
@@ -74,7 +78,7 @@ def test_k3_reasoning_that_the_template_drops_leaves_the_turn_out(tmp_path, toke
     """The bundled template knows nothing of it, nor R1's of what it wrote before `</think>`."""
     answers, report = learned(tmp_path, tokenizer, USER, {**ANSWER, "reasoning_content": "Because."})
     assert answers == []
-    assert "1 left out: the chat template does not write all that the answer says" in report
+    assert "1 left out: the chat template leaves out the reasoning of a turn of the assistant" in report
     r1 = load_tokenizer(TINY)
     r1.chat_template = (
         "{% for m in messages %}{% if m.role == 'user' %}<U>{{ m.content }}{% elif m.role == 'assistant' %}<A>"
@@ -131,7 +135,7 @@ def test_k3_tools_and_their_calls_go_to_the_template(tmp_path, qwen3_tokenizer):
 def test_k3_tools_that_the_template_does_not_know_leave_the_row_out(tmp_path, tokenizer):
     for more, why in (
         ({"tools": [WEATHER]}, "has tools, which the chat template does not write"),
-        ({}, "the chat template does not write the answer's tool calls"),
+        ({}, "the chat template leaves out the tool calls of a turn of the assistant"),
     ):
         answers, report = learned(tmp_path, tokenizer, USER, CALL, row=more)
         assert answers == []
@@ -181,7 +185,7 @@ def test_k3_a_role_that_the_template_leaves_out_leaves_the_row_out(tmp_path, tok
     said = [USER, {"role": "assistant", "content": "calls"}, {"role": "tool", "content": "a"}, {**ANSWER}]
     answers, report = learned(tmp_path, picky, *said)
     assert answers == ["calls<|im_end|>"]
-    assert "the chat template leaves out a turn of the tool" in report
+    assert "the chat template leaves out the text of a turn of the tool" in report
 
 
 def test_k3_fields_of_turns_are_named(tmp_path, qwen3_tokenizer):
@@ -200,6 +204,80 @@ def test_k6_two_answers_in_a_row_are_left_out_and_named_for_what_they_are(tmp_pa
     answers, report = learned(tmp_path, qwen3_tokenizer, USER, {"role": "assistant", "content": "Hm."}, ANSWER)
     assert answers == ["Hm.<|im_end|>"]
     assert "the chat template writes two turns of the assistant in a row otherwise than one by one" in report
+
+
+def test_k3_a_call_in_the_history_that_the_template_drops_leaves_later_answers_out(tmp_path, tokenizer):
+    """It left an empty turn of the assistant in their prompts."""
+    for call in (CALL, {**CALL, "content": "I will call weather for the city."}):
+        answers, report = learned(tmp_path, tokenizer, USER, call, {"role": "tool", "content": "sunny"}, ANSWER)
+        assert answers == []
+        assert "1 left out: the chat template leaves out the tool calls of a turn of the assistant" in report
+
+
+def test_k3_what_is_written_is_told_from_what_only_looks_alike(tmp_path, tokenizer, qwen3_tokenizer):
+    """A reasoning whose words stand in the answer too; arguments that are never written; a tag that is no reasoning."""
+    talk = {"role": "assistant", "content": "The result is 42.", "reasoning_content": "42"}
+    assert learned(tmp_path, tokenizer, USER, talk)[0] == []
+    names_only = load_tokenizer(TINY)
+    names_only.chat_template = tokenizer.chat_template.replace(
+        "+ message.content +",
+        "+ message.content + (message.tool_calls[0].function.name if message.tool_calls else '') +",
+    )
+    answers, report = learned(tmp_path, names_only, USER, CALL)
+    assert answers == []
+    assert "leaves out the arguments of tool calls of a turn of the assistant" in report
+    tagged = {"role": "assistant", "content": "Use <think>a</think> tags."}
+    assert learned(tmp_path, tokenizer, USER, tagged)[0] == ["Use <think>a</think> tags.<|im_end|>"]
+    assert learned(tmp_path, qwen3_tokenizer, USER, tagged)[0] == []
+    assert learned(tmp_path, qwen3_tokenizer, USER, {**ANSWER, "reasoning_content": " \n"})[0] == ["I am.<|im_end|>"]
+    answers, report = learned(tmp_path, qwen3_tokenizer, USER, {"role": "assistant", "content": "<think>endless"})
+    assert answers == []
+    assert "the answer's reasoning has no end" in report
+    _, report = learned(tmp_path, qwen3_tokenizer, {**USER, "reasoning_content": "x", "tool_calls": [CALLED]}, ANSWER)
+    assert "turn fields left out: reasoning_content, tool_calls" in report
+
+
+@pytest.mark.parametrize(
+    ("row", "turn"),
+    [({"label": False}, {}), ({"weight": 0}, {}), ({"train": False}, {}), ({}, {"train_on_turn": False}),
+     ({}, {"loss_scale": 0}), ({}, {"skip": True}), ({}, {"label": False})],
+)  # fmt: skip
+def test_k3_rows_and_turns_that_say_no_are_not_learned(tmp_path, tokenizer, row, turn):
+    answers, report = learned(tmp_path, tokenizer, USER, {**ANSWER, **turn}, row=row)
+    assert answers == []
+    assert "1 left out: is not to be learned (weight 0)" in report
+    assert next(iter(row | turn)) in report.splitlines()[1 if row else 2].split(";")[0]
+    pair = {"prompt": "Who?", "completion": "BAD", **row}
+    rows = rows_of(write(tmp_path / "b.jsonl", [pair, {"prompt": "a", "completion": "b"}]), tokenizer)
+    assert ("BAD" in tokenizer.decode(rows.values[:])) == (not row)
+
+
+def test_k3_a_turn_that_is_learned_in_parts_is_left_out(tmp_path, tokenizer):
+    spans = {**ANSWER, "train_detail": [{"begin_offset": 0, "end_offset": 1, "train": False}]}
+    answers, report = learned(tmp_path, tokenizer, USER, spans)
+    assert answers == []
+    assert "parts of a turn cannot be learned" in report
+
+
+def test_k3_older_calls_and_history_and_functions(tmp_path, qwen3_tokenizer):
+    old = {"role": "assistant", "content": None, "function_call": {"name": "weather", "arguments": '{"city": "Paris"}'}}
+    row = {"functions": [WEATHER["function"]], "messages": [USER, old]}
+    ((prompt, call),) = texts(rows_of(write(tmp_path / "a.jsonl", [row]), qwen3_tokenizer), qwen3_tokenizer)
+    assert '{"type": "function", "function": {"name": "weather"' in prompt
+    assert '{"name": "weather", "arguments": {"city": "Paris"}}' in call
+    row = {"instruction": "Why?", "input": None, "output": "So.", "history": [["Who?", "I am."]]}
+    first, second = texts(rows_of(write(tmp_path / "b.jsonl", [row]), qwen3_tokenizer), qwen3_tokenizer)
+    assert (first[1], second[1]) == ("I am.<|im_end|>", "So.<|im_end|>")
+    assert "I am.<|im_end|>\n<|im_start|>user\nWhy?" in second[0]
+
+
+def test_what_a_template_writes_behind_the_end_is_not_taught(tmp_path):
+    """Mistral's writes EOS and a blank; a second EOS followed it."""
+    mistral = load_tokenizer(TINY)
+    mistral.chat_template = (
+        "{% for m in messages %}{{ m.content + (eos_token + ' ' if m.role == 'assistant' else '[/INST]') }}{% endfor %}"
+    )
+    assert learned(tmp_path, mistral, USER, ANSWER)[0] == ["I am.<|endoftext|>"]
 
 
 def test_names_in_a_template_are_those_of_messages(qwen3_tokenizer):
@@ -276,6 +354,25 @@ def test_k6_numbers_of_a_csv_file_stay_as_they_stand(tmp_path, tokenizer):
         rows_of(tmp_path / "b.csv", tokenizer)
 
 
+def test_k3_bytes_of_a_column_are_texts_or_none(tmp_path, tokenizer):
+    """Spark writes texts so; they were trained on as Python shows them."""
+    table = pa.table({"prompt": ["Who?", "Who?"], "completion": ["I am é.".encode(), b"\xff\xfe"]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    datasets.Dataset(table).save_to_disk(str(tmp_path / "disk"))
+    for name in ("a.parquet", "disk"):
+        rows = rows_of(tmp_path / name, tokenizer)
+        assert [answer for _, answer in texts(rows, tokenizer)] == ["I am é.<|im_end|>"]
+        assert "1 left out: column completion is an object, not a text" in rows.report
+
+
+def test_k3_optional_columns_may_be_empty(tmp_path, tokenizer):
+    both = Columns(prompt=("context", "question"), completion="answer")
+    made = [{"context": context, "question": "Who?", "answer": "I."} for context in ("", None, "  ", "A play.")]
+    found = texts(rows_of(write(tmp_path / "a.jsonl", made), tokenizer, columns=both), tokenizer)
+    assert ["A play." in prompt for prompt, _ in found] == [False, False, False, True]
+    assert all("user\nWho?<|im_end|>" in prompt for prompt, _ in found[:3])
+
+
 # ---- odd rows ------------------------------------------------------------------------------------------------
 
 ODD = {
@@ -332,6 +429,26 @@ def test_k6_all_bad_is_one_short_line(tmp_path, tokenizer):
         assert len(str(caught.value)) < 500
 
 
+def test_k6_a_list_of_rows_in_a_json_file(tmp_path, tokenizer):
+    """As lines: also an odd row of it is left out alone, and capital suffixes are the same kind."""
+    good = '{"question": "Who?", "answer": "I am."}'
+    (tmp_path / "A.JSON").write_text(f'[{good}, 3, {{"question": "x", "answer": "a", "answer": "b"}}, {good}]')
+    report = rows_of(tmp_path / "A.JSON", tokenizer).report
+    assert "rows: 4 = 2 used + 2 left out" in report
+    assert f"1 left out: is no JSON object (first: {tmp_path / 'A.JSON'}:2: 3)" in report
+    assert f"1 left out: has a key that stands there twice (first: {tmp_path / 'A.JSON'}:3)" in report
+    for text, part in (('{\n "data": []\n}', "holds one JSON object, not rows"), ("[1, ", "not valid JSON")):
+        (tmp_path / "b.json").write_text(text)
+        with pytest.raises(q.InputError, match=part):
+            rows_of(tmp_path / "b.json", tokenizer)
+
+
+def test_k3_an_answer_to_nothing_is_counted(tmp_path, tokenizer):
+    answers, report = learned(tmp_path, tokenizer, {"role": "assistant", "content": "Welcome."}, USER, ANSWER)
+    assert answers == ["I am.<|im_end|>"]
+    assert "1 answers of rows that are used left out: the assistant speaks first, to no prompt" in report
+
+
 # ---- files and splits ----------------------------------------------------------------------------------------
 
 
@@ -348,8 +465,25 @@ def test_k3_only_the_texts_of_a_folder_are_read_and_the_others_named(tmp_path, t
     expected = ["the text of a.txt", "the text of deep/b.txt", "the text of a linked folder"]
     assert found == [f"{text}<|endoftext|>" for text in expected]
     assert "3 files (" in rows.report
-    for left_out in ("LICENSE", "README.txt (by its name no data", "notes.md", "run.log", ".hidden.txt (hidden)"):
+    for left_out in ("LICENSE", "README.txt (by its name no data)", "notes.md", "run.log", ".hidden.txt (hidden)"):
         assert left_out in rows.report.split("files left out: ")[1].splitlines()[0]
+
+
+def test_k3_notes_links_and_pointers_of_a_folder(tmp_path, tokenizer):
+    for name in ("a.txt", "notes.txt", "log.txt", "requirements.txt", "notes_on_war.txt", "driving-test-questions.txt"):
+        (tmp_path / name).write_text(f"the text of {name}")
+    (tmp_path / "b.txt").symlink_to(tmp_path / "a.txt")
+    (tmp_path / "c.txt").symlink_to(tmp_path / "nowhere.txt")
+    os.mkfifo(tmp_path / "d.txt")
+    (tmp_path / "e.txt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:x\n")
+    (tmp_path / "dataset_info.json").write_text("{}")
+    rows = rows_of(tmp_path, tokenizer, mode="pretrain")
+    found = [tokenizer.decode(rows.row(i).ids) for i in range(len(rows))]
+    kept = ("a.txt", "driving-test-questions.txt", "notes_on_war.txt")
+    assert found == [f"the text of {name}<|endoftext|>" for name in kept]
+    assert "1 left out: is a pointer of git-lfs, not the file itself" in rows.report
+    for part in ("b.txt (a link to what is read already)", "c.txt (a link to nothing)", "d.txt (no file)"):
+        assert part in rows.report
 
 
 def test_k5_splits_are_read_off_names_and_what_has_none_is_named(tmp_path, tokenizer):
@@ -380,11 +514,12 @@ def test_k5_a_folder_with_a_card_is_read_as_it_says_and_anew_when_it_changed(tmp
     write(tmp_path / "a.jsonl", [{"text": "not this"}])
     before = os.stat(name)
     for text in ("one", "two"):
-        write(tmp_path / "b.jsonl", [{"text": text}])
+        (tmp_path / "b.jsonl").write_text(f'{{"text": "{text}"}}\n{{"broken\n')
         os.utime(name, ns=(before.st_atime_ns, before.st_mtime_ns))
         rows = rows_of(tmp_path, tokenizer, mode="pretrain")
         assert [answer for _, answer in texts(rows, tokenizer)] == [f"{text}<|endoftext|>"]
         assert "files left out: README.md, a.jsonl" in rows.report
+        assert f"1 left out: is not valid JSON (first: {tmp_path / 'b.jsonl'}:2" in rows.report
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "saved", "saved dict"])
@@ -419,6 +554,22 @@ def evaluated(name, split, eval_split, eval_name=None, streaming=False):
         dataset=DatasetConfig(str(name), split=split, streaming=streaming),
         evaluation=EvaluationConfig(eval_name=eval_name, eval_split=eval_split),
     )
+
+
+def test_k3_held_out_rows_of_a_file_of_the_folder_are_trained_on_too(tmp_path, tokenizer):
+    for name in ("a", "b"):
+        write(tmp_path / f"{name}.jsonl", [{"text": f"{name} {i} is long enough"} for i in range(5)])
+    said = trained_on_too(evaluated(tmp_path, "train", "validation", str(tmp_path / "a.jsonl")))
+    assert "held-out rows are trained on too" in said
+
+
+def test_k14_how_many_held_out_rows_are_evaluated_is_told(tmp_path, tokenizer):
+    name = write(tmp_path / "a.jsonl", [{"text": f"text {i} is long enough to fill a row"} for i in range(20)])
+    config = evaluated(name, "train[:10%]", "train[10%:]")
+    config = dataclasses.replace(config, training=dataclasses.replace(config.training, batch_size=3))
+    assert "evaluated: the first 24 of them" in held_out_rows(config, tokenizer, 1088).report
+    config = dataclasses.replace(config, training=dataclasses.replace(config.training, batch_size=300))
+    assert "evaluated: all, some again to fill 300 rows" in held_out_rows(config, tokenizer, 1088).report
 
 
 def test_k3_a_single_file_can_be_divided_and_rows_trained_on_too_are_told(tmp_path, tokenizer):

@@ -15,6 +15,7 @@ from train.read_config import _known, as_yaml, read_config
 from train.values import from_text
 
 NEEDED = [("model.base_model_path", "m"), ("dataset.name", "d")]
+NEEDED_BY = {"dataset.columns": [("training.mode", "sft")]}  # which has no effect on pretraining
 OPTIONAL_TEXTS = [name for name, f in _known().items() if f.type == (str | None)]
 TEXTS = [name for name, f in _known().items() if f.type in (str, str | None)]
 
@@ -66,6 +67,12 @@ def test_k7_an_optional_key_can_be_set_to_nothing(name, text):
         ("evaluation.prompts", "null", ["null"]),
         ("training.freeze", "[embed_tokens, layers.0-11.*]", ["embed_tokens", "layers.0-11.*"]),
         ("training.freeze", "embed_tokens", ["embed_tokens"]),
+        ("training.freeze", "embed_tokens, layers.0", ["embed_tokens", "layers.0"]),
+        ("training.freeze", '["a,b"]', ["a,b"]),
+        ("evaluation.prompts", "a,b", ["a,b"]),
+        ("evaluation.prompts", "['tis the season]", ["['tis the season]"]),
+        ("training.lr", "1_000.5", 1000.5),
+        ("model.mask_token_id", "1_6", "1_6"),
         ("optim.betas", "[0.9, 1e-1]", [0.9, 0.1]),
         ("optim.betas", "0.9,0.95", [0.9, 0.95]),
         ("optim.betas", "null", None),
@@ -87,14 +94,17 @@ def test_k7_by_the_type_that_the_key_declares(name, text, expected):
 @pytest.mark.parametrize(
     ("name", "text", "part"),
     [
-        ("training.max_steps", "0x10", "must be int or nothing, not '0x10'"),
-        ("training.max_steps", "8.0", "must be int or nothing"),
-        ("training.lr", "nan", "must be float, not 'nan'"),
-        ("training.bf16", "1", "must be bool, not '1'"),
-        ("training.batch_size", "null", "must be int, not 'null'"),
-        ("optim.betas", "[0.9, a]", "optim.betas[1] must be float, not 'a'"),
+        ("training.max_steps", "0x10", "must be a whole number or nothing, not '0x10'"),
+        ("training.max_steps", "1_6", "must be a whole number or nothing"),
+        ("training.lr", "1_0", "must be a number, not '1_0'"),
+        ("evaluation.prompts", "['a', 'b]", "begins like a list but is none"),
+        ("training.max_steps", "8.0", "must be a whole number or nothing"),
+        ("training.lr", "nan", "must be a number, not 'nan'"),
+        ("training.bf16", "1", "must be true or false, not '1'"),
+        ("training.batch_size", "null", "must be a whole number, not 'null'"),
+        ("optim.betas", "[0.9, a]", "optim.betas[1] must be a number, not 'a'"),
         ("evaluation.prompts", '["a", "b"', 'begins like a list but is none'),
-        ("evaluation.prompts", '["a", ["b"]]', "must be a list of str"),
+        ("evaluation.prompts", '["a", ["b"]]', "must be a list of texts"),
         ("evaluation.prompts", '["a", ""]', "evaluation.prompts[1] must not be ''"),
         ("project.output_dir", "", "must not be ''"),
         ("dataset.mixture", "nope", "must be a list of {name: …, weight: …"),
@@ -139,25 +149,54 @@ def test_k7_a_truth_value_where_a_text_belongs_is_refused(tmp_path):
     file = tmp_path / "a.yaml"
     for name in ("output_dir", "log_dir"):
         file.write_text(f"project: {{{name}: no}}\n")
-        with pytest.raises(q.InputError, match=rf"project.{name} must be str.* not False"):
+        with pytest.raises(q.InputError, match=rf"project.{name} must be text.* not False.* write \"no\" for the word"):
             read_config(file)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("model: {mask_token_id: 010}", 10), ("model: {mask_token_id: 089}", "089"), ("training: {max_steps: 010}", 10),
+        ("training: {max_steps: 089}", 89), ("training: {max_steps: 0x10}", 16), ("training: {lr: 010}", 10.0),
+        ("training: {max_steps: 1:30}", "must be a whole number or nothing, not '1:30'"),
+        ("training: {lr: 1:30}", "must be a number, not '1:30'"), ("training: {lr: 1:30.5}", "not '1:30.5'"),
+        ("training: {max_steps: 1_6}", "not '1_6'"), ("training: {lr: 1_0}", "must be a number, not '1_0'"),
+        ("project: {output_dir: no}", 'must be text, not False; in YAML no is a truth value: write "no" for the word'),
+        ("evaluation: {prompts: [yes]}", '[0] must be text, not True; in YAML yes is a truth value: write "yes"'),
+        ("evaluation: {prompts: yes}", 'must be a list of texts, not True; in YAML yes is a truth value'),
+        ("evaluation: {prompts: [{ROMEO: }]}", "[0] must be text, not {'ROMEO': None}; in YAML a colon"),
+    ],
+)  # fmt: skip
+def test_k7_what_yaml_makes_another_thing_of(tmp_path, line, expected):
+    """Octals, minutes and seconds, digits with gaps, truth values, keys: YAML sees them where nobody wrote them."""
+    file = tmp_path / "a.yaml"
+    file.write_text(line + "\n")
+    section, name = line.replace("{", "").split(": ")[:2]
+    needed = NEEDED[:]
+    if isinstance(expected, str) and " " in expected:
+        with pytest.raises(q.InputError) as caught:
+            read_config(file, needed)
+        assert expected in str(caught.value)
+    else:
+        assert flat(read_config(file, needed))[f"{section}.{name}"] == expected
 
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_k7_every_key_of_text_says_what_it_was_told(tmp_path, name):
     """Through a flag, a file and the file that a run writes."""
     value = "0x10_2024"
+    overrides = [*(n for n in NEEDED if n[0] != name), *NEEDED_BY.get(name.rpartition(".")[0], ()), (name, value)]
     tree: dict = {}
-    for key, text in [*(n for n in NEEDED if n[0] != name), (name, value)]:
+    for key, text in overrides:
         *sections, last = key.split(".")
         node = tree
         for section in sections:
             node = node.setdefault(section, {})
         node[last] = text
     try:
-        config = read_config(None, [*(n for n in NEEDED if n[0] != name), (name, value)])
+        config = read_config(None, overrides)
     except q.InputError as error:  # one of a few known words
-        assert "0x10_2024" in str(error) or "go together" in str(error)  # noqa: PT017
+        assert any(part in str(error) for part in ("0x10_2024", "go together", "has no effect"))  # noqa: PT017
         return
     (tmp_path / "a.yaml").write_text(yaml.safe_dump(tree))
     (tmp_path / "b.yaml").write_text(as_yaml(config))

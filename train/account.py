@@ -63,11 +63,14 @@ class Account:
     def report(self) -> str:
         """All of it, in words, a subject a line."""
         lines = [
-            f"columns: {listed(self.columns)}"
+            f"columns: {listed(self.columns, most=40, room=2000)}"
             + _left_out("columns", self.columns_left_out, max(self.columns.values(), default=0))
         ]
         if self.fields or self.fields_left_out:
-            lines.append(f"turn fields: {listed(self.fields)}" + _left_out("turn fields", self.fields_left_out, None))
+            lines.append(
+                f"turn fields: {listed(self.fields, most=40, room=2000)}"
+                + _left_out("turn fields", self.fields_left_out, None)
+            )
         lost = sum(self.left_out.values())
         lines.append(f"rows: {self.rows:,} = {self.used:,} used + {lost:,} left out")
         lines += [f"  {count:,} left out: {self._why(reason)}" for reason, count in self.left_out.most_common(_LISTED)]
@@ -77,6 +80,8 @@ class Account:
             f"  {count:,} answers of rows that are used left out: {self._why(reason)}"
             for reason, count in self.answers_left_out.most_common(_LISTED)
         ]
+        if len(self.answers_left_out) > _LISTED:
+            lines.append(f"  and {len(self.answers_left_out) - _LISTED} more reasons of answers")
         return "\n".join(lines)
 
     def _why(self, reason: str) -> str:
@@ -113,4 +118,4 @@ def _left_out(what: str, counts: Counter[str], rows: int | None) -> str:
     named = (
         name if rows is None or count >= rows else f"{name} (in {count:,} rows)" for name, count in counts.most_common()
     )
-    return f"; {what} left out: {listed(named)}"
+    return f"; {what} left out: {listed(named, most=40, room=2000)}"

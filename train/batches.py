@@ -3,6 +3,7 @@
 take(step) → Batch · state(step) → JSON for the checkpoint · restore(state, step) · fingerprint · report
 """
 
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from qwen3llada_jax.conversations import Columns
 from qwen3llada_jax.errors import InputError
 from train import data, order, sources, streaming, tokenising
 from train.config import Config, DatasetConfig, SourceConfig
+from train.rows import rows_of
+from train.token_cache import tokenizer_tag
 from train.tokenising import Reading, Recipe
 
 _LOOKED_AT = 1000  # batches that the share of padding is computed over
@@ -140,7 +143,7 @@ def training_batches(
     }
     if d.streaming:
         opened = [_stream(config, tokenizer, part) for part in d.sources]
-        made_by = [tokenising.tokenizer_tag(tokenizer), getattr(tokenizer, "chat_template", None), recipe_of(config)]
+        made_by = [tokenizer_tag(tokenizer), getattr(tokenizer, "chat_template", None), recipe_of(config)]
         readings = [_reading(part) for part in d.sources]
         return streaming.StreamedBatches(
             opened,
@@ -181,7 +184,11 @@ def held_out_rows(config: Config, tokenizer: Any, vocab_size: int) -> data.Rows:
     d, e = config.dataset, config.evaluation
     part = SourceConfig(e.eval_name or d.name, 1.0, d.config, e.eval_split, d.text_field, d.columns)
     if not d.streaming:
-        return _rows(config, tokenizer, vocab_size, part, "evaluation.eval_split")
+        rows = _rows(config, tokenizer, vocab_size, part, "evaluation.eval_split")
+        update = config.training.batch_size
+        used = min(len(rows) // update, e.eval_max_batches) * update
+        said = f"evaluated: the first {used:,} of them" if used else f"evaluated: all, some again to fill {update} rows"
+        return dataclasses.replace(rows, report=f"{rows.report}\n{said}")
     source = _stream(config, tokenizer, part, "evaluation.eval_split")
     found = source.first(e.eval_max_batches * config.training.batch_size)
     rows = data.collect(found, f"{source.report}, the first {len(found):,} rows")
@@ -244,7 +251,7 @@ def _rows(
     source = sources.load(part.name, part.config, part.split, split_key=split_key)
     workers = config.dataset.num_proc
     with sources.readable(part.name):
-        rows = tokenising.rows_of(source, recipe_of(config), tokenizer, _reading(part), num_proc=workers)
+        rows = rows_of(source, recipe_of(config), tokenizer, _reading(part), num_proc=workers)
     model.check_tokens(np.array([rows.values.min(), rows.values.max()]), vocab_size)
     return rows
 

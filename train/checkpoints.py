@@ -22,7 +22,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from qwen3llada_jax.checkpoint import params_handler, writing
 from qwen3llada_jax.config import ModelConfig
-from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.errors import InputError, listed
 from qwen3llada_jax.files import write_text
 from train.checksums import checksums, first_difference
 from train.config import Config, flat
@@ -212,7 +212,7 @@ def resume(
         return Resumed(state, meta["data"].get("state") if same_data else None, ledger)
     raise InputError(
         f"{run}: none of its checkpoints can be read: "
-        + "; ".join(f"{step.name} ({reason})" for step, reason in damaged)
+        + listed((f"{step.name} ({reason})" for step, reason in damaged), "; ")
         + "; restore one from a backup, or choose another project.output_dir"
     )
 

@@ -4,10 +4,9 @@ import hashlib
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 from qwen3llada_jax.errors import InputError, listed
-from train.readers import SUFFIXES
+from qwen3llada_jax.readers import SUFFIXES
 
 _SPLITS = {
     "train": ("train", "training"),
@@ -15,34 +14,44 @@ _SPLITS = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 _SAMPLE = 1 << 16  # bytes at either end of a file that tell it from another
+# A file's stem that begins or ends with the word, its number in a row of files aside: test-00001-of-00003, my_train.
+_SAYS = r"^{0}([-_. ]?\d.*)?$|^{0}[-_.](?=[a-z]*[-_.]?\d*$)|[-_. ]{0}([-_. ]?\d+([-_. ]of[-_. ]\d+)?)?$"
 _DEFAULTS = {"dataset.split": "train", "evaluation.eval_split": "validation"}
-_NOT_DATA = re.compile(r"(licen[cs]e|copying|notice|readme|changelog|authors|contributors)s?([-_. ]|$)", re.IGNORECASE)
+_NOT_DATA = re.compile(
+    r"(licen[cs]e|copying|notice|readme|changelog|author|contributor|requirement|citation|terms|(sha\d+|md5|check)sum)s?"
+    r"([-_. ]|$)|(notes?|logs?|todo|dataset_infos?)\.",
+    re.IGNORECASE,
+)
 
 
 def files(name: str, split: str, split_key: str) -> tuple[list[str], list[str]]:
     """(files of the split, what else lies in the folder and why it is left out)."""
     path = Path(name)
     if path.is_file():
-        if path.suffix not in SUFFIXES:
+        if path.suffix.lower() not in SUFFIXES:
             raise InputError(f"{name}: unknown kind of file; use {', '.join(SUFFIXES)}")
         if path.stat().st_size == 0:
             raise InputError(f"{name}: the file is empty")
         check_only_split(name, split, split_key, _split_in(name, Path(path.name)))
         return [name], []
-    known, left_out = [], []
-    for file in walk(path):
+    known, left_out, seen = [], [], set[str]()
+    for file in sorted(walk(path), key=os.path.islink):
         inside = file.relative_to(path)
         if any(part.startswith(".") for part in inside.parts):
             left_out.append(f"{inside} (hidden)")
-        elif file.suffix not in SUFFIXES:
+        elif file.suffix.lower() not in SUFFIXES:
             left_out.append(str(inside))
         elif _NOT_DATA.match(inside.name):
-            left_out.append(f"{inside} (by its name no data; name the file itself to train on it)")
+            left_out.append(f"{inside} (by its name no data)")
+        elif (why := _why_unread(file, seen)) is not None:
+            left_out.append(f"{inside} ({why})")
         else:
             known.append(inside)
+    known.sort()
     if not known:
-        raise InputError(f"{name}: holds no file of a known kind ({', '.join(SUFFIXES)})")
-    kinds = sorted({file.suffix for file in known})
+        rest = f"; left out: {listed(left_out, room=160)}" if left_out else ""
+        raise InputError(f"{name}: holds no file of a known kind ({', '.join(SUFFIXES)}){rest}")
+    kinds = sorted({file.suffix.lower() for file in known})
     if len(kinds) > 1 and kinds != [".json", ".jsonl"]:
         raise InputError(f"{name}: holds files of several kinds ({', '.join(kinds)}); keep one kind, or name one file")
     splits = {file: _split_in(name, file) for file in known}
@@ -72,9 +81,22 @@ def walk(folder: Path) -> list[Path]:
     return sorted(found)
 
 
+def _why_unread(file: Path, seen: set[str]) -> str | None:
+    """Why what a folder lists is no file to read; None: it is one, and `seen` from now on."""
+    real = os.path.realpath(file)
+    if not file.exists():
+        return "a link to nothing"
+    if not file.is_file():
+        return "no file"
+    if real in seen:
+        return "a link to what is read already"
+    seen.add(real)
+    return None
+
+
 def is_saved(name: str) -> bool:
     path = Path(name)
-    return path.is_dir() and ((path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file())
+    return path.is_dir() and ((path / "state.json").is_file() or (path / "dataset_dict.json").is_file())
 
 
 def is_ours(name: str) -> bool:
@@ -84,7 +106,7 @@ def is_ours(name: str) -> bool:
         return True
     if path.is_dir():
         return not _has_card(path)
-    if path.suffix in SUFFIXES or name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
+    if path.suffix.lower() in SUFFIXES or name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
         raise InputError(f"{name}: no such file or folder")
     return False
 
@@ -98,20 +120,11 @@ def _has_card(folder: Path) -> bool:
     return re.search(r"^(configs|dataset_info)\s*:", front, re.MULTILINE) is not None
 
 
-def card_files(name: str, dataset: Any, files: list[str] | None = None) -> tuple[list[str], list[str]]:
-    """Of a folder with a card: the files that the library reads, and the others."""
+def beside(name: str, used: list[str]) -> list[str]:
+    """What lies in a folder beside these of its files."""
+    read = {os.path.realpath(file) for file in used}
     path = Path(name)
-    if not path.is_dir():
-        return [], []
-    if files is None:
-        import datasets
-
-        builder = datasets.load_dataset_builder(name)
-        files = [str(file) for file in (builder.config.data_files or {}).get(str(dataset.split), ())]
-    used = {Path(file).resolve() for file in files}
-    found = walk(path)
-    left_out = [str(file.relative_to(path)) for file in found if file.resolve() not in used]
-    return [str(file) for file in found if file.resolve() in used], left_out
+    return [str(file.relative_to(path)) for file in walk(path) if os.path.realpath(file) not in read]
 
 
 def tag(file: str, *, dated: bool = False) -> str:
@@ -144,8 +157,12 @@ def _split_in(name: str, path: Path) -> str | None:
     Raises:
         InputError: it says several.
     """
-    words = re.split(r"[^a-z]+", path.with_suffix("").as_posix().lower())
-    said = sorted({split for split, known in _SPLITS.items() if set(words) & set(known)})
+    folders, stem = [part.lower() for part in path.parts[:-1]], path.stem.lower()
+    said = sorted(
+        split
+        for split, known in _SPLITS.items()
+        if set(folders) & set(known) or any(re.search(_SAYS.format(word), stem) for word in known)
+    )
     if len(said) > 1:
         raise InputError(f"{name}: {path} names the splits {' and '.join(said)}; give it a name of one of them")
     return said[0] if said else None

@@ -10,10 +10,17 @@ import yaml
 from qwen3llada_jax.command_line import nearest
 from qwen3llada_jax.diffusion import NoiseConfig
 from qwen3llada_jax.errors import InputError, brief, shown
+from qwen3llada_jax.files import expanded
 from train import without_effect
 from train.check_config import check
 from train.config import Config
 from train.values import Loader, coerce, from_text, plain
+
+# A leading `~` of these is the home folder; a name on the hub never begins so.
+PLACES = (
+    "project.output_dir", "project.log_dir", "model.base_model_path", "model.qwen3llada_model_path",
+    "training.resume_from", "dataset.name", "dataset.mixture", "evaluation.eval_name",
+)  # fmt: skip
 
 
 def read_config(path: Path | None, overrides: Sequence[tuple[str, str]] = ()) -> Config:
@@ -27,15 +34,26 @@ def read_config(path: Path | None, overrides: Sequence[tuple[str, str]] = ()) ->
     """
     values: dict[str, Any] = {}
     if path is not None:
-        values |= _read_yaml(path)
+        values |= _read_yaml(expanded(path))
     known = _known()
     for name, text in overrides:
         whole = full_name(name)
         values[whole] = from_text(whole, text, known[whole].type)
-    config = _build(Config, values, "")
+    config = _build(Config, values | {name: _at_home(name, values[name]) for name in PLACES if name in values}, "")
     check(config)
     without_effect.refuse(config)
     return config
+
+
+def _at_home(name: str, value: Any) -> Any:
+    if isinstance(value, tuple):  # dataset.mixture
+        return tuple(dataclasses.replace(v, name=_at_home(f"{name}[{i}].name", v.name)) for i, v in enumerate(value))
+    if value is None or not value.startswith("~"):
+        return value
+    try:
+        return str(expanded(value))
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
 
 
 def as_yaml(config: Config) -> str:

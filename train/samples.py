@@ -52,7 +52,7 @@ def _prompts(config: Config, tokenizer: Any) -> list[list[int]]:
         try:
             texts = [writer.prompt([{"role": "user", "content": text}]) for text in texts]
         except BadRowError as error:
-            raise InputError(f"evaluation.prompts: {error}; mend chat_template.jinja, or the prompts") from error
+            raise InputError(f"evaluation.prompts: {error.in_full}; mend chat_template.jinja or them") from error
     return [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
 
 

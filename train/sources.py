@@ -6,14 +6,14 @@ What is read is found here and said: which files of a folder are, which are left
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from qwen3llada_jax.command_line import nearest
 from qwen3llada_jax.errors import InputError, listed
+from qwen3llada_jax.readers import FEATURES, SUFFIXES, raw_rows
 from train import data_files
-from train.readers import FEATURES, raw_rows
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Source:
         identity: tells what the split holds from anything else, wherever it lies.
         cache_key: the same, with when the files were last changed, and the part of the split.
         rows: [first, end) of the split, where only a part was asked for.
+        tags: tells what each of the files holds.
     """
 
     name: str
@@ -40,16 +41,17 @@ class Source:
     cache_key: str
     files: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
-    rows: tuple[tuple[int, int], ...] = field(default=())
+    rows: tuple[tuple[int, int], ...] = ()
+    tags: tuple[str, ...] = ()
 
     @property
     def report(self) -> str:
         """Which files and split are read, in words."""
-        said = self.name if len(self.files) < 2 else f"{self.name}: {len(self.files)} files ({listed(self.files)})"
+        said = self.name if len(self.files) < 2 else f"{self.name}: {len(self.files)} files ({_all(self.files)})"
         if self.split:
             said += f", split {self.split}"
         if self.left_out:
-            said += f"; files left out: {listed(self.left_out)}"
+            said += f"; files left out: {_all(self.left_out)}"
         return said
 
     def where(self, number: int) -> str:
@@ -85,25 +87,17 @@ def load(name: str, config: str | None, split: str, *, split_key: str = "dataset
             if not isinstance(loaded, datasets.DatasetDict):
                 data_files.check_only_split(name, base, split_key, None)
             source = Source(name, whole, False, base, whole._fingerprint, whole._fingerprint)
-        elif data_files.is_ours(name):
-            files, left_out = data_files.files(name, base, split_key)
-            key = hashlib.sha256("\0".join(data_files.tag(file, dated=True) for file in files).encode()).hexdigest()
-            features = datasets.Features({k: datasets.Value(v) for k, v in FEATURES.items()})
-            whole = datasets.Dataset.from_generator(
-                raw_rows, features=features, gen_kwargs={"files": files}, fingerprint=f"raw-{key[:40]}"
-            )
-            identity = "\0".join(data_files.tag(file) for file in files)
-            shown = base if Path(name).is_dir() else ""
-            source = Source(name, whole, True, shown, identity, key, tuple(files), tuple(left_out))
         else:
-            _check_reachable(name)
-            # The library tells a changed file by its date alone: what a folder holds decides where its cache is.
-            held = _held(name, dated=True)
-            place = Path(datasets.config.HF_DATASETS_CACHE) / "qwen3llada" / held if Path(name).is_dir() else None
-            whole = _pick(name, datasets.load_dataset(name, name=config, cache_dir=place), base, split_key)
-            used, left_out = data_files.card_files(name, whole)
-            identity, key = f"{whole._fingerprint}\0{_held(name)}", f"{whole._fingerprint}\0{held}"
-            source = Source(name, whole, False, base, identity, key, tuple(used), tuple(left_out))
+            files, left_out = _local_files(name, config, base, split_key)
+            if files:
+                key = hashlib.sha256("\0".join(data_files.tag(file, dated=True) for file in files).encode()).hexdigest()
+                whole = datasets.Dataset.from_generator(
+                    raw_rows, features=_features(), gen_kwargs={"files": files}, fingerprint=f"raw-{key[:40]}"
+                )
+                source = _of_files(name, whole, base, files, left_out, key)
+            else:
+                whole = _pick(name, datasets.load_dataset(name, name=config), base, split_key)
+                source = Source(name, whole, False, base, whole._fingerprint, whole._fingerprint)
         if part is not None:
             source = _sliced(source, part, base, split_key)
     if len(source.dataset) == 0:
@@ -129,31 +123,60 @@ def stream(name: str, config: str | None, split: str, *, split_key: str = "datas
             kept = [file["filename"] for file in whole.dataset.cache_files]
             identity = "\0".join([base, *map(data_files.tag, kept)])
             source = Source(name, whole.dataset.to_iterable_dataset(), False, base, identity, identity)
-        elif data_files.is_ours(name):
-            files, left_out = data_files.files(name, base, split_key)
-            features = datasets.Features({k: datasets.Value(v) for k, v in FEATURES.items()})
-            dataset = datasets.IterableDataset.from_generator(raw_rows, features=features, gen_kwargs={"files": files})
-            identity = "\0".join(data_files.tag(file) for file in files)
-            shown = base if Path(name).is_dir() else ""
-            source = Source(name, dataset, True, shown, identity, identity, tuple(files), tuple(left_out))
         else:
-            _check_reachable(name)
-            builder = datasets.load_dataset_builder(name, name=config)
-            dataset = _pick(name, builder.as_streaming_dataset(), base, split_key)
-            found = [str(file) for file in (builder.config.data_files or {}).get(base, ())]
-            place = "" if Path(name).exists() else name  # local files are known by what they hold, wherever they lie
-            identity = "\0".join([place, str(config), base, *map(data_files.tag, found)])
-            used, left_out = data_files.card_files(name, None, found)
-            source = Source(name, dataset, False, base, identity, identity, tuple(used), tuple(left_out))
+            files, left_out = _local_files(name, config, base, split_key)
+            if files:
+                dataset = datasets.IterableDataset.from_generator(
+                    raw_rows, features=_features(), gen_kwargs={"files": files}
+                )
+                source = _of_files(name, dataset, base, files, left_out, "")
+            else:
+                builder = datasets.load_dataset_builder(name, name=config)
+                dataset = _pick(name, builder.as_streaming_dataset(), base, split_key)
+                found = [str(file) for file in (builder.config.data_files or {}).get(base, ())]
+                identity = "\0".join([name, str(config), base, *map(data_files.tag, found)])
+                source = Source(name, dataset, False, base, identity, identity)
         if next(iter(source.dataset), None) is None:
             raise InputError(f"{name}: the dataset is empty")
     return source
 
 
+def _local_files(name: str, config: str | None, split: str, split_key: str) -> tuple[list[str], list[str]]:
+    """(local files of the split, what else lies beside them): none, where the `datasets` library reads by itself."""
+    import datasets
+
+    if data_files.is_ours(name):
+        return data_files.files(name, split, split_key)
+    _check_reachable(name)
+    if not Path(name).is_dir():
+        return [], []
+    # A folder whose card says which files it means: the library reads the card, and the files are read as any others.
+    named = datasets.load_dataset_builder(name, name=config).config.data_files or {}
+    if split not in named:
+        raise InputError(f"{name}: has no split {split!r}; set {split_key} to one of {listed(map(str, named))}")
+    files = [str(file) for file in named[split]]
+    strange = [file for file in files if not Path(file).is_file() or Path(file).suffix.lower() not in SUFFIXES]
+    if strange:
+        raise InputError(f"{name}: its card names {listed(strange)}, no file of a known kind ({', '.join(SUFFIXES)})")
+    return files, data_files.beside(name, files)
+
+
+def _features() -> Any:
+    import datasets
+
+    return datasets.Features({name: datasets.Value(kind) for name, kind in FEATURES.items()})
+
+
+def _of_files(name: str, dataset: Any, split: str, files: list[str], left_out: list[str], key: str) -> Source:
+    tags = tuple(map(data_files.tag, files))
+    shown = split if Path(name).is_dir() else ""
+    return Source(name, dataset, True, shown, "\0".join(tags), key, tuple(files), tuple(left_out), tags=tags)
+
+
 def has_splits(name: str | None) -> bool:
     """False for a single file or a saved single dataset, which `split` cannot choose from."""
     path = Path(name or "")
-    return not path.is_file() and not (path / "dataset_info.json").is_file()
+    return not path.is_file() and not (path / "state.json").is_file()
 
 
 def takes_config(name: str) -> bool:
@@ -169,7 +192,7 @@ def is_part(split: str) -> bool:
 def shares_rows(one: Source, other: Source) -> bool:
     """Whether some row stands in both."""
     if one.identity != other.identity:
-        return False
+        return bool(set(one.tags) & set(other.tags))  # of which rows is not known, where a part is asked for
     whole = ((0, 1 << 62),)
     return any(max(a, c) < min(b, d) for a, b in one.rows or whole for c, d in other.rows or whole)
 
@@ -211,8 +234,6 @@ def _parted(split: str, split_key: str) -> tuple[str, str | None]:
 
 
 def _sliced(source: Source, part: str, base: str, split_key: str) -> Source:
-    import dataclasses
-
     import datasets
 
     try:
@@ -223,17 +244,11 @@ def _sliced(source: Source, part: str, base: str, split_key: str) -> Source:
     for i, (first, end) in enumerate(rows):
         if any(max(first, a) < min(end, b) for a, b in rows[:i]):
             raise InputError(f"{split_key} {part!r} takes some rows twice")
-    chosen = [number for first, end in rows for number in range(first, end)]
-    if not chosen:
+    rows = tuple((first, end) for first, end in rows if first < end)
+    if not rows:
         raise InputError(f"{split_key} {part!r} holds none of the {len(source.dataset):,} rows")
-    dataset = source.dataset.select(chosen)
-    return dataclasses.replace(
-        source,
-        dataset=dataset,
-        rows=rows,
-        split=part,
-        cache_key=f"{source.cache_key}\0{rows}",
-    )
+    dataset = datasets.concatenate_datasets([source.dataset.select(range(first, end)) for first, end in rows])
+    return replace(source, dataset=dataset, rows=rows, split=part, cache_key=f"{source.cache_key}\0{rows}")
 
 
 def _pick(name: str, loaded: Any, split: str, split_key: str) -> Any:
@@ -243,12 +258,6 @@ def _pick(name: str, loaded: Any, split: str, split_key: str) -> Any:
 
 
 # ---- the hub, and the library's manners ------------------------------------------------------------------------
-
-
-def _held(folder: str, *, dated: bool = False) -> str:
-    """Tells what all files of a folder hold; nothing of what is no folder."""
-    files = data_files.walk(Path(folder)) if Path(folder).is_dir() else ()
-    return hashlib.sha256("\0".join(data_files.tag(str(file), dated=dated) for file in files).encode()).hexdigest()
 
 
 def _check_reachable(name: str) -> None:
@@ -319,3 +328,8 @@ def text_column(columns: dict[str, bool], wanted: str | None, name: str) -> str:
     if len(strings) == 1:
         return strings[0]
     raise InputError(f"{name}: which column is the text? set dataset.text_field to one of {listed(columns)}")
+
+
+def _all(names: tuple[str, ...]) -> str:
+    """Names for the report of a run, which may be long."""
+    return listed(names, most=40, room=2000)

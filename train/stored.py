@@ -30,7 +30,7 @@ def step_folders(run: Path) -> list[Path]:
     """
     run = Path(os.path.abspath(run))
     if (run / "params").is_dir():
-        return [run]
+        return [Path(os.path.realpath(run))]  # its name is the number of its update, a link's is not
     found = [p for p in (run / "checkpoints").glob("*") if p.name.isdigit() and p.is_dir()]
     return sorted(found, key=lambda p: -int(p.name))
 
@@ -69,7 +69,7 @@ def restore(step: Path, shapes: State, shardings: State) -> State:
     for name, part in items_of(target).items():
         item = epath.Path(step / name)
         arguments = ocp.args.PyTreeRestore(item=part, restore_args=ocp.checkpoint_utils.construct_restore_args(part))
-        with _reading(name):
+        with _reading(step / name):
             _check_fits(step / name, handler.metadata(item).tree, part)
             restored[name] = handler.restore(item, args=arguments)
     if int(restored["opt"]["step"]) != int(step.name):
@@ -91,7 +91,7 @@ def check_fit(step: Path, shapes: State) -> None:
         OtherRunError: they are another model's or optimiser's.
     """
     for name, part in items_of(shapes).items():
-        with suppress(DamagedError, RefusedError), _reading(name):
+        with suppress(DamagedError, RefusedError), _reading(step / name):
             _check_fits(step / name, params_handler().metadata(epath.Path(step / name)).tree, part)
 
 
@@ -105,8 +105,10 @@ def _check_fits(item: Path, stored: Any, wanted: Any) -> None:
         raise OtherRunError(f"{item}: the state of another model or optimiser: {'; '.join(differ[:3])}{more}")
 
 
-def _reading(item: str) -> AbstractContextManager[None]:
-    """Errors of an item's reading as damage or refusal."""
-    return reading(
-        lambda reason: DamagedError(f"{item}: {reason[:200]}"), lambda reason: RefusedError(f"{item}: {reason[:200]}")
-    )
+def _reading(item: Path) -> AbstractContextManager[None]:
+    """Errors of an item's reading as damage or refusal; without its path, which whoever tells them has named."""
+
+    def told(reason: str) -> str:
+        return f"{item.name}: {reason.replace(f' at {item}', '').removesuffix('.')[:200]}"
+
+    return reading(lambda reason: DamagedError(told(reason)), lambda reason: RefusedError(told(reason)))

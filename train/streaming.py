@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from qwen3llada_jax import readers
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model import check_tokens
-from train import order, readers, sources
+from train import order, sources
 from train.account import Account
 from train.data import Batch, Row, assemble, buckets
-from train.tokenising import Examples, Recipe, Tokenise, cut_rows
+from train.rows import cut_rows
+from train.tokenising import Examples, Recipe, Tokenise
 
 CHUNK = 64  # examples tokenised together
 _PLAIN_BLOCK = 256  # rows of a block that is not shuffled
@@ -101,7 +103,7 @@ class StreamedRows:
             return False
         numbers = range(self._at, self._at + len(examples))
         if not self._source.is_raw:
-            examples = [{name: readers.without_nulls(value) for name, value in example.items()} for example in examples]
+            examples = [{name: readers.from_column(value) for name, value in example.items()} for example in examples]
         entry = self._tokenise(examples, numbers)
         rows, self._carry = cut_rows(entry, self._recipe, self._carry)
         self._count(entry, examples, numbers)

@@ -74,12 +74,8 @@ def from_text(name: str, text: str, kind: Any) -> Any:
             return _list_from_text(name, text, one, kind)
         if one is bool and text.strip().lower() in _TRUTH:
             return _TRUTH[text.strip().lower()]
-        if one is int and re.fullmatch(r"\s*[+-]?[0-9]+(_[0-9]+)*\s*", text) and len(text) < 4000:
-            return int(text)
-        if one is float:
-            number = _finite(text)
-            if number is not None:
-                return number
+        if one in (int, float) and (number := (_whole if one is int else _finite)(text)) is not None:
+            return number
         if one is str:
             return _checked_text(name, text)
     raise _not_of(name, text, kind)
@@ -105,17 +101,25 @@ def coerce(name: str, value: Any, kind: Any) -> Any:
                 return tuple(coerce(f"{name}[{i}]", v, inner[0]) for i, v in enumerate(value))
         elif dataclasses.is_dataclass(one) and isinstance(value, dict):
             return _record(name, value, one)
+        elif one in (int, float) and written is not None and not isinstance(value, bool):
+            # By what is written: to YAML 010 is eight, 1:30 is ninety and 1_6 sixteen. 0x10 and 0b11 are what they are.
+            is_based = re.match(r"[+-]?0[xb]", written, re.IGNORECASE) is not None
+            number = one(value) if is_based else (_whole if one is int else _finite)(written)
+            if number is not None:
+                return number
         elif one is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
             number = _finite(value)
             if number is not None:
                 return number
+        elif one is int and isinstance(value, str) and re.fullmatch("0[0-9]+", value):  # 089 is no octal, so a text
+            return int(value)
         elif one is str and written is not None and int not in kinds and not isinstance(value, bool):
             return _checked_text(name, written)
         elif one is str and isinstance(value, str):
             return _checked_text(name, value)
         elif one is not type(None) and type(value) is one:
             return value
-    raise _not_of(name, value, kind)
+    raise _not_of(name, value, kind, written)
 
 
 def kinds_of(kind: Any) -> list[Any]:
@@ -141,10 +145,9 @@ def _list_from_text(name: str, text: str, one: Any, kind: Any) -> Any:
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise _not_of(name, text, kind) from error
         return coerce(name, tree, kind)
-    if inner[0] is str and bare != "[]" and re.match(r"\[\s*['\"]", bare) is None:
-        if name in FREE_TEXTS or not re.fullmatch(r"\[[^\[\]]*\]", bare):
-            return (_checked_text(name, text),)
-    elif inner[0] is str:
+    if inner[0] is str and _is_one_text(name, bare):
+        return (_checked_text(name, text),)
+    if inner[0] is str and bare[:1] == "[":
         try:
             items = yaml.load(bare, yaml.BaseLoader)
         except (yaml.YAMLError, RecursionError) as error:
@@ -159,6 +162,16 @@ def _list_from_text(name: str, text: str, one: Any, kind: Any) -> Any:
     return tuple(from_text(f"{name}[{i}]", part, inner[0]) for i, part in enumerate(parts))
 
 
+def _is_one_text(name: str, bare: str) -> bool:
+    """Whether what is typed for a list of texts is one of them, as `ROMEO:` and `['tis the season]` are."""
+    if bare == "[]":
+        return False
+    quote = re.match(r"\[\s*(['\"])", bare)
+    if quote is not None:
+        return name in FREE_TEXTS and quote[1] == "'" and bare.count("'") == 1
+    return name in FREE_TEXTS or (bare[:1] == "[") != (bare[-1:] == "]") or "[" in bare[1:]
+
+
 def _record(name: str, value: dict[Any, Any], cls: Any) -> Any:
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for unknown in [str(k) for k in value if str(k) not in fields]:
@@ -166,7 +179,19 @@ def _record(name: str, value: dict[Any, Any], cls: Any) -> Any:
     return cls(**{str(k): coerce(f"{name}.{k}", v, fields[str(k)].type) for k, v in value.items()})
 
 
+_THOUSANDS = re.compile(r"\s*[+-]?[0-9]{1,3}(_[0-9]{3})+(?![0-9_])")
+
+
+def _whole(text: str) -> int | None:
+    """A whole number as it is written: digits, with `_` between thousands; 010 is ten."""
+    is_one = re.fullmatch(r"\s*[+-]?[0-9]+\s*", text) is not None
+    is_one = is_one or (_THOUSANDS.match(text) is not None and text.replace("_", "").strip().lstrip("+-").isdecimal())
+    return int(text) if is_one and len(text) < 4000 else None
+
+
 def _finite(value: Any) -> float | None:
+    if isinstance(value, str) and "_" in value and _THOUSANDS.match(value) is None:  # Python takes 1_0 for ten
+        return None
     try:
         number = float(value)
     except (ValueError, OverflowError):
@@ -180,16 +205,32 @@ def _checked_text(name: str, text: str) -> str:
     return text
 
 
-def _not_of(name: str, value: Any, kind: Any) -> InputError:
-    return InputError(f"{name} must be {' or '.join(map(_in_words, kinds_of(kind)))}, not {shown(plain(value))}")
+def _not_of(name: str, value: Any, kind: Any, written: str | None = None) -> InputError:
+    kinds = kinds_of(kind)
+    takes_text = any(
+        one is str or (typing.get_origin(one) is tuple and typing.get_args(one)[0] is str) for one in kinds
+    )
+    hint = ""
+    if takes_text and isinstance(value, bool):
+        hint = f'; in YAML {written} is a truth value: write "{written}" for the word'
+    elif takes_text and isinstance(value, dict) and len(value) == 1:
+        hint = "; in YAML a colon makes it a key with a value: put the text into quotes"
+    found = shown(plain(value)) if written is None else shown(written) if not isinstance(value, bool) else str(value)
+    return InputError(f"{name} must be {' or '.join(map(_in_words, kinds))}, not {found}{hint}")
 
 
-def _in_words(kind: Any) -> str:
+_WORDS = {
+    str: ("text", "texts"), int: ("a whole number", "whole numbers"), float: ("a number", "numbers"),
+    bool: ("true or false", "truth values"), type(None): ("nothing", "nothings"),
+}  # fmt: skip
+
+
+def _in_words(kind: Any, many: bool = False) -> str:
     """A type, for somebody who writes YAML."""
     if typing.get_origin(kind) is tuple:
         inner = typing.get_args(kind)
         size = "" if inner[-1] is Ellipsis else f"{len(inner)} "
-        return f"a list of {size}{_in_words(inner[0])}"
+        return f"a list of {size}{_in_words(inner[0], many=True)}"
     if dataclasses.is_dataclass(kind):
         return "{" + ", ".join(f"{f.name}: …" for f in dataclasses.fields(kind)) + "}"
-    return "nothing" if kind is type(None) else getattr(kind, "__name__", str(kind))
+    return _WORDS[kind][many]

@@ -8,11 +8,12 @@ import csv
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.jsonl import BadRowError, parse_row
+from qwen3llada_jax.errors import InputError, brief, listed
+from qwen3llada_jax.jsonl import TWICE, BadRowError, parse_row
 
 Raw = dict[str, Any]  # {"row": JSON text or None, "bad": why it cannot be read or None, "file": path, "line": number}
 FEATURES = {"row": "large_string", "bad": "string", "file": "string", "line": "int64"}
@@ -27,7 +28,7 @@ def raw_rows(files: list[str]) -> Iterator[Raw]:
     for name in files:
         path = Path(name)
         try:
-            for line, row, bad in _READERS[path.suffix](path):
+            for line, row, bad in _READERS[path.suffix.lower()](path):
                 yield {"row": row, "bad": bad, "file": name, "line": line}
         except OSError as error:
             raise InputError(f"{name}: cannot be read ({error.strerror or error})") from error
@@ -44,13 +45,20 @@ def unpacked(raw: Mapping[str, Any]) -> dict[str, Any]:
     return parse_row(raw["row"])
 
 
-def without_nulls(value: Any) -> Any:
-    """A nested value without the nulls that typed columns put in place of absent keys."""
+def from_column(value: Any) -> Any:
+    """A value of a typed column as JSON has it: without the nulls that stand there for absent keys, and texts that are
+    stored as bytes as texts."""
     if isinstance(value, dict):
-        return {name: without_nulls(inner) for name, inner in value.items() if inner is not None}
-    return [without_nulls(inner) for inner in value] if isinstance(value, list) else value
+        return {name: from_column(inner) for name, inner in value.items() if inner is not None}
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:
+            return {"bytes": len(value)}  # no text: who needs one refuses it
+    return [from_column(inner) for inner in value] if isinstance(value, list) else value
 
 
+_LFS = "version https://git-lfs.github.com/spec/"
 Line = tuple[int, str | None, str | None]  # (number, JSON text, why there is none)
 
 
@@ -60,7 +68,10 @@ def _document(path: Path) -> Iterator[Line]:
     except UnicodeDecodeError as error:
         yield 1, None, f"is not UTF-8 text (byte {error.start})"
     else:
-        yield 1, json.dumps({"text": text}), None
+        if text.startswith(_LFS):
+            yield 1, None, "is a pointer of git-lfs, not the file itself"
+        else:
+            yield 1, json.dumps({"text": text}), None
 
 
 def _jsonl(path: Path) -> Iterator[Line]:
@@ -79,15 +90,35 @@ def _json(path: Path) -> Iterator[Line]:
     """A list of rows, or one row a line."""
     with path.open("rb") as file:
         head = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
-    if not head.startswith(b"["):
+    first = head.split(b"\n", 1)[0].strip()
+    if not head.startswith(b"[") and first not in (b"{", b""):  # an object that goes over lines is no row
         yield from _jsonl(path)
         return
     try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+        rows = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_marked)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON ({' '.join(str(error).split())[:200]})") from error
+        raise InputError(f"{path}: not valid JSON ({brief(error)})") from error
+    if not isinstance(rows, list):
+        raise InputError(f"{path}: holds one JSON object, not rows; make it a list of rows, or write one row a line")
     for number, row in enumerate(rows, 1):
-        yield number, json.dumps(row), None
+        if _is_marked(row):
+            yield number, None, TWICE
+        else:
+            yield number, json.dumps(row), None
+
+
+class _Marked(dict):  # type: ignore[type-arg]
+    """An object in which a key stood twice."""
+
+
+def _marked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    return found if len(found) == len(pairs) else _Marked(found)
+
+
+def _is_marked(value: Any) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return isinstance(value, _Marked) or any(map(_is_marked, inner))
 
 
 def _csv(path: Path) -> Iterator[Line]:
@@ -125,6 +156,9 @@ def _parquet(path: Path) -> Iterator[Line]:
     from pyarrow import parquet
 
     with _arrow_errors(path), parquet.ParquetFile(path) as file:
+        names = file.schema_arrow.names
+        if len(set(names)) < len(names):
+            raise InputError(f"{path}: two of its columns have one name ({listed(names)})")
         yield from _numbered(batch for batch in file.iter_batches(1000))
 
 
@@ -142,21 +176,15 @@ def _arrow(path: Path) -> Iterator[Line]:
             yield from _numbered(reader)
 
 
-class _arrow_errors:  # noqa: N801 - reads as a function
+@contextmanager
+def _arrow_errors(path: Path) -> Iterator[None]:
     """Arrow's errors about a file as one line that names it."""
+    import pyarrow as pa
 
-    def __init__(self, path: Path):
-        self._path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
-        import pyarrow as pa
-
-        if isinstance(error, pa.ArrowException):
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(f"{self._path}: cannot be read as {self._path.suffix} ({reason})") from error
+    try:
+        yield
+    except pa.ArrowException as error:
+        raise InputError(f"{path}: cannot be read as {path.suffix} ({brief(error)})") from error
 
 
 def _numbered(batches: Any) -> Iterator[Line]:
@@ -164,11 +192,8 @@ def _numbered(batches: Any) -> Iterator[Line]:
     for batch in batches:
         for typed in batch.to_pylist():
             number += 1
-            row = {name: without_nulls(value) for name, value in typed.items()}
-            try:
-                yield number, json.dumps(row), None
-            except TypeError:  # bytes, dates: texts are looked at by whoever needs one
-                yield number, json.dumps(row, default=str), None
+            row = {name: from_column(value) for name, value in typed.items()}
+            yield number, json.dumps(row, default=str), None  # dates
 
 
 _READERS: dict[str, Callable[[Path], Iterator[Line]]] = {
