@@ -17,7 +17,7 @@ import qwen3llada_jax as q
 from qwen3llada_jax import checkpoint, tokens
 from qwen3llada_jax.config import ModelConfig, read_config_json
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.files import put_back
+from qwen3llada_jax.files import expanded, put_back
 from qwen3llada_jax.sampler_config import SamplerConfig
 from qwen3llada_jax.text_ends import with_text_ends
 
@@ -81,7 +81,7 @@ def named(model: str) -> Path:
     """
     if not model.strip():
         raise InputError("--model '' names no folder; give a model folder or a training run")
-    path = Path(model)
+    path = expanded(model)
     put_back(path)
     if path.is_file():
         raise InputError(f"--model {path}: is a file; give the folder that holds it")
