@@ -160,9 +160,11 @@ def measure(row: Row, sides: dict[str, ProcessPoolExecutor], repeats: int) -> di
 def share_right(row: Row, written: list[list[int]]) -> float:
     """Of all lists, those sorted rightly and in their places."""
     from qwen3llada_jax.checkpoint import read_model_config
+    from qwen3llada_jax.text_ends import with_text_ends
     from qwen3llada_jax.tokens import load_tokenizer, up_to_stop
 
-    tokenizer, ends = load_tokenizer(row.folder), read_model_config(row.folder).eos_token_ids
+    tokenizer = load_tokenizer(row.folder)
+    ends = with_text_ends(read_model_config(row.folder), row.folder).eos_token_ids  # at which ours stops
     right = []
     for ids, answer in zip(written, row.answers, strict=False):
         lists = tokenizer.decode(up_to_stop(ids, ends), skip_special_tokens=True).split(" ")
