@@ -9,6 +9,7 @@ text = q.write(model, q.load_tokenizer("models/qwen3-0.6b"), "The capital of Fra
 q.save(model, "models/mine", tokenizer="models/qwen3-0.6b")
 """
 
+from qwen3llada_jax import root_logger  # before all others: it looks what is there
 from qwen3llada_jax.canvas import Canvas, Generation, NotFiniteError, finish
 from qwen3llada_jax.checkpoint import load
 from qwen3llada_jax.config import PRESETS, ModelConfig
@@ -55,3 +56,4 @@ __all__ = [
     "write",
 ]
 __version__ = "0.1.0"
+root_logger.restore()

@@ -15,7 +15,7 @@ from jaxtyping import Array, Int, PRNGKeyArray
 
 from qwen3llada_jax.errors import InputError, shown
 
-MOST_SEED = 2**32 - 1  # JAX's random numbers take 32 bits of a seed
+MOST_SEED = 2**32 - 1  # JAX's random numbers take 32 bits of a seed: larger ones would repeat smaller ones' noise
 DTYPES = ("float32", "bfloat16", "float16")
 
 

@@ -133,7 +133,7 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     if target.exists() and not target.is_dir():
         raise InputError(f"{target}: is a file, not a folder; choose another place")
     if target.is_dir() and any(target.iterdir()) and not overwrite:
-        raise InputError(f"{target}: exists and is not empty; choose another place or add --overwrite")
+        raise InputError(f"{target}: exists and is not empty; choose another place, or ask to overwrite it")
     if target.is_dir() and any(target.iterdir()) and not (target / "config.json").is_file():
         raise InputError(f"{target}: is no model folder (it has no config.json), so it is not overwritten")
     part = target.with_name(f".{target.name}.{os.getpid()}.part")

@@ -14,6 +14,7 @@ from qwen3llada_jax import tokens
 from qwen3llada_jax.config import ModelConfig
 from qwen3llada_jax.errors import InputError, listed, shown
 from qwen3llada_jax.files import home
+from qwen3llada_jax.text_ends import with_text_ends
 
 
 class MaskToken(NamedTuple):
@@ -85,7 +86,8 @@ def choose(
             f"mask_token_id {chosen} is outside the embedding table (0 … {config.vocab_size - 1}); choose an id inside "
             f"it, or `auto` for its first row that no token uses"
         )
-    ends = config.eos_token_ids if tokenizer is None else tokens.stop_ids(config, tokenizer)
+    ending = with_text_ends(config, folder)
+    ends = ending.eos_token_ids if tokenizer is None else tokens.stop_ids(ending, tokenizer)
     if chosen in ends:
         raise InputError(
             f"{flag} {chosen} is an EOS, which ends texts and pads answers; choose another id, or auto for what the "

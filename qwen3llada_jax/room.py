@@ -73,7 +73,7 @@ def check_memory(model: ModelConfig, rows: int, length: int, config: SamplerConf
     if need > have:
         raise InputError(
             f"{rows:,} rows of {length:,} tokens need more than {need / 1e9:,.0f} GB to write, and there are "
-            f"{have / 1e9:,.0f}; write fewer at once (--batch-size) or less (--gen-length)"
+            f"{have / 1e9:,.0f}; write fewer rows at once, or less (gen_length)"
         )
 
 

@@ -110,12 +110,12 @@ def compilations() -> int:
 
 
 def _generate(model: Qwen3LLaDA, canvas: Canvas, page: Page, config: SamplerConfig) -> Generation:
-    step = _stepper(model, canvas, page, config)
+    step = _stepper(model, page, config)
     return finish_checked(step(_started(model, canvas, page, config), _TO_THE_END).canvas)
 
 
 def _watch(model: Qwen3LLaDA, canvas: Canvas, page: Page, config: SamplerConfig) -> Iterator[Canvas]:
-    step, state = _stepper(model, canvas, page, config), _started(model, canvas, page, config)
+    step, state = _stepper(model, page, config), _started(model, canvas, page, config)
     yield state.canvas
     while not np.asarray(state.done).all():
         state = step(state, 1)
@@ -123,9 +123,7 @@ def _watch(model: Qwen3LLaDA, canvas: Canvas, page: Page, config: SamplerConfig)
     finish_checked(state.canvas)
 
 
-def _stepper(
-    model: Qwen3LLaDA, canvas: Canvas, page: Page, config: SamplerConfig
-) -> Callable[[Progress, int], Progress]:
+def _stepper(model: Qwen3LLaDA, page: Page, config: SamplerConfig) -> Callable[[Progress, int], Progress]:
     """So many passes more: the one program that `generate`, `watch` and everything that shows the writing run."""
     is_late = _is_converted_on_cpu(model)
     model, dials, outline = _laid_out(model, config, is_late), config.dials(), config.outline()

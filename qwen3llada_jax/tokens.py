@@ -102,7 +102,12 @@ def live_vocab_size(tokenizer: Any) -> int:
 
 
 def stop_ids(config: ModelConfig, tokenizer: Any) -> tuple[int, ...]:
-    """The ids that end a text: the model's EOS, the tokenizer's, and the end of a chat turn."""
+    """The ids that end a text: the model's EOS, the tokenizer's, and the end of a chat turn.
+
+    Args:
+        config: of `load`, or `text_ends.with_text_ends`: the plain one of a folder does not know what its
+            generation_config.json names.
+    """
     ends = (*config.eos_token_ids, tokenizer.eos_token_id, tokenizer.get_vocab().get(END_OF_TURN))
     return tuple(dict.fromkeys(i for i in ends if i is not None and i < config.vocab_size))
 

@@ -78,8 +78,7 @@ document.getElementById('play').onclick = () => {
 
 def page(rows: list[dict[str, Any]], settings: SamplerConfig) -> str:
     """The page of these rows (of trace.py)."""
-    data = json.dumps(rows, allow_nan=False).replace(
-        "<", "\\u003c"
-    )  # so that no text can end the script, or begin a comment
+    # No text can end the script, or begin a comment.
+    data = json.dumps(rows, allow_nan=False).replace("<", "\\u003c")
     told = "\n".join(f"{name} = {getattr(value, '__name__', value)}" for name, value in vars(settings).items())
     return _PAGE.replace("SETTINGS", html.escape(told)).replace("DATA", data, 1)

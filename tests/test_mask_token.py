@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import TINY, save_torch, torch_model
@@ -11,7 +12,7 @@ from test_train import run, settings
 import qwen3llada_jax as q
 from converters.from_hf import convert
 from qwen3llada_jax import mask_token, tokens
-from train import step
+from train import samples, step
 from train.read_config import as_yaml, read_config
 from train.start import find_start, settled
 
@@ -114,6 +115,37 @@ def test_k4_a_piece_of_text_and_an_eos_as_mask_token(start, tmp_path, capsys):
     for eos in (1024, 1026):
         with pytest.raises(q.InputError, match=f"--mask-token-id {eos} is an EOS"):
             import_(start, tmp_path, str(eos))
+
+
+def test_k4_what_generation_config_says_ends_a_text_is_no_mask_token(start, tmp_path, capsys):
+    """One rule of what ends a text: `load`, the import, training and its samples all ask it."""
+    folder = changed(start, tmp_path / "hf")
+    (folder / "generation_config.json").write_text('{"eos_token_id": [1024, 5]}')
+    assert 5 in q.load(folder).config.eos_token_ids
+    with pytest.raises(q.InputError, match="--mask-token-id 5 is an EOS"):
+        import_(folder, tmp_path, "5")
+    with pytest.raises(q.InputError, match=r"model.mask_token_id 5 is an EOS"):
+        find_start(configured(folder, model__mask_token_id=5))
+    bare = save_torch(torch_model(1), tmp_path / "bare")  # without a tokenizer, too
+    (bare / "generation_config.json").write_text('{"eos_token_id": 5}')
+    with pytest.raises(q.InputError, match="--mask-token-id 5 is an EOS"):
+        import_(bare, tmp_path, "5")
+
+
+def test_k18_samples_of_training_end_where_the_models_texts_end(start, tmp_path, monkeypatch):
+    folder, said = changed(start, tmp_path / "run"), []
+
+    def generate(model, prompts, settings, key):
+        said.append(settings.eos_token_ids)
+        return SimpleNamespace(answers=lambda: [[7]])
+
+    (folder / "generation_config.json").write_text('{"eos_token_id": [1024, 5]}')
+    monkeypatch.setattr(samples, "generate", generate)
+    config = read_config(None, settings(start, folder, **{"evaluation.prompts": "a"}))
+    model = SimpleNamespace(config=q.ModelConfig.from_hf(json.loads((folder / "config.json").read_text())))
+    watch, mesh = SimpleNamespace(sample=said.append), SimpleNamespace(shape={"data": 1, "fsdp": 1})
+    samples.write_samples(model, tokens.load_tokenizer(folder), config, 1, watch, mesh)
+    assert set(said[0]) == set(q.load(folder).config.eos_token_ids) > {5, 1024}
 
 
 # ---- the mask token of a later stage -------------------------------------------------------------------------

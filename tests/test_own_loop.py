@@ -186,6 +186,23 @@ assert state() == before, (before, state())
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_k10_logging_is_set_up_by_the_caller(first):
+    """orbax leaves a handler on the root logger, after which `basicConfig` does nothing; one of the caller's stays."""
+    code = """
+import io, logging
+said = io.StringIO()
+def set_up():
+    logging.basicConfig(level=logging.INFO, stream=said, format="mine %(message)s")
+"""
+    lines = ["set_up()", "import qwen3llada_jax"] if first else ["import qwen3llada_jax.config", "set_up()"]
+    code += "\n".join(
+        [*lines, "logging.info('hello')", "assert said.getvalue().endswith('mine hello\\n'), said.getvalue()"]
+    )
+    code += "\nassert len(logging.root.handlers) == 1"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
 def test_k10_a_program_silences_what_would_stand_beside_its_line(monkeypatch):
     from qwen3llada_jax import command_line
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from qwen3llada_jax.arguments import MOST_SEED
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.rules import CONFIDENCE_RULES
 from train.config import Config, DatasetConfig, OptimConfig, TrainingConfig, flat
@@ -48,7 +49,6 @@ SHARES = {
     "(0, 1]": ("optim.decay_ratio",),
 }
 MOST = 2**31 - 1  # steps, rows and lengths are counted in 32 bits on the devices
-MOST_SEED = 2**32 - 1  # JAX's random numbers take 32 bits of a seed: larger ones would repeat smaller ones' noise
 
 
 def check(config: Config) -> None:

@@ -49,7 +49,7 @@ class Resumed(NamedTuple):
 
     Attributes:
         place: where the data stood; None: at their beginning.
-        ledger: what the run had counted (`train.ledger`); of a checkpoint that another version wrote, empty.
+        ledger: what the run had counted (of `train.loop`); of a checkpoint that another version wrote, empty.
     """
 
     state: State

@@ -1,6 +1,7 @@
 """What the model writes while it is being trained."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from qwen3llada_jax.model import Qwen3LLaDA
 from qwen3llada_jax.room import check_positions
 from qwen3llada_jax.sampler_config import SamplerConfig
 from qwen3llada_jax.sampling import generate
+from qwen3llada_jax.text_ends import with_text_ends
 from qwen3llada_jax.tokens import stop_ids
 from train.config import Config
 from train.watch import Watch
@@ -36,7 +38,8 @@ def check(config: Config, architecture: ModelConfig, tokenizer: Any) -> None:
 def write_samples(model: Qwen3LLaDA, tokenizer: Any, config: Config, step: int, watch: Watch, mesh: Mesh) -> None:
     """Answer `evaluation.prompts`, to samples.jsonl and the terminal; all processes take part."""
     e = config.evaluation
-    settings = dataclasses.replace(sampler(config), eos_token_ids=stop_ids(model.config, tokenizer))
+    ending = with_text_ends(model.config, Path(config.project.output_dir))  # the run folder is a model folder
+    settings = dataclasses.replace(sampler(config), eos_token_ids=stop_ids(ending, tokenizer))
     prompts = _prompts(config, tokenizer)
     prompts += prompts[-1:] * (-len(prompts) % (mesh.shape["data"] * mesh.shape["fsdp"]))  # rows fill the mesh
     result = generate(model, prompts, settings, key=jax.random.key(config.project.seed))
