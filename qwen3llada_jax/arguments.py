@@ -96,6 +96,8 @@ def key(value: Any) -> PRNGKeyArray:
         InputError: something else, or a seed outside 0 … 2³² − 1.
     """
     if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        if str(jax.random.key_impl(value)) != "threefry2x32":
+            raise InputError(f"key must be of JAX's default kind (threefry2x32), not {jax.random.key_impl(value)}")
         return value
     array = value if isinstance(value, jax.Array) else np.asarray(value) if np.ndim(value) else None
     if array is not None and array.ndim and array.dtype == np.uint32 and array.shape[-1] == 2:
@@ -128,6 +130,19 @@ def rows(name: str, value: Any, shape: str = "[B, L]") -> Int[Array, "B L"]:
     return array
 
 
+def within(name: str, value: Any, most: int) -> None:
+    """Refuse numbers outside 0 … `most`; those that a program is being traced with cannot be looked at.
+
+    Raises:
+        InputError: naming one of them.
+    """
+    if isinstance(value, jax.core.Tracer) or not np.size(value):
+        return
+    lowest, highest = int(np.min(value)), int(np.max(value))
+    if lowest < 0 or highest > most:
+        raise InputError(f"{name} must lie in 0 … {most}, not {lowest if lowest < 0 else highest}")
+
+
 def truth(name: str, value: Any) -> Any:
     """A bool array: itself (JAX's or numpy's), or one of the whole numbers 0 and 1.
 
@@ -143,7 +158,10 @@ def truth(name: str, value: Any) -> Any:
         numbers = np.asarray(array)
         if ((numbers == 0) | (numbers == 1)).all():
             return numbers.astype(bool)
-    others = "" if array.dtype.kind in "iu" else f"; of an additive one (0 and −inf) pass `{name} == 0`"
+    # Only an additive attention mask has a plain reading; of other floats nobody knows which are meant.
+    others = (
+        f"; of an additive one (0 and −inf) pass `{name} == 0`" if name == "mask" and array.dtype.kind == "f" else ""
+    )
     raise InputError(f"{name} must be bool, or 0 and 1 outside jit, not {array.dtype}{others}")
 
 

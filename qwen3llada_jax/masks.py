@@ -71,6 +71,9 @@ class Mask:
             object.__setattr__(self, "block_length", blocks)
         elif not self.hides_no_block:
             raise InputError(f"visibility {self.kind} needs a block_length")
+        object.__setattr__(self, "prompt_sees_answer", arguments.flag("prompt_sees_answer", self.prompt_sees_answer))
+        if self.prompt_sees_answer and self.kind not in (None, "block_bias"):
+            raise InputError(f"prompt_sees_answer has no effect with visibility {self.kind}; it belongs to block_bias")
 
     @property
     def hides_no_block(self) -> bool:
@@ -157,6 +160,7 @@ def _fitting(mask: Mask, rows: int, length: int) -> Mask:
         else:
             changed["prompt_length"] = arguments.rows("prompt_length", mask.prompt_length, "[B]")
         _check_shape("prompt_length", changed["prompt_length"].shape, (rows,))
+        arguments.within("prompt_length", changed["prompt_length"], length)
     for name in ("segment_ids", "positions"):
         if getattr(mask, name) is not None:
             changed[name] = arguments.rows(name, getattr(mask, name))

@@ -138,7 +138,7 @@ class Qwen3LLaDA(nnx.Module):
         count = self.config.num_hidden_layers
         x = self.fold(lambda x, _, weights: layer(x, weights), x, count if where is None else count - 1)
         if where is not None:
-            where = jnp.asarray(arguments.rows("where", where, "[B, W]"))
+            where = jnp.asarray(_places(where, *tokens.shape))
             x = self._last_layer(x).only_at(where, x, rope, mask)
         return rms_norm(x, self.norm[...], self.config.rms_norm_eps)
 
@@ -175,6 +175,19 @@ class Qwen3LLaDA(nnx.Module):
     def logits(self, hidden: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
         """Unnormalised log-probabilities of the given hidden states (any positions), float32."""
         return jnp.einsum("bld,vd->blv", hidden, self.head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+
+def _places(where: Any, rows: int, length: int) -> Int[Array, "B W"]:
+    """The positions that are asked for.
+
+    Raises:
+        InputError: none in [0, L), or of other rows than the tokens'.
+    """
+    places = arguments.rows("where", where, "[B, W]")
+    if places.shape[0] != rows:
+        raise InputError(f"where must be [{rows}, W], as many rows as tokens, not of shape {list(places.shape)}")
+    arguments.within("where", places, length - 1)
+    return places
 
 
 def check_tokens(tokens: Int[Array, "..."] | np.ndarray, vocab_size: int) -> None:

@@ -102,6 +102,9 @@ class SamplerConfig:
             raise InputError(
                 f"repetition_penalty must be above 0 ({_LEAST:g} to {1 / _LEAST:g}), not {self.repetition_penalty}"
             )
+        for name in ("remasking", "revise_by", "eos"):
+            if getattr(self, name) is None:
+                raise InputError(f"{name} must be named, not None; leave it out for {getattr(type(self), name)!r}")
         if not callable(self.remasking):
             _one_of("remasking", self.remasking, tuple(CONFIDENCE_RULES))
         _one_of("revise_by", self.revise_by, REVISE_BY)

@@ -89,7 +89,7 @@ def watch(
 ) -> Iterator[Canvas]:
     """The same as `generate`, pass by pass, by the same program: the blank canvas, then that after every pass."""
     config = config.for_model(model.config)
-    yield from _watch(model, *pages.continuation(model.config, prompts, config, key, room), config)
+    return _watch(model, *pages.continuation(model.config, prompts, config, key, room), config)
 
 
 def watch_infill(
@@ -101,7 +101,7 @@ def watch_infill(
 ) -> Iterator[Canvas]:
     """The same as `infill`, pass by pass."""
     config = pages.for_holes(model.config, texts, config)
-    yield from _watch(model, *pages.with_holes(model.config, texts, config, key), config)
+    return _watch(model, *pages.with_holes(model.config, texts, config, key), config)
 
 
 def compilations() -> int:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -34,19 +35,24 @@ def write(
     `config.eos_token_ids` names others. Rows without token are never written.
 
     Args:
-        prompts: a text, or several; or chats, each a list of messages {"role", "content"}.
+        prompts: a text or a chat, or several; a chat is a list of messages {"role", "content"}.
         key: as in `generate`.
         chat: put texts through the tokenizer's chat template, as a user's message; chats always go. Whether an answer
             begins with its reasoning is as the model was taught.
 
     Returns:
-        The answer to one text, or the list of answers to several.
+        The answer to one text or chat, or the list of answers to several.
 
     Raises:
         InputError: prompts that are none, no chat template or one that refuses them, or settings that do not fit.
     """
     if isinstance(prompts, str):
         return write(model, tokenizer, [prompts], config, key=key, chat=chat)[0]
+    if isinstance(tokenizer, str | Path):
+        raise InputError(f"tokenizer must be a tokenizer, not {shown(tokenizer)}: q.load_tokenizer({tokenizer!r})")
+    if isinstance(prompts, Sequence) and prompts and isinstance(prompts[0], Mapping):  # one chat
+        one: Any = prompts
+        return write(model, tokenizer, [one], config, key=key, chat=chat)[0]
     if not isinstance(prompts, Sequence) or not prompts:
         raise InputError(f"prompts must be a text, or a list of texts or chats, not {shown(prompts)}")
     writer = (

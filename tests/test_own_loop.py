@@ -233,7 +233,7 @@ def test_the_bundled_config_is_read_alike_by_every_door():
     assert read_model_config(TINY) == config
     # Opening it adds what the files beside config.json say, and nothing else.
     opened = dataclasses.replace(config, eos_token_id=(1024, 1026), live_vocab_size=1050)
-    flags = argparse.Namespace(model=TINY, mesh_data=None, mesh_fsdp=None, mesh_tensor=None)
+    flags = argparse.Namespace(model=str(TINY), mesh_data=None, mesh_fsdp=None, mesh_tensor=None)
     assert q.load(TINY).config == opening.look_at(flags).config == opened
 
 

@@ -288,3 +288,27 @@ def test_k10_rows_that_the_mesh_does_not_divide_are_one_line(twin):
         )
         refuses(lambda: q.infill(twin[1], [[1, None]], SMALL), "1 rows do not divide")
         refuses(lambda: next(q.watch(twin[1], [[1]], SMALL)), "1 rows do not divide")
+
+
+def test_k13_places_and_lengths_outside_the_row_are_refused(twin):
+    """They were clamped to its end in silence."""
+    model = twin[1]
+    for where, part in (([[7], [12]], "where must lie in 0 … 11, not 12"), ([[-1], [0]], "not -1"), ([[1]], "[2, W]")):
+        refuses(lambda where=where: model.hidden(TOKENS, where=where), part)
+    for length in (-1, [0, 99]):
+        refuses(
+            lambda length=length: model(TOKENS, q.Mask("block_causal", 4, prompt_length=length)),
+            "prompt_length must lie",
+        )
+    refuses(lambda: q.Mask("block_causal", 4, prompt_sees_answer=True), "prompt_sees_answer has no effect")
+    refuses(lambda: q.Mask("block_bias", 4, prompt_sees_answer="no"), "prompt_sees_answer must be True or False")
+
+
+def test_k13_settings_are_refused_at_the_call(twin):
+    """None was taken for a rule, and `watch` said nothing before its first pass."""
+    model, odd = twin[1], q.SamplerConfig(gen_length=7, block_length=2)
+    for name in ("remasking", "revise_by", "eos"):
+        refuses(lambda name=name: q.SamplerConfig(**{name: None}), f"{name} must be named, not None")
+    refuses(lambda: q.watch(model, [[1]], odd), "not a multiple")
+    refuses(lambda: q.watch(model, [["x"]], SMALL), "whole numbers")
+    refuses(lambda: q.generate(model, [[1]], SMALL, key=jax.random.key(0, impl="rbg")), "threefry2x32")
