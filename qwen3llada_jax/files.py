@@ -4,6 +4,7 @@ import glob
 import os
 import re
 import shutil
+import socket
 import sys
 import time
 from collections.abc import Collection, Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 from qwen3llada_jax.errors import InputError, shown
 
 _BEGAN = time.time()  # parts of our own number that are older are another's: in a container numbers come again
+_HOST = socket.gethostname()
 
 
 def expanded(path: Path | str) -> Path:
@@ -136,8 +138,8 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
         raise InputError(f"{target}: exists and is not empty; choose another place, or ask to overwrite it")
     if target.is_dir() and any(target.iterdir()) and not (target / "config.json").is_file():
         raise InputError(f"{target}: is no model folder (it has no config.json), so it is not overwritten")
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    old = target.with_name(f".{target.name}.{os.getpid()}.old")
+    part = target.with_name(f".{target.name}.{_HOST}-{os.getpid()}.part")
+    old = target.with_name(f".{target.name}.{_HOST}-{os.getpid()}.old")
     _remove_what_killed_writers_left(target)
     try:
         part.mkdir(parents=True)  # outside what is removed at the end: one that is there is somebody else's
@@ -182,14 +184,19 @@ def put_back(target: Path) -> None:
         print(f"{target}: put back; its writer was killed while it replaced it", file=sys.stderr)
 
 
-def _beside(target: Path, ending: str) -> list[tuple[Path, int]]:
-    """(`.NAME.PID.ending`, PID) of every writer of `target`; another model `NAME.x` has names of its own."""
-    pattern = re.compile(rf"\.{re.escape(target.name)}\.([0-9]+)\.{ending}")
+def _beside(target: Path, ending: str) -> list[tuple[Path, int | None]]:
+    """(`.NAME.HOST-PID.ending`, PID) of every writer of `target`, None for one on another host of a shared disk.
+
+    Another model `NAME.x` has names of its own.
+    """
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.(?:(.+)-)?([0-9]+)\.{ending}")
     found = [(p, pattern.fullmatch(p.name)) for p in target.parent.glob(f".{glob.escape(target.name)}.*.{ending}")]
-    return [(p, int(match[1])) for p, match in found if match is not None]
+    return [(p, int(match[2]) if match[1] in (None, _HOST) else None) for p, match in found if match is not None]
 
 
-def _is_alive(process: int) -> bool:
+def _is_alive(process: int | None) -> bool:
+    if process is None:  # on another host, which alone knows
+        return True
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
@@ -199,7 +206,7 @@ def _is_alive(process: int) -> bool:
     return True
 
 
-def _is_orphan(old: Path, writer: int) -> bool:
+def _is_orphan(old: Path, writer: int | None) -> bool:
     """Whether the writer of `.NAME.PID.old` is gone: a living one needs the name for a moment only."""
     return not _is_alive(writer) or writer == os.getpid() or time.time() - old.stat().st_ctime > 60
 

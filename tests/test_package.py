@@ -206,3 +206,17 @@ def test_k7_a_tilde_is_the_home_folder_wherever_a_path_is_typed(tmp_path, monkey
     assert [part.name for part in config.dataset.mixture] == [f"{tmp_path}/d", "b"]
     with pytest.raises(q.InputError, match=r"project\.output_dir: .*no user of that name"):
         read_config(Path("~/c.yaml"), [("project.output_dir", "~nobodyhere")])
+
+
+def test_k2_the_part_of_a_writer_on_another_host_is_let_be(tmp_path):
+    """On a shared disk its number says nothing here: it looked dead, and its work was removed."""
+    elsewhere, here = (
+        tmp_path / ".model.other-host-999999.part",
+        tmp_path / f".model.{socket.gethostname()}-999999.part",
+    )
+    for part in (elsewhere, here):
+        part.mkdir()
+    with new_folder(tmp_path / "model") as folder:
+        (folder / "config.json").write_text("{}")
+    assert elsewhere.is_dir()
+    assert not here.exists()
