@@ -2,6 +2,7 @@
 
 import ast
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -210,13 +211,11 @@ def test_k7_a_tilde_is_the_home_folder_wherever_a_path_is_typed(tmp_path, monkey
 
 def test_k2_the_part_of_a_writer_on_another_host_is_let_be(tmp_path):
     """On a shared disk its number says nothing here: it looked dead, and its work was removed."""
-    elsewhere, here = (
-        tmp_path / ".model.other-host-999999.part",
-        tmp_path / f".model.{socket.gethostname()}-999999.part",
-    )
+    elsewhere = tmp_path / ".model.other-host-999999.part"
+    here = tmp_path / f".model.{socket.gethostname()}-999999.part"
     for part in (elsewhere, here):
         part.mkdir()
-    with new_folder(tmp_path / "model") as folder:
+    with files.new_folder(tmp_path / "model") as folder:
         (folder / "config.json").write_text("{}")
     assert elsewhere.is_dir()
     assert not here.exists()
