@@ -55,10 +55,10 @@ def test_every_key_refuses_what_is_not_its_type(tmp_path, key):
 OUT_OF_RANGE = {
     "project.seed": {"4294967296": "at most 4294967295", "-1": "0 or more"},
     "project.output_dir": {" ": "must not be ' '"},
-    "training.max_steps": {"99999999999": "at most 2147483647", "1e3": "int or nothing, not '1e3'"},
+    "training.max_steps": {"99999999999": "at most 2147483647", "1e3": "a whole number or nothing, not '1e3'"},
     "training.epochs": {"0": "training.epochs must be above 0, not 0"},
     "training.lr": {"0": "training.lr must be above 0"},
-    "optim.betas": {"[0.9]": "a list of 2 float", "0.9": "a list of 2 float"},
+    "optim.betas": {"[0.9]": "a list of 2 numbers", "0.9": "a list of 2 numbers"},
     "dataset.mixture": {"[1]": "dataset.mixture[0] must be {name: …, weight:", "{name: a}": "a list of {name"},
     "evaluation.max_new_tokens": {"0": "at least 1"},
     "evaluation.remasking": {"best": "choose one of low_confidence"},
