@@ -138,7 +138,8 @@ def within(name: str, value: Any, most: int) -> None:
     """
     if isinstance(value, jax.core.Tracer) or not np.size(value):
         return
-    lowest, highest = int(np.min(value)), int(np.max(value))
+    numbers = np.asarray(value)  # of a JAX array inside `jit`, `min` itself would be traced
+    lowest, highest = int(numbers.min()), int(numbers.max())
     if lowest < 0 or highest > most:
         raise InputError(f"{name} must lie in 0 … {most}, not {lowest if lowest < 0 else highest}")
 
