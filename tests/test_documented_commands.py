@@ -43,7 +43,7 @@ TEXT = SHORT + (
     "--evaluation.eval_name examples/data/shakespeare/valid.txt --evaluation.eval_max_batches 1"
 )
 TALK = SHORT + (
-    "--dataset.name examples/data/dialogue/train.jsonl --dataset.config null "
+    "--dataset.name examples/data/dialogue/train.jsonl --dataset.config null --evaluation.eval_split validation "
     "--evaluation.eval_name examples/data/dialogue/valid.jsonl --evaluation.eval_max_batches 1"
 )
 

@@ -178,7 +178,7 @@ def test_k12_the_wheel_exports(tuned):
 
 
 def test_k12_the_wheel_plans(adapted):
-    plan = ["train.plan", "--model.qwen3llada_model_path", "models/base", "--dataset.name", "none", *QUICK]
+    plan = ["train.plan", "--model.qwen3llada_model_path", "models/base", "--dataset.name", "unused", *QUICK]
     assert "collectives" in adapted.run(*plan, "--topology", "cpu:2", "--mesh.fsdp", "2", "--mesh.data", "1").stdout
     done = subprocess.run(
         [adapted.python, "-m", *plan, "--topology", "v5e:4x4"], cwd=adapted.folder, env=adapted.environment, text=True,
