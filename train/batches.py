@@ -5,7 +5,6 @@ take(step) → Batch · state(step) → JSON for the checkpoint · restore(state
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ from qwen3llada_jax.conversations import Columns
 from qwen3llada_jax.errors import InputError
 from train import data, order, sources, streaming, tokenising
 from train.config import Config, DatasetConfig, SourceConfig
-from train.rows import rows_of
+from train.rows import digest_of, rows_of
 from train.token_cache import tokenizer_tag
 from train.tokenising import Reading, Recipe
 
@@ -61,7 +60,7 @@ class IndexedBatches:
     @property
     def fingerprint(self) -> str:
         """A digest of all rows and how they are mixed: a run goes on only with the data it began with."""
-        return _digest(self._rows.fingerprint, self.weights, [len(part) for part in self.parts])
+        return digest_of(self._rows.fingerprint, self.weights, [len(part) for part in self.parts])
 
     @property
     def report(self) -> str:
@@ -150,7 +149,7 @@ def training_batches(
             weights,
             shuffle_buffer=_SHUFFLE_BUFFER if d.shuffle_buffer is None else d.shuffle_buffer,
             vocab_size=vocab_size,
-            fingerprint=_digest(*made_by, weights, readings, [source.identity for source in opened]),
+            fingerprint=digest_of(*made_by, weights, readings, [source.identity for source in opened]),
             **common,
         )
     parts = [_rows(config, tokenizer, vocab_size, part) for part in d.sources]
@@ -265,7 +264,3 @@ def _stream(
     recipe = recipe_of(config)
     with sources.readable(part.name):
         return streaming.StreamedRows(source, tokenising.tokeniser(recipe, tokenizer, source, _reading(part)), recipe)
-
-
-def _digest(*parts: object) -> str:
-    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()

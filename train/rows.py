@@ -44,10 +44,10 @@ def rows_of(source: sources.Source, recipe: Recipe, tokenizer: Any, reading: Rea
         lost = int(made.cut[~kept].sum())
         if lost:
             said.append(f"tokens lost with prompts that leave no room: {lost:,}")
-        digest = _digest(made.digest, "sft")
+        digest = digest_of(made.digest, "sft")
         return Rows(made.values, starts, sizes, prompts, "\n".join(said), digest=digest)
     said.append(f"documents: {len(starts):,}, {total:,} tokens")
-    digest = _digest(made.digest, recipe.length, recipe.pack, recipe.divide)
+    digest = digest_of(made.digest, recipe.length, recipe.pack, recipe.divide)
     if not recipe.pack:
         cuts = np.concatenate([np.arange(a, b, length) for a, b in itertools.pairwise([*starts, total])])
         said[-1] += f" in {len(cuts):,} padded rows"
@@ -84,5 +84,6 @@ def cut_rows(entry: Examples, recipe: Recipe, carry: list[list[int]]) -> tuple[l
     return rows, [d.tolist() for d in left]
 
 
-def _digest(*parts: object) -> str:
+def digest_of(*parts: object) -> str:
+    """Tells these values, as they are written, from any others."""
     return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
