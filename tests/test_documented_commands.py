@@ -86,8 +86,10 @@ COMMANDS: dict[str, dict[str, Run | Left]] = {
 # Names that a page's Python examples take for granted.
 BEFORE_PYTHON = {
     "README.md": "tokens = [[1, 2, 3]]",
-    "docs/importing.md": "tokens, path = [[1, 2, 3]], 'runs/sft'",
-    "docs/masks.md": "import qwen3llada_jax as q; model = q.load('runs/sft'); tokens = [[1, 2, 3, 4, 5, 6]]",
+    # README's block has saved a model under the same name.
+    "docs/importing.md": "import shutil; shutil.rmtree('models/mine', ignore_errors=True)\n"
+    "tokens, path = [[1, 2, 3]], 'runs/sft'",
+    "docs/masks.md": "import qwen3llada_jax as q; model = q.load('runs/sft'); tokens, pad = [[1, 2, 3, 4, 5, 6]], 6",
     "docs/sampling.md": "from qwen3llada_jax import rules; prompts = [[1, 2, 3], [4, 5]]",
 }
 BEFORE_PYTHON = {
