@@ -148,7 +148,7 @@ def mentions() -> dict[str, set[str]]:
     """Programs that pages, configurations, the Makefile and help pages name, with the flags they give them."""
     places = [*(ROOT / page for page in PAGES), *(ROOT / "configs").glob("*"), ROOT / "Makefile"]
     found: dict[str, set[str]] = {}
-    for file in (*places, *(p for room in ROOMS for p in (ROOT / room).glob("*.py"))):
+    for file in (*places, *(p for room in ROOMS for p in (ROOT / room).rglob("*.py"))):
         text = file.read_text()
         if file.suffix == ".py":
             text = text.split('"""')[1].replace("\\\\\n", "\\\n")

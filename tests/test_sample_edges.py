@@ -623,7 +623,7 @@ def test_k19_texts_are_utf_8_whatever_the_locale(here):
 
 def test_k19_every_file_names_its_encoding():
     """Of the programs and of what they write with."""
-    for path in [*(ROOT / "sample").glob("*.py"), ROOT / "qwen3llada_jax" / "files.py"]:
+    for path in [*(ROOT / "sample").rglob("*.py"), ROOT / "qwen3llada_jax" / "files.py"]:
         for line in path.read_text(encoding="utf-8").splitlines():
             opens = any(call in line for call in (".read_text(", ".write_text(", "open("))
             assert not opens or "encoding" in line or 'b")' in line or "os.open" in line, (path.name, line)
