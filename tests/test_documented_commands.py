@@ -18,7 +18,7 @@ import pytest
 from conftest import QWEN3_TEMPLATE, ROOT, TINY
 
 from qwen3llada_jax.errors import InputError
-from train.read_config import full_name, read_config
+from train.config.parse import full_name, read_config
 
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")))]
 ROOMS = ("qwen3llada_jax", "converters", "train", "sample", "benchmarks")
