@@ -17,17 +17,19 @@ import jax
 
 import qwen3llada_jax as q
 from qwen3llada_jax import command_line
+from qwen3llada_jax.chat_template import ChatWriter
+from qwen3llada_jax.completions import answer_of
 from qwen3llada_jax.config import ModelConfig
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.files import check_file, write_text
+from qwen3llada_jax.opening import Folder
+from qwen3llada_jax.requests import encode, encode_chat
 from qwen3llada_jax.sampler_config import SamplerConfig
-from qwen3llada_jax.tokens import up_to_stop
+from qwen3llada_jax.turns import Message
 from sample import flags as common
-from sample import opening
+from sample import inputs
+from sample.inputs import read_history
 from sample.live import show_live
-from sample.opening import Folder
-from sample.prompts import Turn, check_template, encode, encode_chat, read_history
-from sample.writing import text_of
 
 COMMANDS = {
     "/help": "this list",
@@ -51,15 +53,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         system, messages = messages[0]["content"], messages[1:]
     if messages and messages[-1]["role"] != "assistant":
         raise InputError(f"{flags.history}: the last message must be the assistant's, for you to go on")
-    folder = opening.look_at(flags)
-    check_template(folder.tokenizer)
+    folder = inputs.open_model(flags)
+    inputs.check_template(folder.tokenizer)
     encode(folder.tokenizer, system or "")
     settings = folder.ending(wanted)
     complete = settings.for_model(folder.config)
-    opening.say_if_unadapted(folder)
-    opening.say_if_approximate(complete, folder.config)
-    model = opening.load(folder, flags.dtype)
-    opening.say_if_rounded(model, complete)
+    inputs.say_if_unadapted(folder)
+    inputs.say_if_approximate(complete, folder.config)
+    model = folder.load(flags.dtype)
+    inputs.say_if_rounded(model, complete)
     turn = 0
     for line in lines_typed():
         word, _, rest = line.partition(" ")
@@ -126,7 +128,7 @@ def lines_typed() -> Iterator[str]:
             yield line
 
 
-def with_system(system: str | None, messages: list[Turn]) -> list[Turn]:
+def with_system(system: str | None, messages: list[Message]) -> list[Message]:
     """The conversation as the chat template takes it."""
     return ([] if system is None else [{"role": "system", "content": system}]) + messages
 
@@ -135,7 +137,7 @@ def reply(
     model: q.Qwen3LLaDA,
     folder: Folder,
     system: str | None,
-    messages: list[Turn],
+    messages: list[Message],
     settings: SamplerConfig,
     key: jax.Array,
     enable_thinking: bool = False,
@@ -152,13 +154,13 @@ def reply(
     except KeyboardInterrupt:
         print("stopped; the question is forgotten", file=sys.stderr)
         return None
-    text = text_of(folder.tokenizer, up_to_stop(q.finish(last).answers()[0], stops))
+    text = answer_of(folder.tokenizer, q.finish(last).answers()[0], stops)
     print(text, flush=True)
     return text
 
 
 def fitting(
-    folder: Folder, system: str | None, messages: list[Turn], settings: SamplerConfig, enable_thinking: bool
+    folder: Folder, system: str | None, messages: list[Message], settings: SamplerConfig, enable_thinking: bool
 ) -> list[int]:
     """The ids of the conversation; of one longer than the model's positions without its first turns, saying so.
 
@@ -166,8 +168,9 @@ def fitting(
         InputError: the question alone is too long.
     """
     config, kept = folder.config, messages
+    writer = ChatWriter(folder.tokenizer, enable_thinking=enable_thinking)
     while True:
-        ids = encode_chat(folder.tokenizer, with_system(system, kept), None, enable_thinking)
+        ids = encode_chat(writer, with_system(system, kept))
         if config.rope_scaling is not None or len(ids) + settings.gen_length <= config.max_position_embeddings:
             break
         later = [i for i, turn in enumerate(kept) if i and turn["role"] == "user"]
@@ -226,11 +229,11 @@ def changed(settings: SamplerConfig, text: str, folder: Folder) -> SamplerConfig
     if not equals:
         raise InputError(f"/set takes NAME=VALUE, as in /set temperature=0.7, not {text!r}")
     settings = folder.ending(common.changed(settings, {name: value}))
-    opening.say_if_approximate(settings.for_model(folder.config), folder.config)
+    inputs.say_if_approximate(settings.for_model(folder.config), folder.config)
     return settings
 
 
-def save(name: str, messages: list[Turn], history: Path | None) -> None:
+def save(name: str, messages: list[Message], history: Path | None) -> None:
     """Write the conversation as JSON, which --history reads.
 
     Raises:

@@ -1,6 +1,5 @@
 """K13, K10: a model trained in one's own loop becomes a model folder; text in, text out; manners of the library."""
 
-import argparse
 import dataclasses
 import gc
 import json
@@ -19,7 +18,8 @@ from flax import nnx
 import qwen3llada_jax as q
 from converters.to_hf import export
 from qwen3llada_jax.config import read_model_config
-from sample import clock, opening
+from qwen3llada_jax.opening import open_folder
+from sample import clock
 
 SHORT = q.SamplerConfig(gen_length=8, steps=8, block_length=8)
 
@@ -233,8 +233,7 @@ def test_the_bundled_config_is_read_alike_by_every_door():
     assert read_model_config(TINY) == config
     # Opening it adds what the files beside config.json say, and nothing else.
     opened = dataclasses.replace(config, eos_token_id=(1024, 1026), live_vocab_size=1050)
-    flags = argparse.Namespace(model=str(TINY), mesh_data=None, mesh_fsdp=None, mesh_tensor=None)
-    assert q.load(TINY).config == opening.look_at(flags).config == opened
+    assert q.load(TINY).config == open_folder(TINY).config == opened
 
 
 def test_k13_a_model_folder_may_be_called_like_a_checkpoint(trained, start, tmp_path, monkeypatch):
