@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.files import write_text
-from qwen3llada_jax.requests import Request
-from sample.clock import Timed
-from sample.places import part_of
+from qwen3llada_jax.io.atomic_files import write_text
+from qwen3llada_jax.text.requests import Request
+
+from .clock import Timed
+from .places import part_of
 
 COLUMNS = ("text", "tokens", "error", "nfe", "seconds", "tokens_per_second", "seed", "number", "sample")
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # file systems without

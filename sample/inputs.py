@@ -14,19 +14,20 @@ from typing import Any
 import numpy as np
 
 import qwen3llada_jax as q
-from qwen3llada_jax import checkpoint, completions, requests
-from qwen3llada_jax.command_line import nearest
-from qwen3llada_jax.config import ModelConfig, read_config_json
-from qwen3llada_jax.conversations import FORMATS, read_conversation, read_messages
+from qwen3llada_jax.cli import nearest
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.files import expanded, put_back
-from qwen3llada_jax.jsonl import BadRowError, NoFormatError, kind_of, shortened
-from qwen3llada_jax.opening import Folder, open_folder
-from qwen3llada_jax.readers import SUFFIXES, raw_rows, unpacked
-from qwen3llada_jax.requests import KINDS, Request
-from qwen3llada_jax.room import beyond, memory, most_tokens
-from qwen3llada_jax.sampler_config import SamplerConfig
-from qwen3llada_jax.turns import Message
+from qwen3llada_jax.io import model_folder
+from qwen3llada_jax.io.atomic_files import expanded, put_back
+from qwen3llada_jax.io.jsonl import BadRowError, NoFormatError, kind_of, shortened
+from qwen3llada_jax.io.readers import SUFFIXES, raw_rows, unpacked
+from qwen3llada_jax.model.config import ModelConfig, read_config_json
+from qwen3llada_jax.sampling.config import SamplerConfig
+from qwen3llada_jax.sampling.limits import beyond, memory, most_tokens
+from qwen3llada_jax.text import completions, requests
+from qwen3llada_jax.text.conversations import FORMATS, read_conversation, read_messages
+from qwen3llada_jax.text.opening import Folder, open_folder
+from qwen3llada_jax.text.requests import KINDS, Request
+from qwen3llada_jax.text.turns import Message
 
 _BYTES_OF_A_REQUEST = 200
 
@@ -79,7 +80,7 @@ def check_template(tokenizer: Any) -> None:
 def say_if_unadapted(folder: Folder) -> None:
     """Print a line on standard error when a model has only ever looked to the left."""
     source = read_config_json(folder.path)
-    is_plain = checkpoint.params_item(folder.path) is None and source.get("mask_token_id") is None
+    is_plain = model_folder.params_item(folder.path) is None and source.get("mask_token_id") is None
     if source.get("is_adapted") is False or is_plain:
         print(
             f"{folder.path}: is fresh from its import and has not learned to fill masks, so what it writes is noise; "

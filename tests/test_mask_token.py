@@ -11,10 +11,11 @@ from test_train import run, settings
 
 import qwen3llada_jax as q
 from converters.from_hf import convert
-from qwen3llada_jax import mask_token, tokens
-from train import samples, step
-from train.read_config import as_yaml, read_config
-from train.start import find_start, settled
+from qwen3llada_jax.text import mask_token, tokens
+from train import step
+from train.checkpoint.base_model import find_start, settled
+from train.config.parse import as_yaml, read_config
+from train.monitor import samples
 
 
 def changed(source: Path, target: Path, **keys) -> Path:
@@ -135,12 +136,12 @@ def test_k4_what_generation_config_says_ends_a_text_is_no_mask_token(start, tmp_
 def test_k18_samples_of_training_end_where_the_models_texts_end(start, tmp_path, monkeypatch):
     folder, said = changed(start, tmp_path / "run"), []
 
-    def generate(model, prompts, settings, key):
+    def write(model, folder, asked, settings, **_):
         said.append(settings.eos_token_ids)
-        return SimpleNamespace(answers=lambda: [[7]])
+        return iter(())
 
     (folder / "generation_config.json").write_text('{"eos_token_id": [1024, 5]}')
-    monkeypatch.setattr(samples, "generate", generate)
+    monkeypatch.setattr(samples.completions, "write", write)
     config = read_config(None, settings(start, folder, **{"evaluation.prompts": "a"}))
     model = SimpleNamespace(config=q.ModelConfig.from_hf(json.loads((folder / "config.json").read_text())))
     watch, mesh = SimpleNamespace(sample=said.append), SimpleNamespace(shape={"data": 1, "fsdp": 1})

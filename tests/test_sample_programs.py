@@ -15,9 +15,11 @@ import torch
 from conftest import ROOT, TINY, assert_one_line_error, on_devices, run_program, torch_model, write
 
 import qwen3llada_jax as q
-from qwen3llada_jax import checkpoint, command_line, completions, requests, tokens
-from qwen3llada_jax.files import write_text
-from qwen3llada_jax.opening import open_folder
+from qwen3llada_jax import cli
+from qwen3llada_jax.io import model_folder
+from qwen3llada_jax.io.atomic_files import write_text
+from qwen3llada_jax.text import completions, requests, tokens
+from qwen3llada_jax.text.opening import open_folder
 from sample import chat, clock, compare, flags, generate, inputs, live, quality, trace
 
 MASK = 1050
@@ -190,7 +192,7 @@ def test_a_cache_that_approximates_is_named(start, capsys, monkeypatch):
     def stop(*_, **__):
         raise Reached
 
-    monkeypatch.setattr(checkpoint, "load", stop)
+    monkeypatch.setattr(model_folder, "load", stop)
     for more, is_named in {
         "--cache dual": True,
         "--cache prefix": True,
@@ -637,11 +639,11 @@ def refused(start, tmp_path, monkeypatch):
         raise AssertionError("the weights were read")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(checkpoint, "load", never)
+    monkeypatch.setattr(model_folder, "load", never)
 
     def run(program, line, capsys):
         with pytest.raises(SystemExit) as stopped:
-            command_line.run(lambda: program.main(["--model", str(start), "--mask-token-id", str(MASK), *line.split()]))
+            cli.run(lambda: program.main(["--model", str(start), "--mask-token-id", str(MASK), *line.split()]))
         assert stopped.value.code == 2
         err = capsys.readouterr().err.splitlines()
         assert len(err) == 1, err
