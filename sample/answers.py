@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.errors import InputError, brief
 from qwen3llada_jax.io.atomic_files import write_text
 from qwen3llada_jax.text.requests import Request
 
@@ -171,4 +171,4 @@ def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     name = next(name for name in {**before, **now} if before.get(name) != now.get(name))
     if name == "asked":
         return "other prompts"
-    return f"{name} was {str(before.get(name))[:60]}, not {str(now.get(name))[:60]}"
+    return f"{name} was {brief(before.get(name), 60)}, not {brief(now.get(name), 60)}"

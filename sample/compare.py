@@ -29,7 +29,7 @@ from rich.table import Column, Table
 
 import qwen3llada_jax as q
 from qwen3llada_jax import cli
-from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.errors import InputError, brief
 from qwen3llada_jax.io.atomic_files import check_folder, make_folder, write_text
 from qwen3llada_jax.pictures import pyplot, write_picture
 from qwen3llada_jax.sampling.config import ADAPTIVE, SamplerConfig
@@ -151,7 +151,7 @@ def read(path: Path, limit: int | None) -> tuple[list[dict[str, Any]], list[str 
             if not row["messages"]:
                 raise InputError(f"{path}: a chat has an answer and no question")
         if answer is not None and not isinstance(answer, str):
-            raise InputError(f"{path}: prompt {len(rows) + 1}: an answer must be a text, not {str(answer)[:60]}")
+            raise InputError(f"{path}: prompt {len(rows) + 1}: an answer must be a text, not {brief(answer, 60)}")
         rows.append(row)
         answers.append(answer)
     if len({answer is None for answer in answers}) > 1:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import ROOT, TINY, run_program
+from conftest import ROOT, TINY, refuses, run_program
 from flax import nnx
 
 import qwen3llada_jax as q
@@ -45,13 +45,6 @@ def trained(start):
     losses = [float(update(model, optimizer, jax.random.key(0))) for _ in range(2)]
     assert losses[1] < losses[0]
     return model
-
-
-def refuses(call, *parts: str) -> None:
-    with pytest.raises(q.InputError) as caught:
-        call()
-    assert len(str(caught.value)) < 500
-    assert all(part in str(caught.value) for part in parts), str(caught.value)
 
 
 def test_k13_a_model_of_ones_own_loop_becomes_a_model_folder(trained, start, tmp_path):
