@@ -44,7 +44,6 @@ from qwen3llada_jax.text.tokens import up_to_stop
 from . import inputs, quality
 from .clock import Timed, timed
 from .flags import SETTINGS, add_model_flags, add_setting_flags, add_thinking_flag, changed, settings_of, whole
-from .matching import KINDS, check_references, match_of, without_empty_thought
 from .places import check_place
 
 _SPEED = {"nfe": "NFE", "tokens_per_forward": "tokens a forward", "tokens_per_second": "tokens/s"}
@@ -65,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     variants = variants_of(settings_of(flags), flags.rules, flags.steps_list)
     rows, answers = read(flags.data, flags.limit)
     if answers[0] is not None:
-        check_references(match_of(flags.match)[1], answers, flags.match)
+        quality.check_references(quality.match_of(flags.match)[1], answers, flags.match)
     elif flags.match != "exact":
         raise InputError(f"--match {flags.match}: {flags.data} has no answers to match; leave it out")
     if flags.out:
@@ -111,7 +110,10 @@ def parse(arguments: Sequence[str] | None) -> Any:
     parser.add_argument("--chat", action="store_true", help="put prompts through the tokenizer's chat template")
     add_thinking_flag(parser)
     parser.add_argument(
-        "--match", default="exact", metavar="HOW", help=f"what is right: {', '.join(KINDS)} (default: %(default)s)"
+        "--match",
+        default="exact",
+        metavar="HOW",
+        help=f"what is right: {', '.join(quality.KINDS)} (default: %(default)s)",
     )
     parser.add_argument("--limit", type=whole, help="only so many lines of --data")
     parser.add_argument("--batch-size", type=whole, default=32, help="prompts written together (default: %(default)s)")
@@ -225,9 +227,9 @@ def measure(
     n = len(written)
     result: dict[str, Any] = {"rule": variant.rule, "steps": variant.steps}
     if answers[0] is not None:
-        name, match = match_of(flags.match)
-        pairs = [(without_empty_thought(w.text), str(a)) for w, a in zip(written, answers, strict=True)]
-        right = sum(match(text, without_empty_thought(answer)) for text, answer in pairs) / n
+        name, match = quality.match_of(flags.match)
+        pairs = [(quality.without_empty_thought(w.text), str(a)) for w, a in zip(written, answers, strict=True)]
+        right = sum(match(text, quality.without_empty_thought(answer)) for text, answer in pairs) / n
         result |= {name: right, "standard_error": (right * (1 - right) / n) ** 0.5}
     else:
         every = np.concatenate(log_p)
