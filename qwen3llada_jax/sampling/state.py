@@ -127,13 +127,13 @@ class Progress(NamedTuple):
         return (self.step == 0) & ~self.done
 
 
-def finish(written: Canvas) -> Generation:
+def to_host(written: Canvas) -> Generation:
     """The texts of a canvas, without the padding of its bucket, on the host (over several hosts: on each of them)."""
     return _texts(_on_host(written))
 
 
-def finish_checked(written: Canvas) -> Generation:
-    """`finish` of a canvas on which nothing more will be written.
+def to_host_checked(written: Canvas) -> Generation:
+    """`to_host` of a canvas on which nothing more will be written.
 
     Raises:
         NotFiniteError: rows ended with places still masked.
