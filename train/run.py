@@ -141,9 +141,8 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
     rows_of_a_pass(config, mesh)  # refuses those that do not divide
     steps = config.training.max_steps
     average = config.training.ema_decay > 0
-    shapes, _ = state_shardings(
-        architecture, bad_updates.watched_optimiser(config, steps or 1, roles), mesh, ema=average
-    )
+    tx = bad_updates.watched_optimiser(config, steps or 1, roles)
+    shapes, _ = state_shardings(architecture, tx, mesh, ema=average)
     check_before_data(config, origin, start, shapes)
     check_disk(output, shapes)
     if steps is not None:
