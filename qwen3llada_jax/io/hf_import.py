@@ -72,7 +72,7 @@ def _of_another_shape(config: ModelConfig, expected: set[str], stored: set[str])
         return "they have no biases; set attention_bias to false in config.json"
     if missing and all(ours_of(name, names)[0] in ("layers.q_norm", "layers.k_norm") for name in missing):
         return f"no norms of queries and keys: this is a Qwen2 or Llama, not a {config.family.name}"
-    layers = 1 + max((at[0] for _, at in (ours_of(name, names) for name in stored) if at), default=-1)
+    layers = 1 + max((at[0] for ours, at in (ours_of(name, names) for name in stored) if ours and at), default=-1)
     if layers and layers != config.num_hidden_layers:
         return f"config.json has num_hidden_layers {config.num_hidden_layers}, the weights {layers}"
     return None
