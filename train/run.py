@@ -128,7 +128,7 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
         attention.choose(runtime.attention, jnp.dtype(config.dtype), length, architecture.head_dim)
         for length in lengths_of(config)
     ]
-    graphdef, _, _ = model.abstract(architecture, runtime=runtime)
+    graphdef, _, roles = model.abstract(architecture, runtime=runtime)
     if config.evaluation.prompts:
         samples.check(config, architecture, tokenizer)
     assert architecture.mask_token_id is not None
@@ -141,7 +141,8 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
     rows_of_a_pass(config, mesh)  # refuses those that do not divide
     steps = config.training.max_steps
     average = config.training.ema_decay > 0
-    shapes, _ = state_shardings(architecture, bad_updates.watched_optimiser(config, steps or 1), mesh, ema=average)
+    tx = bad_updates.watched_optimiser(config, steps or 1, roles)
+    shapes, _ = state_shardings(architecture, tx, mesh, ema=average)
     check_before_data(config, origin, start, shapes)
     check_disk(output, shapes)
     if steps is not None:
@@ -168,13 +169,13 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
         if steps > MOST:
             raise InputError(f"training.epochs {config.training.epochs:g} are more than {MOST} updates; lower it")
     if look.only:
-        for line in banner(config, mesh, kernels, shapes, output, newest_update(origin), steps):
+        for line in banner(config, mesh, kernels, shapes, roles, output, newest_update(origin), steps):
             say(line)
         say("dry run: nothing was trained, and nothing was written")
         return None
 
     # ---- state: 1. this run's newest checkpoint, 2. another run's, 3. the starting weights ----------------
-    tx = bad_updates.watched_optimiser(config, steps)
+    tx = bad_updates.watched_optimiser(config, steps, roles)
     shapes, shardings = state_shardings(architecture, tx, mesh, ema=average)
     with jax.set_mesh(mesh):
         resumed = first_state(config, output, origin, start, batches.fingerprint, tx, shapes, shardings, mesh)
@@ -190,7 +191,7 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
     # ---- run folder ---------------------------------------------------------------------------------------
     if distributed.is_main():
         prepare_folder(output, logs, config, start, holds)
-    for line in banner(config, mesh, kernels, shapes, output, first, steps):
+    for line in banner(config, mesh, kernels, shapes, roles, output, first, steps):
         say(line)
 
     # ---- programs: compiled here, where a stop loses nothing ----------------------------------------------

@@ -19,6 +19,7 @@ from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model import model
 from qwen3llada_jax.model.masks import Mask
 from qwen3llada_jax.model.model import Qwen3LLaDA
+from qwen3llada_jax.model.roles import roles_of
 
 from .config.schema import BLOCK_LENGTH, BLOCK_VISIBILITY, Config
 from .data.loader import Batch
@@ -91,8 +92,8 @@ def state_shardings(
     config: Any, tx: optax.GradientTransformation, mesh: Mesh, *, ema: bool = False
 ) -> tuple[State, State]:
     """(shapes, shardings) of the whole train state: moments and averages lie exactly where their parameters do."""
-    _, shapes, axes = model.abstract(config)
-    of_params = sharding.shardings(axes, shapes, mesh)
+    _, shapes, roles = model.abstract(config)
+    of_params = sharding.shardings(roles, shapes, mesh)
     everywhere = NamedSharding(mesh, P())
     opt, of_opt = jax.eval_shape(tx.init, shapes), optimizer.state_shardings(tx, shapes, of_params)
     average = ({"ema": shapes}, {"ema": of_params}) if ema else ({}, {})
@@ -195,7 +196,7 @@ def make_train_step(
     smoothing = config.training.loss_smoothing if config.training.loss_impl == "soft_ce" else 0.0
 
     def trained(params: Any) -> Any:
-        return freeze.stop_gradients(params, config.training.freeze)
+        return freeze.stop_gradients(params, roles_of(nnx.merge(graphdef, params)), config.training.freeze)
 
     def value_and_grad(params: Any, part: Prepared) -> Any:
         def loss(params: Any) -> tuple[Array, dict[str, Array]]:

@@ -23,6 +23,7 @@ from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.model.embedding import lookup
 from qwen3llada_jax.model.layers import Layers, new_weight, rms_norm
 from qwen3llada_jax.model.masks import Mask
+from qwen3llada_jax.model.roles import Role, roles_of
 from qwen3llada_jax.model.rope import rope_tables
 from qwen3llada_jax.sharding import constrain
 
@@ -74,13 +75,14 @@ class Qwen3LLaDA(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: str = "float32", runtime: Runtime = Runtime()):
         """A model with freshly drawn weights of `dtype`."""
-        table, axes = (config.vocab_size, config.hidden_size), ("vocab", "embed")
+        table, std = (config.vocab_size, config.hidden_size), config.initializer_range
+        looked_up, multiplied = Role("table", ("vocab", "embed")), Role("table", ("vocab",), ("embed",))
         self.config, self.runtime = config, runtime
-        self.embed_tokens = new_weight(rngs, dtype, table, axes, config.initializer_range)
+        self.embed_tokens = new_weight(rngs, dtype, table, multiplied if config.tie_word_embeddings else looked_up, std)
         self.layers: Layers | nnx.List = Layers(config, rngs=rngs, dtype=dtype)
-        self.norm = new_weight(rngs, dtype, (config.hidden_size,), ("norm",), None)
+        self.norm = new_weight(rngs, dtype, (config.hidden_size,), Role("norm", ("norm",)), std)
         if not config.tie_word_embeddings:
-            self.lm_head = new_weight(rngs, dtype, table, axes, config.initializer_range)
+            self.lm_head = new_weight(rngs, dtype, table, multiplied, std)
 
     def __call__(
         self,
@@ -212,13 +214,12 @@ def abstract(config: ModelConfig, dtype: str = "float32", runtime: Runtime = Run
     """The model without its numbers.
 
     Returns:
-        (graphdef, shapes, axes): `nnx.merge(graphdef, params)` makes a model of a tree like `shapes`, whose
-        leaves are ShapeDtypeStructs; `axes` is the same tree of logical axis names.
+        (graphdef, shapes, roles): `nnx.merge(graphdef, params)` makes a model of a tree like `shapes`, whose
+        leaves are ShapeDtypeStructs; `roles` is the same tree of what each weight is (`Role`).
     """
     model = nnx.eval_shape(lambda: Qwen3LLaDA(config, rngs=nnx.Rngs(0), dtype=dtype, runtime=runtime))
     graphdef, state = nnx.split(model, nnx.Param)
-    axes = jax.tree.map(lambda p: p.get_metadata("axes"), state, is_leaf=lambda p: isinstance(p, nnx.Variable))
-    return graphdef, nnx.to_pure_dict(state), nnx.to_pure_dict(axes)
+    return graphdef, nnx.to_pure_dict(state), roles_of(model)
 
 
 def parameter_count(config: ModelConfig) -> int:
