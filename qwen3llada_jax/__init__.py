@@ -13,6 +13,7 @@ from qwen3llada_jax import root_logger  # before all others: it looks what is th
 from qwen3llada_jax.canvas import Canvas, Generation, NotFiniteError, finish
 from qwen3llada_jax.checkpoint import load
 from qwen3llada_jax.config import PRESETS, ModelConfig
+from qwen3llada_jax.coordinates import Coordinates
 from qwen3llada_jax.cross_entropy import cross_entropy
 from qwen3llada_jax.diffusion import NoiseConfig, Noised, forward_process, pretrain_loss, sft_loss
 from qwen3llada_jax.errors import InputError
@@ -28,6 +29,7 @@ from qwen3llada_jax.tokens import load_tokenizer
 __all__ = [
     "PRESETS",
     "Canvas",
+    "Coordinates",
     "Generation",
     "InputError",
     "Mask",

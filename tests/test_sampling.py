@@ -307,7 +307,7 @@ def test_eos_last_goes_after_all_others():
     assert order[0, 0].tolist() == [1, 3, 0, 2, 4]
     config = q.SamplerConfig(gen_length=5, block_length=5, threshold=0.05, eos="last", eos_token_ids=(1,))
     proposal = Proposal(jnp.zeros((1, 1, 5), int), confidence, confidence, confidence)
-    steps = jnp.asarray(config.passes_of_a_block([5]))
+    steps = jnp.asarray(config.passes_of_a_block([5], [1]))
     arguments = (jnp.array([[4]]), jnp.zeros(1, int), steps, config.dials(), config)
     assert how_many(proposal, masked, is_eos, order, *arguments).item() == 2
     order = best_first(confidence, masked & is_eos, is_eos)
