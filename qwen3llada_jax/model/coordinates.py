@@ -51,9 +51,10 @@ class Coordinates:
         position: rotary position; None: 0 … L-1.
         segment: document, -1 for padding: tokens see their own segment only. None: one segment.
         block: -1 for a prompt, then 0, 1, …, of any lengths. None: all one block.
-        clean: False for the noisy half of block diffusion, which its own blocks alone see; needs `block`. None: all.
-        until: of the other blocks the clean ones of lower numbers than this are seen: 0 for the prompt alone; needs
-            `block`. None: the token's own block, so all earlier ones.
+        clean: False for the noisy half of block diffusion, which only noisy tokens of the same block see; needs
+            `block`. None: all are clean.
+        until: beside its own block a token sees the clean blocks of lower numbers than this (0: the prompt alone);
+            needs `block`. None: its own block's number, so all earlier blocks.
     """
 
     position: Int[Array | np.ndarray, "R L"] | None = None

@@ -176,7 +176,7 @@ def _fitting(mask: Mask, rows: int, length: int) -> Mask:
     changed: dict[str, Any] = {}
     if mask.prompt_length is not None:
         if np.ndim(mask.prompt_length) == 0 and not isinstance(mask.prompt_length, jax.core.Tracer):
-            changed["prompt_length"] = np.full(rows, arguments.whole("prompt_length", mask.prompt_length), np.int32)
+            changed["prompt_length"] = np.full(1, arguments.whole("prompt_length", mask.prompt_length), np.int32)
         else:
             changed["prompt_length"] = arguments.rows("prompt_length", mask.prompt_length, "[B]")
         check_shape("prompt_length", changed["prompt_length"].shape, (rows,))
