@@ -22,8 +22,9 @@ from jaxtyping import Array, Float
 import qwen3llada_jax as q
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.io.jsonl import shortened
+from qwen3llada_jax.model.coordinates import block_of
 from qwen3llada_jax.sampling.config import SamplerConfig
-from qwen3llada_jax.sampling.forward import mask_of
+from qwen3llada_jax.sampling.forward import coordinates_of
 
 KINDS = ("exact", "contains", "last-number", "regex=PATTERN")
 Match = Callable[[str, str], bool]
@@ -121,7 +122,11 @@ def log_probability(
 def _log_probability(model: q.Qwen3LLaDA, result: Any, settings: SamplerConfig, strides: int) -> Array:
     L = result.tokens.shape[1]
     length = result.prompt_length + settings.gen_length
-    mask = mask_of(model.config, settings, result.prompt_length, length, L)
+    block = None
+    if settings.visibility != "full":
+        assert settings.block_length is not None
+        block = block_of(jnp.arange(L)[None], result.prompt_length, settings.block_length)
+    mask = coordinates_of(model.config, settings, block, length, L)
     written, place = result.written_at >= 0, jnp.arange(L)[None] - result.prompt_length[:, None]
 
     mask_token = settings.mask_token_id

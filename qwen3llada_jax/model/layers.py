@@ -20,9 +20,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from qwen3llada_jax import sharding
-from qwen3llada_jax.model import attention, masks
+from qwen3llada_jax.model import attention, coordinates
 from qwen3llada_jax.model.config import ModelConfig
-from qwen3llada_jax.model.masks import Mask
+from qwen3llada_jax.model.coordinates import Coordinates
 from qwen3llada_jax.model.roles import Kind, Role
 from qwen3llada_jax.model.rope import apply_rope
 from qwen3llada_jax.sharding import constrain
@@ -75,7 +75,7 @@ class Layers(nnx.Module):
         self,
         x: Float[Array, "B L D"],
         rope: tuple[Array, Array],
-        mask: Mask | Bool[Array, "R L L"] | None,
+        mask: Coordinates | Bool[Array, "R L L"] | None,
         attention_implementation: str,
     ) -> Float[Array, "B L D"]:
         """One layer (`self` sliced to it)."""
@@ -87,12 +87,12 @@ class Layers(nnx.Module):
         where: Int[Array, "B W"],
         x: Float[Array, "B L D"],
         rope: tuple[Array, Array],
-        mask: Mask | Bool[Array, "R L L"] | None,
+        mask: Coordinates | Bool[Array, "R L L"] | None,
     ) -> Float[Array, "B W D"]:
         """The same, given only at the positions `where`: of the others, keys and values are computed and no more."""
-        allowed = masks.seen_from(mask, where, x.shape[1])
+        allowed = coordinates.seen_from(mask, where)
         keys, values = self.keys_values(self.normed(x), rope)
-        x, *rope_there = (masks.rows_at(y, where) for y in (x, *rope))
+        x, *rope_there = (coordinates.rows_at(y, where) for y in (x, *rope))
         queries = self.queries(self.normed(x), (rope_there[0], rope_there[1]))
         return self.with_mlp(x + self.output(attention.attention(queries, keys, values, allowed, "xla")))
 
@@ -110,7 +110,7 @@ class Layers(nnx.Module):
         self,
         x: Float[Array, "B L D"],
         rope: tuple[Array, Array],
-        mask: Mask | Bool[Array, "R L L"] | None,
+        mask: Coordinates | Bool[Array, "R L L"] | None,
         implementation: str,
     ) -> Float[Array, "B L D"]:
         """Grouped-query attention with normalised, rotated queries and keys."""

@@ -66,7 +66,8 @@ def infill(
     """Fill the holes of texts.
 
     Args:
-        texts: ids, None for a hole. Blocks are groups of `block_length` holes, from left to right.
+        texts: ids, None for a hole. Blocks are groups of `block_length` holes, from left to right; under block rules
+            the holes among `block_length` positions, counted from the first hole, before which all is prompt.
         config: `gen_length` and `stop_at_eos` do not matter here: the holes say how much there is to write.
         key: as in `generate`.
 

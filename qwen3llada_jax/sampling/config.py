@@ -215,8 +215,8 @@ class SamplerConfig:
         numbers: list[Any] = [*map(np.float32, floats), *map(np.int32, (self.revise, self.min_length))]
         return Dials(*numbers)
 
-    def passes_of_a_block(self, holes: Sequence[int]) -> Int[np.ndarray, " B"]:
-        """[B] of rows with so many tokens to write, for a complete config: each row shares `steps` among its blocks.
+    def passes_of_a_block(self, holes: Sequence[int], blocks: Sequence[int]) -> Int[np.ndarray, " B"]:
+        """[B] of rows with so many tokens to write in so many blocks: each row shares `steps` among its blocks.
 
         Raises:
             InputError: `steps` is not a multiple of some row's blocks.
@@ -224,7 +224,6 @@ class SamplerConfig:
         assert self.block_length is not None
         if self.steps is None:
             return np.full(len(holes), _NO_CAP if self.adaptive else self.block_length, np.int32)
-        blocks = [-(-count // self.block_length) for count in holes]
         odd = next((number for number, many in enumerate(blocks) if self.steps % many), None)
         if odd is not None:
             raise InputError(
