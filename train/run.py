@@ -1,7 +1,7 @@
 """Train a masked diffusion language model from a Qwen3 checkpoint.
 
-    python -m train.run --mode pretrain --config configs/pretrain.yaml
-    python -m train.run --mode sft --config configs/sft.yaml --training.lr 2e-5 --project.output_dir runs/chat
+    python -m train.run --mode pretrain --config pretrain
+    python -m train.run --mode sft --config sft --training.lr 2e-5 --project.output_dir runs/chat
 
 Any key of the configuration is a flag, in full or, where that is unambiguous, by its last part. The run folder
 is a model folder: give it to sample.generate or converters.to_hf. The same command goes on where it stopped.
@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from qwen3llada_jax import cli, sharding
+from qwen3llada_jax.commands import as_typed
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.io import model_folder
 from qwen3llada_jax.io.atomic_files import check_folder, make_folder, remove_parts, write_text
@@ -275,7 +276,7 @@ def look_of(arguments: list[str]) -> tuple[Look, list[str]]:
 def parse(arguments: list[str]) -> Config:
     """The configuration of a command line: --config FILE, --mode, and any key as a flag."""
     if any(a in ("-h", "--help") for a in arguments):
-        print(f"{__doc__}\nkeys of the configuration:\n{help_text()}")
+        print(as_typed(f"{__doc__}\nkeys of the configuration:\n{help_text()}"))
         raise SystemExit(0)
     path: Path | None = None
     overrides = []

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from qwen3llada_jax import arguments
+from qwen3llada_jax.commands import as_typed
 from qwen3llada_jax.errors import InputError, shown
 from qwen3llada_jax.model.config import VISIBILITIES, ModelConfig
 from qwen3llada_jax.model.model import Qwen3LLaDA
@@ -138,7 +139,8 @@ class SamplerConfig:
         """
         mask = config.mask_token_id if self.mask_token_id is None else self.mask_token_id
         if mask is None:
-            raise InputError("the model names no mask token; import it with converters.from_hf, or set mask_token_id")
+            program = as_typed("converters.from_hf")
+            raise InputError(f"the model names no mask token; import it with {program}, or set mask_token_id")
         eos = tuple(config.eos_token_ids) if self.eos_token_ids is None else self.eos_token_ids
         for name, ids in {"mask_token_id": (mask,), "eos_token_ids": eos, "forbid": self.forbid}.items():
             for i in ids:
