@@ -15,11 +15,12 @@ from train.batches import Batches
 from train.config import Config
 from train.evaluate import StoppedError, evaluate
 from train.meter import Meter, peak_of_run
+from train.objective import DeviceBatch
 from train.optim import schedule
 from train.profile import Profile
 from train.signals import Stop, stop_requests
 from train.start import Start
-from train.step import DeviceBatch, State, weights
+from train.step import State, eval_params
 from train.watch import Watch, say
 
 EVALUATION, SAMPLES = "evaluation", "samples"
@@ -203,13 +204,13 @@ class _Loop:
             if EVALUATION in self.owes:
                 assert ready.held_out is not None
                 losses = evaluate(
-                    ready.eval_fn, weights(self.state), ready.held_out, pad_id, config, ready.mesh, self.stop
+                    ready.eval_fn, eval_params(self.state), ready.held_out, pad_id, config, ready.mesh, self.stop
                 )
                 self.watch.metrics({"step": self.done, **losses})
                 self.eval_loss = losses["eval_loss"]
                 self.owes.remove(EVALUATION)
             if SAMPLES in self.owes and not self.stop():
-                network = nnx.merge(ready.graphdef, weights(self.state))
+                network = nnx.merge(ready.graphdef, eval_params(self.state))
                 samples.write_samples(network, ready.start.tokenizer, config, self.done, self.watch, ready.mesh)
                 self.owes.remove(SAMPLES)
 

@@ -36,9 +36,10 @@ from train.batches import lengths_of
 from train.chips import Machine, machine
 from train.config import Config
 from train.flops import training_flops_per_token
+from train.objective import DeviceBatch, objective_of
 from train.plan_report import Memory, Plan, as_text
 from train.start import blocks_of, check_length, settled
-from train.step import DeviceBatch, make_train_step, rows_of_a_pass, rows_sharding, state_shardings
+from train.step import make_train_step, rows_of_a_pass, rows_sharding, state_shardings
 from train.traced_flops import traced
 
 _MOST_COMPILES = 6
@@ -164,7 +165,8 @@ def traced_step(config: Config, architecture: ModelConfig, mesh: Mesh) -> tuple[
     assert live is not None
     assert mask_token is not None
     graphdef, _, _ = model.abstract(architecture, runtime=runtime)
-    step = make_train_step(graphdef, config, tx, shardings, jax.random.key(0), mask_token, live)
+    objective = objective_of(config, mask_token, live)
+    step = make_train_step(graphdef, config, tx, shardings, jax.random.key(0), objective)
     with jax.set_mesh(mesh):
         return step.trace(state, abstract_batch(config, mesh)), state
 

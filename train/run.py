@@ -35,6 +35,7 @@ from train.config import Config
 from train.evaluate import batches_of
 from train.lock import only_run_in
 from train.loop import Ahead, Ready, compiler, run_loop
+from train.objective import objective_of
 from train.owner import Owner, check_owner, write_owner
 from train.prefetch import prefetch
 from train.profile import Profile
@@ -44,13 +45,13 @@ from train.signals import leave_on_sigterm
 from train.start import Start, find_start, settled
 from train.state import check_before_data, first_state, newest_update, origin_of
 from train.step import (
+    eval_params,
     make_eval_step,
     make_train_step,
     rows_of_a_pass,
     rows_sharding,
     state_shardings,
     to_devices,
-    weights,
 )
 from train.versions import versions
 from train.watch import notice, say
@@ -196,10 +197,11 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
         say(line)
 
     # ---- programs: compiled here, where a stop loses nothing ----------------------------------------------
-    live = architecture.live_vocab_size or architecture.vocab_size
+    live, mask_token = architecture.live_vocab_size or architecture.vocab_size, architecture.mask_token_id
     seed_key = jax.random.key(config.project.seed)
-    step_fn = make_train_step(graphdef, config, tx, shardings, seed_key, architecture.mask_token_id, live)
-    eval_fn = make_eval_step(graphdef, config, architecture.mask_token_id, live)
+    objective = objective_of(config, mask_token, live)
+    step_fn = make_train_step(graphdef, config, tx, shardings, seed_key, objective)
+    eval_fn = make_eval_step(graphdef, objective_of(config, mask_token, live, for_evaluation=True))
     compile_step = compiler(step_fn)
     ahead = prefetch(feed(batches, first, steps, mesh))
     with jax.set_mesh(mesh):
@@ -209,7 +211,7 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
         if held_out is not None:
             one = next(batches_of(held_out, tokenizer.eos_token_id, config, mesh))
             say("compiling the evaluation")
-            eval_fn.lower(weights(resumed.state), one).compile()
+            eval_fn.lower(eval_params(resumed.state), one).compile()
     return Ready(start, mesh, batches, held_out, resumed, first, steps, batch, ahead, profile, graphdef, step_fn,
                  eval_fn, compile_step)  # fmt: skip
 
