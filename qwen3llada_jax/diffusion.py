@@ -2,8 +2,8 @@
 
     L(θ) = − E_{t, x0, xt} [ 1/p(t) · Σ_i 1[xt_i is noised] log p_θ(x0_i | xt) ]
 
-t is the noise level of a row, or of each of its tokens; a token is noised with probability p(t). Which tokens are noised
-is carried as `is_noised`, never read back from the ids: clean text may contain the mask token.
+t is the noise level of a row, or of each of its tokens; a token is noised with probability p(t). Which tokens are
+noised is carried as `is_noised`, never read back from the ids: clean text may contain the mask token.
 """
 
 import dataclasses
@@ -173,10 +173,13 @@ def forward_process(
         if not 0 <= mask_token_id <= _MOST_ID:
             raise InputError(f"mask_token_id must be an id, 0 … {_MOST_ID}, not {mask_token_id}")
     t = None if t is None else _levels(t)
-    shapes = {"keys": [(B,)], "can_noise": [(B, L)], "t": [(B,), (B, L)]}
-    for name, array in (("keys", keys), ("can_noise", can_noise), ("t", t)):
-        if array is not None and np.shape(array) not in shapes[name]:
-            wanted = " or ".join(str(list(shape)) for shape in shapes[name])
+    of_rows, of_tokens = (B,), (B, L)
+    fits: tuple[tuple[str, Any, list[Any]], ...] = (
+        ("keys", keys, [of_rows]), ("can_noise", can_noise, [of_tokens]), ("t", t, [of_rows, of_tokens]),
+    )  # fmt: skip
+    for name, array, shapes in fits:
+        if array is not None and np.shape(array) not in shapes:
+            wanted = " or ".join(str(list(shape)) for shape in shapes)
             raise InputError(f"{name} must be of shape {wanted} for these tokens, not {list(np.shape(array))}")
     if t is not None and t.ndim == 2 and config.mask_contiguous_region_prob > 0:
         raise InputError(

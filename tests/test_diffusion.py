@@ -253,7 +253,7 @@ def test_levels_of_other_shapes_and_spans_of_tokens_are_refused():
         forward_process(
             0, np.ones((4, 5), int), MASK, NoiseConfig(mask_contiguous_region_prob=0.1), t=np.full((4, 5), 0.5)
         )
-    with pytest.raises(InputError, match="not 1.5"):
+    with pytest.raises(InputError, match=r"not 1\.5"):
         forward_process(0, [[1, 2]], MASK, t=[[0.5, 1.5]])
 
 

@@ -18,7 +18,7 @@ import pytest
 from conftest import QWEN3_TEMPLATE, ROOT, TINY
 
 from qwen3llada_jax.errors import InputError
-from train.read_config import full_name, read_config
+from train.config.parse import full_name, read_config
 
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")))]
 ROOMS = ("qwen3llada_jax", "converters", "train", "sample", "benchmarks")
@@ -148,7 +148,7 @@ def mentions() -> dict[str, set[str]]:
     """Programs that pages, configurations, the Makefile and help pages name, with the flags they give them."""
     places = [*(ROOT / page for page in PAGES), *(ROOT / "configs").glob("*"), ROOT / "Makefile"]
     found: dict[str, set[str]] = {}
-    for file in (*places, *(p for room in ROOMS for p in (ROOT / room).glob("*.py"))):
+    for file in (*places, *(p for room in ROOMS for p in (ROOT / room).rglob("*.py"))):
         text = file.read_text()
         if file.suffix == ".py":
             text = text.split('"""')[1].replace("\\\\\n", "\\\n")

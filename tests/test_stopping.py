@@ -13,8 +13,9 @@ from test_checkpoints import assert_same_lines, started, steps_of
 from test_train import assert_same, finished, run, settings  # noqa: F401
 
 import qwen3llada_jax as q
-from train import evaluate, signals
-from train.metrics import read_lines
+from train import evaluate
+from train.monitor.jsonl import read_lines
+from train.runtime import preemption
 
 
 def ask() -> None:
@@ -78,9 +79,9 @@ def test_k1_samples_are_given_up_and_made_up_for(start, tmp_path, monkeypatch):
 def test_k1_what_cannot_be_interrupted_is_saved_from_another_thread(monkeypatch):
     """And only where that is allowed."""
     ends, saved = [], threading.Event()
-    monkeypatch.setattr(signals, "GRACE", 0.2)
-    monkeypatch.setattr(signals.os, "_exit", ends.append)
-    with signals.stop_requests() as stop:
+    monkeypatch.setattr(preemption, "GRACE", 0.2)
+    monkeypatch.setattr(preemption.os, "_exit", ends.append)
+    with preemption.stop_requests() as stop:
         assert not stop()
         ask()
         time.sleep(0.5)
@@ -96,9 +97,9 @@ def test_k1_what_cannot_be_interrupted_is_saved_from_another_thread(monkeypatch)
 
 
 def test_k1_a_loop_that_answers_is_not_rescued(monkeypatch):
-    monkeypatch.setattr(signals, "GRACE", 0.2)
-    monkeypatch.setattr(signals.os, "_exit", lambda code: pytest.fail("ended"))
-    with signals.stop_requests() as stop, stop.rescued(lambda: pytest.fail("rescued")):
+    monkeypatch.setattr(preemption, "GRACE", 0.2)
+    monkeypatch.setattr(preemption.os, "_exit", lambda code: pytest.fail("ended"))
+    with preemption.stop_requests() as stop, stop.rescued(lambda: pytest.fail("rescued")):
         ask()
         while not stop():
             time.sleep(0.01)
@@ -137,14 +138,14 @@ def test_k1_a_notice_in_a_compile_before_the_first_update(notice):
 def test_k1_a_terminal_that_goes_away_asks_to_stop(monkeypatch):
     """Once it is gone, nothing can be written there; under `nohup` it is no matter."""
     before = signal.getsignal(signal.SIGHUP)
-    with monkeypatch.context() as patch, signals.stop_requests() as stop:
-        patch.setattr(signals.os, "write", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+    with monkeypatch.context() as patch, preemption.stop_requests() as stop:
+        patch.setattr(preemption.os, "write", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
         os.kill(os.getpid(), signal.SIGHUP)
         assert stop()
     assert signal.getsignal(signal.SIGHUP) == before
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with signals.leave_on_sigterm(), signals.stop_requests() as stop:
+        with preemption.leave_on_sigterm(), preemption.stop_requests() as stop:
             os.kill(os.getpid(), signal.SIGHUP)
             time.sleep(0.05)
             assert not stop()
@@ -208,12 +209,12 @@ def typed(program: str, place: str, *arguments: object) -> subprocess.CompletedP
 
 def test_k1_what_the_system_calls_is_put_back():
     """`jax.distributed` catches SIGTERM below Python, where only sigaction(2) can put it back."""
-    before = signals._c_handler()
+    before = preemption._c_handler()
     was = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
-        assert signals._c_handler().raw != before.raw
-        signals._set_c_handler(before)
-        assert signals._c_handler().raw[:8] == before.raw[:8]
+        assert preemption._c_handler().raw != before.raw
+        preemption._set_c_handler(before)
+        assert preemption._c_handler().raw[:8] == before.raw[:8]
     finally:
         signal.signal(signal.SIGTERM, was)
 

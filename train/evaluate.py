@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from train import data
-from train.config import Config
-from train.objective import DeviceBatch
-from train.step import rows_of_a_pass, summarise, to_devices
+from .config.schema import Config
+from .data import loader
+from .objective import DeviceBatch
+from .step import rows_of_a_pass, summarise, to_devices
 
 
 class StoppedError(Exception):
@@ -21,7 +21,7 @@ class StoppedError(Exception):
 def evaluate(
     eval_fn: Any,
     params: Any,
-    rows: data.Rows,
+    rows: loader.Rows,
     pad_id: int,
     config: Config,
     mesh: Mesh,
@@ -52,7 +52,7 @@ def evaluate(
     return metrics
 
 
-def batches_of(rows: data.Rows, pad_id: int, config: Config, mesh: Mesh) -> Iterator[DeviceBatch]:
+def batches_of(rows: loader.Rows, pad_id: int, config: Config, mesh: Mesh) -> Iterator[DeviceBatch]:
     """The batches of an evaluation, all of one shape.
 
     Answers are padded with EOS as in training: each to the longest of its update's worth of rows.
@@ -64,7 +64,7 @@ def batches_of(rows: data.Rows, pad_id: int, config: Config, mesh: Mesh) -> Iter
     for start in range(0, len(used), size):
         row_ids = np.arange(start, start + size)
         together = used[start // update * update :][:update]
-        batch = data.make_batch(
+        batch = loader.make_batch(
             rows, used[row_ids], pad_id, length=config.training.max_length, at_least=int(rows.sizes[together].max()),
             laid_out=int(rows.sizes[used].max()), pads_answers=config.pads_answers,
         )  # fmt: skip

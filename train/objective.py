@@ -12,15 +12,16 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from qwen3llada_jax import diffusion
 from qwen3llada_jax.diffusion import NoiseConfig, Noised
-from qwen3llada_jax.masks import Mask
-from train.config import BLOCK_LENGTH, BLOCK_VISIBILITY, Config
+from qwen3llada_jax.model.masks import Mask
+
+from .config.schema import BLOCK_LENGTH, BLOCK_VISIBILITY, Config
 
 _GOLDEN = 0.6180339887498949
 
 
 class DeviceBatch(NamedTuple):
-    """A batch on its devices: fields as in `data.Batch`, whose `used_length` is the real length here, and the number of
-    each row within the whole batch."""
+    """A batch on its devices: fields as in `loader.Batch`, whose `used_length` is the real length here, and the numbers
+    of its rows, which their noise depends on."""
 
     tokens: Int[Array, "B L"]
     prompt_length: Int[Array, " B"]

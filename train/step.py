@@ -12,14 +12,16 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from qwen3llada_jax import model, sharding
+from qwen3llada_jax import sharding
 from qwen3llada_jax.cross_entropy import cross_entropy
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.model import Qwen3LLaDA
-from train import freezing, guard, optim
-from train.config import Config
-from train.data import Batch
-from train.objective import DeviceBatch, Example, Objective
+from qwen3llada_jax.model import model
+from qwen3llada_jax.model.model import Qwen3LLaDA
+
+from .config.schema import Config
+from .data.loader import Batch
+from .objective import DeviceBatch, Example, Objective
+from .optim import bad_updates, freeze, optimizer
 
 State = dict[str, Any]  # {"params", "opt", "step"}, and "ema" where an average of the weights is kept
 BANDS = 4  # noise levels [0, ¼), … that the loss is also reported for
@@ -64,7 +66,7 @@ def state_shardings(
     _, shapes, axes = model.abstract(config)
     of_params = sharding.shardings(axes, shapes, mesh)
     everywhere = NamedSharding(mesh, P())
-    opt, of_opt = jax.eval_shape(tx.init, shapes), optim.state_shardings(tx, shapes, of_params)
+    opt, of_opt = jax.eval_shape(tx.init, shapes), optimizer.state_shardings(tx, shapes, of_params)
     average = ({"ema": shapes}, {"ema": of_params}) if ema else ({}, {})
     return (
         {"params": shapes, "opt": opt, "step": jax.ShapeDtypeStruct((), jnp.int32), **average[0]},
@@ -108,7 +110,7 @@ def make_train_step(
     smoothing = config.training.loss_smoothing if config.training.loss_impl == "soft_ce" else 0.0
 
     def trained(params: Any) -> Any:
-        return freezing.stop_gradients(params, config.training.freeze)
+        return freeze.stop_gradients(params, config.training.freeze)
 
     def value_and_grad(params: Any, part: Example) -> Any:
         def loss(params: Any) -> tuple[Array, dict[str, Array]]:
@@ -142,20 +144,20 @@ def make_train_step(
             ((loss, sums), gradient), _ = jax.lax.scan(add, zero, parts)
         updates, opt = tx.update(gradient, state["opt"], state["params"], loss=loss)
         params = optax.apply_updates(state["params"], updates)
-        skipped = guard.is_skipped(opt, state["opt"])
+        skipped = bad_updates.is_skipped(opt, state["opt"])
         metrics = summarise(loss, sums) | {
             "grad_norm": optax.global_norm(gradient),
             "param_norm": optax.global_norm(params),
             "update_norm": optax.global_norm(updates),
             "taken": ~skipped,
             "sums": sums | {"weight": jnp.float32(example.share.sum())},
-            **guard.metrics_of(opt),
+            **bad_updates.metrics_of(opt),
         }
         new = {"params": params, "opt": opt, "step": state["step"] + 1}
         if "ema" in state:
             keep = config.training.ema_decay
             average = jax.tree.map(lambda mean, x: keep * mean + (1 - keep) * x, state["ema"], params)
-            new["ema"] = guard.guarded(average, state["ema"], ~skipped)
+            new["ema"] = bad_updates.guarded(average, state["ema"], ~skipped)
         return new, metrics
 
     return train_step
