@@ -177,7 +177,7 @@ def started(program: str, *arguments: str) -> subprocess.Popen:
 def test_a_second_interrupt_ends_at_once(tmp_path):
     program = """
 import time
-from train.signals import stop_requests
+from train.runtime.preemption import stop_requests
 with stop_requests() as should_stop:
     print("ready", flush=True)
     while not should_stop():
@@ -199,7 +199,7 @@ with stop_requests() as should_stop:
 def test_sigterm_before_the_first_update_is_no_error(tmp_path):
     program = """
 import time
-from train.signals import leave_on_sigterm
+from train.runtime.preemption import leave_on_sigterm
 with leave_on_sigterm():
     print("ready", flush=True)
     time.sleep(60)
@@ -303,7 +303,7 @@ def test_a_folder_holds_one_run_at_a_time(start, finished, tmp_path):  # noqa: F
 
 
 def test_a_killed_run_holds_nothing(tmp_path):
-    program = "import sys, time, pathlib; from train import lock\n"
+    program = "import sys, time, pathlib; from train.runtime import run_lock as lock\n"
     program += "with lock.only_run_in(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     process = started(program, str(tmp_path))
     assert process.stdout.readline() == "held\n"
@@ -422,9 +422,9 @@ number, port, out, damaged = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), s
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(f"localhost:{port}", 2, number)
 from qwen3llada_jax import ModelConfig, make_mesh
-from train import checkpoints
-from train.config import Config
-from train.signals import leave_on_sigterm, stop_requests
+from train.checkpoint import manager as checkpoints
+from train.config.schema import Config
+from train.runtime.preemption import leave_on_sigterm, stop_requests
 
 with leave_on_sigterm():  # takes SIGTERM from jax for a while, and gives it back
     pass

@@ -90,7 +90,7 @@ BEFORE_PYTHON = {
     "docs/importing.md": "import shutil; shutil.rmtree('models/mine', ignore_errors=True)\n"
     "tokens, path = [[1, 2, 3]], 'runs/sft'",
     "docs/masks.md": "import qwen3llada_jax as q; model = q.load('runs/sft'); tokens, pad = [[1, 2, 3, 4, 5, 6]], 6",
-    "docs/sampling.md": "from qwen3llada_jax import rules; prompts = [[1, 2, 3], [4, 5]]",
+    "docs/sampling.md": "from qwen3llada_jax.sampling import rules; prompts = [[1, 2, 3], [4, 5]]",
 }
 BEFORE_PYTHON = {
     page: code + "\nimport jax.numpy as jnp; tokens = jnp.array(tokens)" * ("tokens" in code)

@@ -136,7 +136,7 @@ def test_k1_a_fork_and_an_emptied_start_model(home, finished, capsys):  # noqa: 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from qwen3llada_jax.files import new_folder
+from qwen3llada_jax.io.atomic_files import new_folder
 rename, seen = Path.rename, []
 def rename_once(self, target):
     if seen:

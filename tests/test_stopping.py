@@ -117,7 +117,7 @@ def hang(*_):
         ctypes.CDLL(None).pthread_mutex_lock(lock)
 """
 STUCK = f"""{HANG}
-from train.signals import leave_on_sigterm
+from train.runtime.preemption import leave_on_sigterm
 with leave_on_sigterm():
     hang()
 """
@@ -156,7 +156,7 @@ def test_k1_a_terminal_that_goes_away_asks_to_stop(monkeypatch):
 OUTPUT = """
 import pathlib, sys
 from rich.console import Console
-from qwen3llada_jax import command_line
+from qwen3llada_jax import cli as command_line
 
 def main():
     if "product" in sys.argv:
@@ -221,7 +221,7 @@ def test_k1_what_the_system_calls_is_put_back():
 
 WORKERS = """
 import multiprocessing, time
-from train.signals import leave_on_sigterm
+from train.runtime.preemption import leave_on_sigterm
 with leave_on_sigterm():
     worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
     worker.start()
@@ -240,9 +240,10 @@ def test_k1_sigterm_of_a_worker_is_none_of_the_run():
 
 RUN = f"""{HANG}
 import sys
-from train import loop, signals
+from train import loop
+from train.runtime import preemption as signals
 from train import run
-from train.read_config import read_config
+from train.config.parse import read_config
 
 signals.GRACE = 0.5
 what, pairs = sys.argv[1], [tuple(pair.split("=", 1)) for pair in sys.argv[2:]]
@@ -291,7 +292,7 @@ def test_k1_a_run_goes_on_when_nobody_reads_its_lines(start, finished, tmp_path,
     monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1"))
     out = tmp_path / "run"
     flags = [f"--{key}={value}" for key, value in settings(start, out, **{"mesh.data": 1})]
-    done = typed("from qwen3llada_jax import command_line\nfrom train import run\ncommand_line.run(run.main)",
+    done = typed("from qwen3llada_jax import cli as command_line\nfrom train import run\ncommand_line.run(run.main)",
                  "| head -1", *flags)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 1
