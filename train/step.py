@@ -87,8 +87,8 @@ def loss_and_sums(network: Qwen3LLaDA, part: Example, *, smoothing: float = 0.0)
     asked = part.where.astype(jnp.float32)
 
     def by_band(of_token: Array) -> Array:
-        rows = jnp.stack([jnp.where(band == i, of_token, 0.0).sum(axis=1) for i in range(BANDS)])
-        return rows @ jnp.ones(rows.shape[1])
+        rows = jnp.stack([jnp.where(band == i, of_token, 0.0).sum(axis=1) for i in range(BANDS)], axis=1)
+        return rows.T @ jnp.ones(len(rows))
 
     sums = {
         "ce": ce.sum(),
