@@ -32,6 +32,7 @@ from train.monitor.console import Progress
 from train.monitor.jsonl import JsonLines, read_lines
 from train.monitor.profiler import Profile
 from train.monitor.throughput import MEASURED, Meter, peak_of_run
+from train.objective import DeviceBatch, objective_of
 from train.optim import bad_updates
 from train.optim.optimizer import optimiser
 from train.reporting.html import Run, summary
@@ -198,9 +199,11 @@ def test_the_training_step_skips_and_compiles_once():
         opt = jax.jit(tx.init, out_shardings=shardings["opt"])(params)
         state = {"params": params, "opt": opt, "step": jax.device_put(jnp.int32(0), shardings["step"])}
         state["ema"] = jax.tree.map(lambda x: x + 1, params)
-        step_fn = training.make_train_step(graphdef, config, tx, shardings, jax.random.key(0), 63, 63)
+        step_fn = training.make_train_step(
+            graphdef, config, tx, shardings, jax.random.key(0), objective_of(config, 63, 63)
+        )
         rows = jnp.zeros(4, jnp.int32)
-        batch = training.DeviceBatch(jnp.ones((4, 16), jnp.int32), rows, rows + 16, jnp.arange(4))
+        batch = DeviceBatch(jnp.ones((4, 16), jnp.int32), rows, rows + 16, jnp.arange(4))
         batch = jax.tree.map(lambda x: jax.device_put(x, jax.NamedSharding(mesh, jax.P(("data", "fsdp")))), batch)
 
         before, average = bits(state["params"]), bits(state["ema"])

@@ -20,6 +20,7 @@ from qwen3llada_jax.model import model
 from train import step as training
 from train.config.parse import read_config
 from train.monitor.jsonl import read_lines
+from train.objective import DeviceBatch, objective_of
 from train.optim import eight_bit, optimizer
 from train.optim import freeze as freezing
 from train.run import train
@@ -365,12 +366,14 @@ def steps_on_one_batch(config, params, steps: int):
     _, shardings = training.state_shardings(SHAPE, tx, mesh)
     draw = np.random.default_rng(5)
     tokens = jnp.asarray(draw.integers(0, 60, (8, 1)) + np.arange(16) % 4, jnp.int32)
-    batch = training.DeviceBatch(tokens, jnp.zeros(8, jnp.int32), jnp.full(8, 16, jnp.int32), jnp.arange(8))
+    batch = DeviceBatch(tokens, jnp.zeros(8, jnp.int32), jnp.full(8, 16, jnp.int32), jnp.arange(8))
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, shardings["params"])
         opt = jax.jit(tx.init, out_shardings=shardings["opt"])(placed)
         state = {"params": placed, "opt": opt, "step": jnp.int32(0)}
-        step_fn = training.make_train_step(graphdef, config, tx, shardings, jax.random.key(0), 63, 60)
+        step_fn = training.make_train_step(
+            graphdef, config, tx, shardings, jax.random.key(0), objective_of(config, 63, 60)
+        )
         seen = []
         for _ in range(steps):
             state, metrics = step_fn(state, batch)

@@ -38,12 +38,13 @@ from .checkpoint.base_model import blocks_of, check_length, settled
 from .config.schema import Config
 from .data.batches import lengths_of
 from .monitor.model_flops import training_flops_per_token
+from .objective import DeviceBatch, objective_of
 from .optim import bad_updates
 from .planning import hlo_analysis, saved_activations
 from .planning.hardware import Machine, machine
 from .planning.jaxpr_analysis import traced
 from .planning.plan_report import Memory, Plan, as_text
-from .step import DeviceBatch, make_train_step, rows_of_a_pass, rows_sharding, state_shardings
+from .step import make_train_step, rows_of_a_pass, rows_sharding, state_shardings
 
 _MOST_COMPILES = 6
 NOISED_SHARE = 0.5  # of the tokens go through the head: the mean noise level of a schedule symmetric in t
@@ -168,7 +169,8 @@ def traced_step(config: Config, architecture: ModelConfig, mesh: Mesh) -> tuple[
     live, mask_token = architecture.live_vocab_size, architecture.mask_token_id
     assert live is not None
     assert mask_token is not None
-    step = make_train_step(graphdef, config, tx, shardings, jax.random.key(0), mask_token, live)
+    objective = objective_of(config, mask_token, live)
+    step = make_train_step(graphdef, config, tx, shardings, jax.random.key(0), objective)
     with jax.set_mesh(mesh):
         return step.trace(state, abstract_batch(config, mesh)), state
 

@@ -46,13 +46,22 @@ from .monitor import samples, trackers
 from .monitor.banner import banner, check_disk
 from .monitor.profiler import Profile
 from .monitor.run_log import notice, say
+from .objective import objective_of
 from .optim import bad_updates
 from .runtime import distributed
 from .runtime.preemption import leave_on_sigterm
 from .runtime.run_lock import only_run_in
 from .runtime.run_owner import Owner, check_owner, write_owner
 from .runtime.versions import versions
-from .step import make_eval_step, make_train_step, rows_of_a_pass, rows_sharding, state_shardings, to_devices, weights
+from .step import (
+    eval_params,
+    make_eval_step,
+    make_train_step,
+    rows_of_a_pass,
+    rows_sharding,
+    state_shardings,
+    to_devices,
+)
 
 # Files that a run writes itself, beside the tokenizer's.
 WRITTEN = ("config.json", "training.yaml", "versions.json", "run.json", "metrics.jsonl", "samples.jsonl",
@@ -196,10 +205,11 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
         say(line)
 
     # ---- programs: compiled here, where a stop loses nothing ----------------------------------------------
-    live = architecture.live_vocab_size or architecture.vocab_size
+    live, mask_token = architecture.live_vocab_size or architecture.vocab_size, architecture.mask_token_id
     seed_key = jax.random.key(config.project.seed)
-    step_fn = make_train_step(graphdef, config, tx, shardings, seed_key, architecture.mask_token_id, live)
-    eval_fn = make_eval_step(graphdef, config, architecture.mask_token_id, live)
+    objective = objective_of(config, mask_token, live)
+    step_fn = make_train_step(graphdef, config, tx, shardings, seed_key, objective)
+    eval_fn = make_eval_step(graphdef, objective_of(config, mask_token, live, for_evaluation=True))
     compile_step = compiler(step_fn)
     ahead = prefetch(feed(batches, first, steps, mesh))
     with jax.set_mesh(mesh):
@@ -209,7 +219,7 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
         if held_out is not None:
             one = next(batches_of(held_out, tokenizer.eos_token_id, config, mesh))
             say("compiling the evaluation")
-            eval_fn.lower(weights(resumed.state), one).compile()
+            eval_fn.lower(eval_params(resumed.state), one).compile()
     return Ready(start, mesh, batches, held_out, resumed, first, steps, batch, ahead, profile, graphdef, step_fn,
                  eval_fn, compile_step)  # fmt: skip
 
