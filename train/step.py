@@ -145,7 +145,7 @@ def make_train_step(
         updates, opt = tx.update(gradient, state["opt"], state["params"], loss=loss)
         params = optax.apply_updates(state["params"], updates)
         skipped = bad_updates.is_skipped(opt, state["opt"])
-        metrics = summarise(loss, sums) | {
+        metrics = summarize(loss, sums) | {
             "grad_norm": optax.global_norm(gradient),
             "param_norm": optax.global_norm(params),
             "update_norm": optax.global_norm(updates),
@@ -157,7 +157,7 @@ def make_train_step(
         if "ema" in state:
             keep = config.training.ema_decay
             average = jax.tree.map(lambda mean, x: keep * mean + (1 - keep) * x, state["ema"], params)
-            new["ema"] = bad_updates.guarded(average, state["ema"], ~skipped)
+            new["ema"] = bad_updates.where_good(average, state["ema"], ~skipped)
         return new, metrics
 
     return train_step
@@ -177,7 +177,7 @@ def make_eval_step(graphdef: Any, objective: Objective) -> Any:
     return eval_step
 
 
-def summarise(loss: Array, sums: dict[str, Array]) -> dict[str, Array]:
+def summarize(loss: Array, sums: dict[str, Array]) -> dict[str, Array]:
     """Metrics of sums over batches; NaN for a noise band that had no noised token.
 
     `noised_perplexity` is of noised tokens at the noise levels that were drawn, and no bound of the text's own.
