@@ -67,8 +67,8 @@ def measure(name: str, folder: str, steps: int) -> dict[str, Any]:
     assert mask_id is not None
     batches = training_batches(config, start.tokenizer, start.config.vocab_size)
     held_out = held_out_rows(config, start.tokenizer, start.config.vocab_size)
-    mesh, tx = sharding.make_mesh(), optimiser(config, steps)
-    graphdef, _, _ = model.abstract(start.config)
+    graphdef, _, roles = model.abstract(start.config)
+    mesh, tx = sharding.make_mesh(), optimiser(config, steps, roles)
     shapes, shardings = state_shardings(start.config, tx, mesh)
     losses, times = [], []
     with jax.set_mesh(mesh):

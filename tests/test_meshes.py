@@ -133,7 +133,7 @@ def compiled_step(sizes: tuple[int, int, int], layers: int, **more):
     architecture = q.ModelConfig(512, 64, 192, layers, 8, 8, 16, mask_token_id=511)
     values = {"dataset.name": "x", "model.base_model_path": "x", "training.max_length": 64, "training.batch_size": 16}
     config = read_config(None, [(k, str(v)) for k, v in {**values, **more}.items()])
-    mesh, tx = sharding.make_mesh(*sizes), optimiser(config, 10)
+    mesh, tx = sharding.make_mesh(*sizes), optimiser(config, 10, model.abstract(architecture)[2])
     shapes, shardings = training.state_shardings(architecture, tx, mesh)
     graphdef, _, _ = model.abstract(architecture, runtime=model.Runtime("float32", "xla", config.training.remat))
     with jax.set_mesh(mesh):

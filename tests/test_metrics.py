@@ -192,9 +192,9 @@ def test_the_training_step_skips_and_compiles_once():
     config = config_of(**{"training.on_nan": "skip", "training.on_spike": "skip", "training.ema_decay": 0.5})
     automatic = (jax.sharding.AxisType.Auto,) * 3
     mesh = jax.make_mesh((1, 1, 1), sharding.MESH_AXES, automatic, devices=jax.devices()[:1])
-    tx = bad_updates.skip_bad_updates(optimiser(config, 10), config.training)
+    graphdef, _, roles = model.abstract(SMALL)
+    tx = bad_updates.skip_bad_updates(optimiser(config, 10, roles), config.training)
     _, shardings = training.state_shardings(SMALL, tx, mesh, ema=True)
-    graphdef, _, _ = model.abstract(SMALL)
     with jax.set_mesh(mesh):
         fresh = lambda: nnx.to_pure_dict(nnx.state(q.Qwen3LLaDA(SMALL, rngs=nnx.Rngs(0)), nnx.Param))  # noqa: E731
         params = jax.jit(fresh, out_shardings=shardings["params"])()

@@ -162,13 +162,13 @@ def traced_step(config: Config, architecture: ModelConfig, mesh: Mesh) -> tuple[
     """
     t = config.training
     runtime = Runtime(config.dtype, t.attention, t.remat)
-    tx = bad_updates.run_optimizer(config, t.max_steps or 1000)
+    graphdef, _, roles = model.abstract(architecture, runtime=runtime)
+    tx = bad_updates.run_optimizer(config, t.max_steps or 1000, roles)
     shapes, shardings = state_shardings(architecture, tx, mesh, ema=config.training.ema_decay > 0)
     state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
     live, mask_token = architecture.live_vocab_size, architecture.mask_token_id
     assert live is not None
     assert mask_token is not None
-    graphdef, _, _ = model.abstract(architecture, runtime=runtime)
     objective = objective_of(config, mask_token, live)
     step = make_train_step(graphdef, config, tx, shardings, jax.random.key(0), objective)
     with jax.set_mesh(mesh):

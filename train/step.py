@@ -17,6 +17,7 @@ from qwen3llada_jax.cross_entropy import cross_entropy
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model import model
 from qwen3llada_jax.model.model import Qwen3LLaDA
+from qwen3llada_jax.model.roles import roles_of
 
 from .config.schema import Config
 from .data.loader import Batch
@@ -63,8 +64,8 @@ def state_shardings(
     config: Any, tx: optax.GradientTransformation, mesh: Mesh, *, ema: bool = False
 ) -> tuple[State, State]:
     """(shapes, shardings) of the whole train state: moments and averages lie exactly where their parameters do."""
-    _, shapes, axes = model.abstract(config)
-    of_params = sharding.shardings(axes, shapes, mesh)
+    _, shapes, roles = model.abstract(config)
+    of_params = sharding.shardings(roles, shapes, mesh)
     everywhere = NamedSharding(mesh, P())
     opt, of_opt = jax.eval_shape(tx.init, shapes), optimizer.state_shardings(tx, shapes, of_params)
     average = ({"ema": shapes}, {"ema": of_params}) if ema else ({}, {})
@@ -81,7 +82,7 @@ def eval_params(state: State) -> Any:
 
 def loss_and_sums(network: Qwen3LLaDA, part: Example, *, smoothing: float = 0.0) -> tuple[Array, dict[str, Array]]:
     """This part's share of the batch's loss (shares add up), and sums for the metrics."""
-    hidden = network.hidden(part.inputs, part.mask, part.positions)
+    hidden = network.hidden(part.inputs, part.mask)
     loss, ce = cross_entropy(hidden, network.head, part.targets, part.weight, part.where, smoothing=smoothing)
     band = jnp.minimum((part.t * BANDS).astype(jnp.int32), BANDS - 1)
     asked = part.where.astype(jnp.float32)
@@ -110,7 +111,7 @@ def make_train_step(
     smoothing = config.training.loss_smoothing if config.training.loss_impl == "soft_ce" else 0.0
 
     def trained(params: Any) -> Any:
-        return freeze.stop_gradients(params, config.training.freeze)
+        return freeze.stop_gradients(params, roles_of(nnx.merge(graphdef, params)), config.training.freeze)
 
     def value_and_grad(params: Any, part: Example) -> Any:
         def loss(params: Any) -> tuple[Array, dict[str, Array]]:
@@ -131,8 +132,8 @@ def make_train_step(
                 return jax.tree.map(jnp.add, total, value_and_grad(state["params"], part)), None
 
             def divided(x: Array) -> Array:
-                if x.ndim == 0:  # a number of the whole batch
-                    return jnp.broadcast_to(x, pieces)
+                if x.ndim == 0 or len(x) == 1:  # the same for all rows
+                    return jnp.broadcast_to(x, (pieces, *x.shape))
                 # Rows are dealt out in turn: a plain reshape would gather a batch that lies on several devices.
                 return x.reshape(-1, pieces, *x.shape[1:]).swapaxes(0, 1)
 

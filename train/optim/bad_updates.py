@@ -83,9 +83,9 @@ def skip_bad_updates(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def run_optimizer(config: Config, steps: int) -> optax.GradientTransformationExtraArgs:
+def run_optimizer(config: Config, steps: int, roles: Any) -> optax.GradientTransformationExtraArgs:
     """The optimizer of a run, as train.run takes its steps by it and train.plan plans them."""
-    return skip_bad_updates(optimiser(config, steps), config.training)
+    return skip_bad_updates(optimiser(config, steps, roles), config.training)
 
 
 def metrics_of(opt: Any) -> dict[str, Array]:
