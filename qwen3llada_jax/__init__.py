@@ -9,7 +9,10 @@ text = q.write(model, q.load_tokenizer("models/qwen3-0.6b"), "The capital of Fra
 q.save(model, "models/mine", tokenizer="models/qwen3-0.6b")
 """
 
-from qwen3llada_jax import root_logger  # before all others: it looks what is there
+from qwen3llada_jax import (
+    root_logger,  # before all others: it looks what is there
+    rules,
+)
 from qwen3llada_jax.canvas import Canvas, Generation, NotFiniteError, finish
 from qwen3llada_jax.checkpoint import load
 from qwen3llada_jax.config import PRESETS, ModelConfig
@@ -22,6 +25,7 @@ from qwen3llada_jax.sampler_config import SamplerConfig, is_exact
 from qwen3llada_jax.sampling import compilations, generate, infill, watch, watch_infill
 from qwen3llada_jax.saving import save
 from qwen3llada_jax.sharding import make_mesh
+from qwen3llada_jax.slots import rule
 from qwen3llada_jax.text import write
 from qwen3llada_jax.tokens import load_tokenizer
 
@@ -49,6 +53,8 @@ __all__ = [
     "load_tokenizer",
     "make_mesh",
     "pretrain_loss",
+    "rule",
+    "rules",
     "save",
     "sft_loss",
     "watch",

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 import qwen3llada_jax as q
+from qwen3llada_jax.parameters import Structure
 from qwen3llada_jax.passes import mask_of
 from qwen3llada_jax.sampler_config import SamplerConfig
 
@@ -29,23 +30,20 @@ def log_probability(
     masked in one pass, so a token sees (strides − 1) / strides of the answer, under the visibility it was written
     under. What the model thinks of its own text, no likelihood: a text that repeats itself does well.
     """
-    outline = settings.for_model(model.config).outline()
-    return np.asarray(_log_probability(model, result._replace(passes=0), outline, strides))
+    complete = settings.for_model(model.config)
+    return np.asarray(_log_probability(model, result._replace(passes=0), complete.structure(), strides))
 
 
-@functools.partial(jax.jit, static_argnames=("settings", "strides"))
-def _log_probability(model: q.Qwen3LLaDA, result: Any, settings: SamplerConfig, strides: int) -> Array:
+@functools.partial(jax.jit, static_argnames=("structure", "strides"))
+def _log_probability(model: q.Qwen3LLaDA, result: Any, structure: Structure, strides: int) -> Array:
     L = result.tokens.shape[1]
-    length = result.prompt_length + settings.gen_length
-    mask = mask_of(model.config, settings, result.prompt_length, length, L)
+    length = result.prompt_length + result.places.shape[1]
+    mask = mask_of(model.config, structure, result.prompt_length, length, L)
     written, place = result.written_at >= 0, jnp.arange(L)[None] - result.prompt_length[:, None]
-
-    mask_token = settings.mask_token_id
-    assert mask_token is not None
 
     def one(stride: Array) -> Array:
         where = written & (place % strides == stride)
-        hidden = model.hidden(jnp.where(where, mask_token, result.tokens), mask)
+        hidden = model.hidden(jnp.where(where, structure.mask_token_id, result.tokens), mask)
         _, ce = q.cross_entropy(hidden, model.head, result.tokens, jnp.zeros(where.shape), where)
         return jnp.where(where, -ce, 0.0)
 

@@ -17,6 +17,7 @@ from conftest import ROOT, TINY, assert_one_line_error, on_devices, run_program,
 import qwen3llada_jax as q
 from qwen3llada_jax import checkpoint, command_line, tokens
 from qwen3llada_jax.files import write_text
+from qwen3llada_jax.slots import SLOTS
 from sample import chat, clock, compare, flags, generate, live, opening, prompts, quality, trace, writing
 
 MASK = 1050
@@ -43,7 +44,7 @@ def lines_of(path):
 
 
 def test_every_setting_is_a_flag_and_arrives():
-    assert set(flags.SETTINGS) == {field.name for field in dataclasses.fields(q.SamplerConfig)}
+    assert {*flags.SETTINGS, *SLOTS} == {field.name for field in dataclasses.fields(q.SamplerConfig)}
     given = {
         "gen_length": 16, "block_length": 4, "steps": 8, "temperature": 0.5, "top_k": 3, "top_p": 0.9,
         "cfg_scale": 1.5, "repetition_penalty": 1.2, "remasking": "margin", "threshold": 0.8, "revise": 2,
