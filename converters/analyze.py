@@ -11,20 +11,23 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from qwen3llada_jax import checkpoint, command_line, hf_import, model
-from qwen3llada_jax.hf_names import TIED_HEAD, flatten, hf_tensors
-from qwen3llada_jax.hub import model_folder
-from qwen3llada_jax.safetensors_folder import StoredTensor, reader, stored_tensors
+from qwen3llada_jax import cli
+from qwen3llada_jax.io import hf_import
+from qwen3llada_jax.io import model_folder as checkpoint
+from qwen3llada_jax.io.hf_names import TIED_HEAD, flatten, hf_tensors
+from qwen3llada_jax.io.hub import model_folder
+from qwen3llada_jax.io.safetensors_folder import StoredTensor, reader, stored_tensors
+from qwen3llada_jax.model import model
 
 
 def main() -> int:
-    parser = command_line.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     parser.add_argument(
-        "--src", required=True, type=command_line.Place, help="folder of a Qwen3 checkpoint, or its id on the hub"
+        "--src", required=True, type=cli.Place, help="folder of a Qwen3 checkpoint, or its id on the hub"
     )
     parser.add_argument("--dst", type=Path, help="a model folder or training run of ours to compare with")
     flags = parser.parse()
-    command_line.check_output()
+    cli.check_output()
     return analyze(model_folder(flags.src), flags.dst)
 
 
@@ -98,4 +101,4 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

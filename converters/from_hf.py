@@ -13,18 +13,21 @@ from typing import Any
 
 import jax
 
-from qwen3llada_jax import checkpoint, command_line, hf_import, mask_token, tokens
-from qwen3llada_jax.config import ModelConfig, read_config_json, read_model_config, unknown_keys
+from qwen3llada_jax import cli
 from qwen3llada_jax.errors import InputError, listed
-from qwen3llada_jax.files import new_folder
-from qwen3llada_jax.hub import model_folder
-from qwen3llada_jax.mask_token import MaskToken
+from qwen3llada_jax.io import hf_import
+from qwen3llada_jax.io import model_folder as checkpoint
+from qwen3llada_jax.io.atomic_files import new_folder
+from qwen3llada_jax.io.hub import model_folder
+from qwen3llada_jax.model.config import ModelConfig, read_config_json, read_model_config, unknown_keys
+from qwen3llada_jax.text import mask_token, tokens
+from qwen3llada_jax.text.mask_token import MaskToken
 
 
 def main() -> None:
-    parser = command_line.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     parser.add_argument(
-        "--src", required=True, type=command_line.Place, help="folder of a Qwen3 checkpoint, or its id on the hub"
+        "--src", required=True, type=cli.Place, help="folder of a Qwen3 checkpoint, or its id on the hub"
     )
     parser.add_argument("--dst", required=True, type=Path, help="model folder to write")
     parser.add_argument(
@@ -106,4 +109,4 @@ def _notice(text: str) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

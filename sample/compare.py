@@ -28,10 +28,9 @@ from rich.progress import track
 from rich.table import Column, Table
 
 import qwen3llada_jax as q
-from qwen3llada_jax import command_line
-from qwen3llada_jax.conversations import answer_of
+from qwen3llada_jax import cli
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.files import check_folder, make_folder, write_text
+from qwen3llada_jax.io.atomic_files import check_folder, make_folder, write_text
 from qwen3llada_jax.pictures import pyplot, write_picture
 from qwen3llada_jax.rules import COMMIT_RULES, CONFIDENCE_RULES
 from qwen3llada_jax.sampler_config import SETTINGS, SamplerConfig
@@ -69,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         pyplot()
         check_folder(flags.out)
     else:
-        command_line.check_output()
+        cli.check_output()
     folder = opening.look_at(flags)
     variants = [dataclasses.replace(v, settings=folder.ending(v.settings)) for v in variants]
     for variant in variants:
@@ -97,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parse(arguments: Sequence[str] | None) -> Any:
     """The command line."""
-    parser = command_line.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     add_model_flags(parser, data="--mesh-data")  # --data are the prompts here
     parser.add_argument(
         "--data", type=Path, required=True, help="rows with prompt (or messages) and maybe answer: .jsonl, .parquet, …"
@@ -178,7 +177,7 @@ def variants_of(base: SamplerConfig, rules: str, steps: list[int | None]) -> lis
                 raise InputError(f"--rules: {part!r} is no rule; --steps says the steps of all, as --steps 16,8")
             if not equals and part not in CONFIDENCE_RULES:
                 words = [*CONFIDENCE_RULES, *(f"{n}=" for n in SETTINGS)]
-                raise InputError(f"--rules: unknown rule {part!r}" + command_line.nearest(part, words))
+                raise InputError(f"--rules: unknown rule {part!r}" + cli.nearest(part, words))
             change |= {name: value} if equals else {"remasking": part}
         if any(name in change for name in COMMIT_RULES):  # instead of the one that the flags set
             change = dict.fromkeys(COMMIT_RULES, "none") | change
@@ -283,4 +282,4 @@ def draw(found: Sequence[Mapping[str, Any]], measure: str, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main, leaves_at_once=True)
+    cli.run(main, leaves_at_once=True)

@@ -46,10 +46,10 @@ def seed(text: str) -> int:
 _TYPES: dict[Any, Any] = {"whole": whole, "number": float, "flag": bool, "ids": ids}
 
 
-def add_model_flags(parser: command_line.Parser, data: str = "--data") -> None:
+def add_model_flags(parser: cli.Parser, data: str = "--data") -> None:
     """--model, its dtype, the seed, and the sizes of a mesh; `data` is what the flag of its first axis is called."""
     parser.add_argument(
-        "--model", required=True, type=command_line.Place, help="model folder, training run, or Hugging Face folder"
+        "--model", required=True, type=cli.Place, help="model folder, training run, or Hugging Face folder"
     )
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="of weights and computation (default: as stored)"
@@ -70,7 +70,7 @@ def add_thinking_flag(parser: Any) -> None:
     )
 
 
-def add_setting_flags(parser: command_line.Parser) -> None:
+def add_setting_flags(parser: cli.Parser) -> None:
     """One flag for every setting of the sampler."""
     group = parser.add_argument_group("sampler")
     letters = {"whole": "N", "number": "X", "ids": "IDS"}

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import track
 
 import qwen3llada_jax as q
-from qwen3llada_jax import command_line
+from qwen3llada_jax import cli
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.room import most_tokens
 from qwen3llada_jax.sampler_config import SamplerConfig
@@ -135,7 +135,7 @@ def check_places(flags: Any) -> None:
             raise InputError(f"--out {flags.out}: unknown kind of file; use .jsonl")
         check_place("--out", flags.out, inputs, model)
     else:
-        command_line.check_output()
+        cli.check_output()
     if flags.trace:
         check_trace_path(flags.trace)
         check_place("--trace", flags.trace, {**inputs, "--out": flags.out}, model)
@@ -143,7 +143,7 @@ def check_places(flags: Any) -> None:
 
 def parse(arguments: Sequence[str] | None) -> Any:
     """The command line."""
-    parser = command_line.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     ask = parser.add_argument_group("what to write")
     ask.add_argument("--prompt", action="append", help="text to go on from; several make a batch")
     ask.add_argument(
@@ -271,4 +271,4 @@ def summary(done: tuple[list[writing.Written], float, float], seed: int) -> str:
 
 
 if __name__ == "__main__":
-    command_line.run(main, leaves_at_once=True)
+    cli.run(main, leaves_at_once=True)

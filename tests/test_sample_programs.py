@@ -638,11 +638,11 @@ def refused(start, tmp_path, monkeypatch):
         raise AssertionError("the weights were read")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(checkpoint, "load", never)
+    monkeypatch.setattr(model_folder, "load", never)
 
     def run(program, line, capsys):
         with pytest.raises(SystemExit) as stopped:
-            command_line.run(lambda: program.main(["--model", str(start), "--mask-token-id", str(MASK), *line.split()]))
+            cli.run(lambda: program.main(["--model", str(start), "--mask-token-id", str(MASK), *line.split()]))
         assert stopped.value.code == 2
         err = capsys.readouterr().err.splitlines()
         assert len(err) == 1, err

@@ -9,18 +9,19 @@ from pathlib import Path
 
 import yaml
 
-from qwen3llada_jax import command_line
+from qwen3llada_jax import cli
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.files import check_file, make_folder, write_text
+from qwen3llada_jax.io.atomic_files import check_file, make_folder, write_text
 from qwen3llada_jax.pictures import pyplot, write_picture
-from train.curves import draw, svg
-from train.metrics import read_lines
-from train.owner import owner_of
-from train.page import Run, page
+
+from .monitor.jsonl import read_lines
+from .reporting.html import Run, page
+from .reporting.plots import draw, svg
+from .runtime.run_owner import owner_of
 
 
 def main() -> None:
-    parser = command_line.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="run folders (while they run, too)")
     parser.add_argument(
         "--out", type=Path, default=Path("loss.png"), help="picture to write; the page lies beside it as .html "
@@ -112,4 +113,4 @@ def _settings(path: Path) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)
