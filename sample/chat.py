@@ -18,15 +18,16 @@ import jax
 import qwen3llada_jax as q
 from qwen3llada_jax import cli
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.files import check_file, write_text
-from qwen3llada_jax.sampler_config import SETTINGS, SamplerConfig
-from qwen3llada_jax.tokens import up_to_stop
-from sample import flags as common
-from sample import opening
-from sample.live import show_live
-from sample.opening import Folder
-from sample.prompts import Turn, check_template, encode, encode_chat, read_history
-from sample.writing import text_of
+from qwen3llada_jax.io.atomic_files import check_file, write_text
+from qwen3llada_jax.sampling.config import SETTINGS, SamplerConfig
+from qwen3llada_jax.text.tokens import up_to_stop
+
+from . import flags as common
+from . import opening
+from .live import show_live
+from .opening import Folder
+from .prompts import Turn, check_template, encode, encode_chat, read_history
+from .writing import text_of
 
 COMMANDS = {
     "/help": "this list",

@@ -32,15 +32,16 @@ from qwen3llada_jax import cli
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.io.atomic_files import check_folder, make_folder, write_text
 from qwen3llada_jax.pictures import pyplot, write_picture
-from qwen3llada_jax.rules import COMMIT_RULES, CONFIDENCE_RULES
-from qwen3llada_jax.sampler_config import SETTINGS, SamplerConfig
-from qwen3llada_jax.tokens import up_to_stop
-from sample import opening, prompts, quality, writing
-from sample.flags import add_model_flags, add_setting_flags, add_thinking_flag, changed, settings_of, whole
-from sample.matching import KINDS, check_references, match_of, without_empty_thought
-from sample.opening import Folder
-from sample.own_rules import is_own
-from sample.places import check_place
+from qwen3llada_jax.sampling.config import SETTINGS, SamplerConfig
+from qwen3llada_jax.sampling.rules import COMMIT_RULES, CONFIDENCE_RULES
+from qwen3llada_jax.text.tokens import up_to_stop
+
+from . import opening, prompts, quality, writing
+from .flags import add_model_flags, add_setting_flags, add_thinking_flag, changed, settings_of, whole
+from .matching import KINDS, check_references, match_of, without_empty_thought
+from .opening import Folder
+from .own_rules import is_own
+from .places import check_place
 
 _SPEED = {"nfe": "NFE", "tokens_per_forward": "tokens a forward", "tokens_per_second": "tokens/s"}
 

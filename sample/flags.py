@@ -6,11 +6,11 @@ import re
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
-from qwen3llada_jax import command_line
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.sampler_config import SETTINGS, SamplerConfig
-from qwen3llada_jax.slots import SLOTS
-from sample import own_rules
+from qwen3llada_jax.sampling.config import SETTINGS, SamplerConfig
+from qwen3llada_jax.sampling.slots import SLOTS
+
+from . import own_rules
 
 
 def ids(text: str) -> tuple[int, ...]:
@@ -121,7 +121,7 @@ def changed(settings: SamplerConfig, changes: Mapping[str, str], rules: Sequence
     for name, text in changes.items():
         field = name.strip().replace("-", "_")
         if field not in SETTINGS:
-            raise InputError(f"unknown setting {name.strip()!r}" + command_line.nearest(field, [*SETTINGS]))
+            raise InputError(f"unknown setting {name.strip()!r}" + cli.nearest(field, [*SETTINGS]))
         kind, value = SETTINGS[field].kind, text.strip()
         is_taken_back = value == "default" or (value == "none" and not (isinstance(kind, tuple) and "none" in kind))
         new[field] = getattr(SamplerConfig(), field) if is_taken_back else _value(field, value)

@@ -21,14 +21,15 @@ from rich.progress import track
 import qwen3llada_jax as q
 from qwen3llada_jax import cli
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.room import most_tokens
-from qwen3llada_jax.sampler_config import SamplerConfig
-from sample import answers, opening, prompts, writing
-from sample.flags import add_model_flags, add_setting_flags, add_thinking_flag, settings_of, told, whole
-from sample.live import show_live
-from sample.places import check_place
-from sample.trace import Trace, check_trace_path, write_trace
-from sample.writing import Batch
+from qwen3llada_jax.sampling.config import SamplerConfig
+from qwen3llada_jax.sampling.limits import most_tokens
+
+from . import answers, opening, prompts, writing
+from .flags import add_model_flags, add_setting_flags, add_thinking_flag, settings_of, told, whole
+from .live import show_live
+from .places import check_place
+from .trace import Trace, check_trace_path, write_trace
+from .writing import Batch
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

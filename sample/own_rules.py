@@ -13,10 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from qwen3llada_jax import command_line, slots
+from qwen3llada_jax import cli
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.files import expanded
-from qwen3llada_jax.sampler_config import SETTINGS, SamplerConfig
+from qwen3llada_jax.io.atomic_files import expanded
+from qwen3llada_jax.sampling import slots
+from qwen3llada_jax.sampling.config import SETTINGS, SamplerConfig
 
 
 def is_own(text: str) -> bool:
@@ -63,7 +64,7 @@ def rule_of(text: str) -> tuple[str, Any]:
     found = getattr(module, name, None)
     if found is None:
         own = [n for n, x in vars(module).items() if getattr(x, "__module__", None) == module.__name__]
-        raise InputError(f"{place}: has no {name!r}" + command_line.nearest(name, own))
+        raise InputError(f"{place}: has no {name!r}" + cli.nearest(name, own))
     slot = slots.slot_of(found)
     if slot is None and inspect.isfunction(found) and len(inspect.signature(found).parameters) == 4:
         slot = "order"

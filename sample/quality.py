@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 import qwen3llada_jax as q
-from qwen3llada_jax.parameters import Structure
-from qwen3llada_jax.passes import mask_of
-from qwen3llada_jax.sampler_config import SamplerConfig
+from qwen3llada_jax.sampling.config import SamplerConfig
+from qwen3llada_jax.sampling.forward import mask_of
+from qwen3llada_jax.sampling.parameters import Structure
 
 
 def distinct_share(ids: Sequence[int], n: int = 4) -> float:

@@ -4,8 +4,9 @@ import html
 import json
 from typing import Any
 
-from qwen3llada_jax.sampler_config import SamplerConfig
-from sample.flags import told
+from qwen3llada_jax.sampling.config import SamplerConfig
+
+from .flags import told
 
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>Unmasking</title>

@@ -15,9 +15,9 @@ import torch
 from conftest import ROOT, TINY, assert_one_line_error, on_devices, run_program, torch_model, write
 
 import qwen3llada_jax as q
-from qwen3llada_jax import checkpoint, command_line, tokens
-from qwen3llada_jax.files import write_text
-from qwen3llada_jax.slots import SLOTS
+from qwen3llada_jax.io.atomic_files import write_text
+from qwen3llada_jax.sampling.slots import SLOTS
+from qwen3llada_jax.text import tokens
 from sample import chat, clock, compare, flags, generate, live, opening, prompts, quality, trace, writing
 
 MASK = 1050

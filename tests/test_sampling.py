@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qwen3llada_jax as q
-from qwen3llada_jax import rules
-from qwen3llada_jax.canvas import bucket
-from qwen3llada_jax.config import VISIBILITIES
-from qwen3llada_jax.proposals import Proposal, propose, propose_one
-from qwen3llada_jax.rules import COMMIT_RULES, CONFIDENCE_RULES
-from qwen3llada_jax.unmasking import best_first, number_to_unmask
+from qwen3llada_jax.model.config import VISIBILITIES
+from qwen3llada_jax.sampling import rules
+from qwen3llada_jax.sampling.proposals import Proposal, propose, propose_one
+from qwen3llada_jax.sampling.rules import COMMIT_RULES, CONFIDENCE_RULES
+from qwen3llada_jax.sampling.state import bucket
+from qwen3llada_jax.sampling.step import best_first, number_to_unmask
 
 V, MASK = 62, 61
 

@@ -16,14 +16,14 @@ import numpy as np
 from jax.sharding import NamedSharding, SingleDeviceSharding
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from qwen3llada_jax import canvas as pages
-from qwen3llada_jax.cache import AXES, Cache
-from qwen3llada_jax.canvas import Canvas, Generation, GenerationInputs, SamplerState, finish_checked
-from qwen3llada_jax.layers import apart
-from qwen3llada_jax.model import Qwen3LLaDA
-from qwen3llada_jax.parameters import Parameters, Structure
-from qwen3llada_jax.passes import block_start_differs, first_cache
-from qwen3llada_jax.sampler_config import SamplerConfig
+from qwen3llada_jax.model.kv_cache import AXES, Cache
+from qwen3llada_jax.model.layers import apart
+from qwen3llada_jax.model.model import Qwen3LLaDA
+from qwen3llada_jax.sampling import state as pages
+from qwen3llada_jax.sampling.config import SamplerConfig
+from qwen3llada_jax.sampling.forward import block_start_differs, first_cache
+from qwen3llada_jax.sampling.parameters import Parameters, Structure
+from qwen3llada_jax.sampling.state import Canvas, Generation, GenerationInputs, SamplerState, finish_checked
 from qwen3llada_jax.sharding import canonical_spec, constrain
 
 Prompts = Int[Array, "B P"] | Sequence[Sequence[int]]

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from qwen3llada_jax import arguments, rules, slots
-from qwen3llada_jax.config import VISIBILITIES, ModelConfig
+from qwen3llada_jax import arguments
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.model import Qwen3LLaDA
-from qwen3llada_jax.parameters import Parameters, Structure
-from qwen3llada_jax.setting import Setting, field, setting_of
-from qwen3llada_jax.slots import ConfidenceRule, Rule
+from qwen3llada_jax.model.config import VISIBILITIES, ModelConfig
+from qwen3llada_jax.model.model import Qwen3LLaDA
+from qwen3llada_jax.sampling import rules, slots
+from qwen3llada_jax.sampling.parameters import Parameters, Structure
+from qwen3llada_jax.sampling.setting import Setting, field, setting_of
+from qwen3llada_jax.sampling.slots import ConfidenceRule, Rule
 
 _NO_CAP = 1 << 30  # steps of a block when nothing limits them
 
@@ -261,6 +262,17 @@ class SamplerConfig:
         if len(never) >= live:
             why = "forbid" + (f" and eos {self.eos!r}" if self.eos == "never" else " and min_length" if no_eos else "")
             raise InputError(f"no id is left to write: {why} leave none of the model's {live} tokens; forbid fewer")
+
+    def check_rows(self, rows: int) -> None:
+        """Refuse rules that have a number for each row, and not for so many rows.
+
+        Raises:
+            InputError: naming the number.
+        """
+        for rule in filter(None, (getattr(self, slot) for slot in slots.SLOTS)):
+            for name, value in vars(rule).items():
+                if np.ndim(value) and not callable(value) and len(value) != rows:
+                    raise InputError(f"{name} has {len(value)} numbers, and there are {rows} rows; give one, or {rows}")
 
     def passes_of_a_block(self, holes: Sequence[int]) -> Int[np.ndarray, " B"]:
         """[B] of rows with so many tokens to write, for a complete config: each row shares `steps` among its blocks.

@@ -15,13 +15,13 @@ Nothing after a block is visible under block_bias and block_causal, so there `du
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from qwen3llada_jax import cache as kv
-from qwen3llada_jax.canvas import Canvas, GenerationInputs, SamplerState
-from qwen3llada_jax.config import ModelConfig
-from qwen3llada_jax.masks import Mask
-from qwen3llada_jax.model import Qwen3LLaDA
-from qwen3llada_jax.parameters import Structure
-from qwen3llada_jax.sampler_config import SamplerConfig, prefix_cache_is_exact
+from qwen3llada_jax.model import kv_cache as kv
+from qwen3llada_jax.model.config import ModelConfig
+from qwen3llada_jax.model.masks import Mask
+from qwen3llada_jax.model.model import Qwen3LLaDA
+from qwen3llada_jax.sampling.config import SamplerConfig, prefix_cache_is_exact
+from qwen3llada_jax.sampling.parameters import Structure
+from qwen3llada_jax.sampling.state import Canvas, GenerationInputs, SamplerState
 
 
 def block_start_differs(model: Qwen3LLaDA, structure: Structure) -> bool:

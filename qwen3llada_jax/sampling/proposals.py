@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from qwen3llada_jax import rules, sharding, slots
-from qwen3llada_jax.canvas import GenerationInputs
-from qwen3llada_jax.config import ModelConfig
+from qwen3llada_jax import sharding
 from qwen3llada_jax.head import positions_at_once, stream
-from qwen3llada_jax.parameters import Parameters, Structure
+from qwen3llada_jax.model.config import ModelConfig
+from qwen3llada_jax.sampling import rules, slots
+from qwen3llada_jax.sampling.parameters import Parameters, Structure
+from qwen3llada_jax.sampling.state import GenerationInputs
 
 
 class Proposal(NamedTuple):

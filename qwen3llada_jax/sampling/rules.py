@@ -25,8 +25,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from qwen3llada_jax.setting import Setting, field
-from qwen3llada_jax.slots import TIE, rule
+from qwen3llada_jax.sampling.setting import Setting, field
+from qwen3llada_jax.sampling.slots import TIE, rule
 
 # ---- who is written first ------------------------------------------------------------------------------------
 

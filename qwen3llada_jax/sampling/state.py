@@ -238,6 +238,7 @@ def _lay_out(
     assert config.mask_token_id is not None
     B = len(rows)
     sharding.check_rows(B)
+    config.check_rows(B)
     tokens = np.full((B, length), config.mask_token_id, np.int32)
     is_masked, is_given = np.zeros((B, length), bool), np.zeros((B, length), bool)
     places = np.full((B, config.gen_length), length, np.int32)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from jaxtyping import Array, Float, Int
 
-from qwen3llada_jax.slots import Rule
+from qwen3llada_jax.sampling.slots import Rule
 
 
 class Parameters(NamedTuple):

@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.setting import Setting, field, setting_of
+from qwen3llada_jax.sampling.setting import Setting, field, setting_of
 
 SLOTS = {
     "order": "who is written first",
