@@ -19,6 +19,7 @@ import qwen3llada_jax as q
 from qwen3llada_jax import cli
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.io.atomic_files import check_file, write_text
+from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.sampling.config import SETTINGS, SamplerConfig
 from qwen3llada_jax.text.tokens import up_to_stop
 

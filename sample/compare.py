@@ -34,6 +34,7 @@ from qwen3llada_jax.io.atomic_files import check_folder, make_folder, write_text
 from qwen3llada_jax.pictures import pyplot, write_picture
 from qwen3llada_jax.sampling.config import SETTINGS, SamplerConfig
 from qwen3llada_jax.sampling.rules import COMMIT_RULES, CONFIDENCE_RULES
+from qwen3llada_jax.text.conversations import answer_of
 from qwen3llada_jax.text.tokens import up_to_stop
 
 from . import opening, prompts, quality, writing

@@ -6,6 +6,7 @@ import re
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
+from qwen3llada_jax import cli
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.sampling.config import SETTINGS, SamplerConfig
 from qwen3llada_jax.sampling.slots import SLOTS

@@ -63,11 +63,11 @@ def test_three_levels_are_one_program(model):
 
 
 PER_ROW = [
-    ("commit", lambda x: rules.Threshold(x), [0.1, 0.4, 0.9, 0.2]),
-    ("commit", lambda x: rules.EntropyBound(x), [0.1, 3.0, 0.9, 0.2]),
-    ("draw", lambda x: rules.Sample(x), [0.0, 0.4, 2.0, 1.0]),
+    ("commit", rules.Threshold, [0.1, 0.4, 0.9, 0.2]),
+    ("commit", rules.EntropyBound, [0.1, 3.0, 0.9, 0.2]),
+    ("draw", rules.Sample, [0.0, 0.4, 2.0, 1.0]),
     ("draw", lambda x: rules.Sample(0.9, top_p=x), [0.2, 0.9, 1.0, 0.5]),
-    ("remask", lambda x: rules.LeastCertain(x), [0, 1, 2, 3]),
+    ("remask", rules.LeastCertain, [0, 1, 2, 3]),
 ]
 
 

@@ -24,6 +24,7 @@ from qwen3llada_jax.sampling.config import SamplerConfig
 from qwen3llada_jax.sampling.forward import block_start_differs, first_cache
 from qwen3llada_jax.sampling.parameters import Parameters, Structure
 from qwen3llada_jax.sampling.state import Canvas, Generation, GenerationInputs, SamplerState, finish_checked
+from qwen3llada_jax.sampling.step import unmask
 from qwen3llada_jax.sharding import canonical_spec, constrain
 
 Prompts = Int[Array, "B P"] | Sequence[Sequence[int]]
