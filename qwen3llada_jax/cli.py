@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from qwen3llada_jax import commands
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.io.atomic_files import expanded
 from qwen3llada_jax.libtpu import leave_it_unless_there_is_a_tpu
@@ -67,6 +68,10 @@ class Parser(argparse.ArgumentParser):
             names = action.option_strings
             if isinstance(action, argparse._StoreAction) and sum(g in names for g in given) > 1:
                 raise InputError(f"{names[0]} is given twice; leave one of the two out")
+
+    def format_help(self) -> str:
+        """As argparse makes it, with the programs named as they were started."""
+        return commands.as_typed(super().format_help())
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message if len(message) < 300 else message[:300] + '…'} (see --help)")

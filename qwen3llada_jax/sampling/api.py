@@ -23,7 +23,7 @@ from qwen3llada_jax.sampling import state as pages
 from qwen3llada_jax.sampling.config import SamplerConfig
 from qwen3llada_jax.sampling.forward import block_start_differs, first_cache
 from qwen3llada_jax.sampling.parameters import Parameters, Structure
-from qwen3llada_jax.sampling.state import Canvas, Generation, GenerationInputs, SamplerState, finish_checked
+from qwen3llada_jax.sampling.state import Canvas, Generation, GenerationInputs, SamplerState, to_host_checked
 from qwen3llada_jax.sampling.step import unmask
 from qwen3llada_jax.sharding import canonical_spec, constrain
 
@@ -67,7 +67,8 @@ def infill(
     """Fill the holes of texts.
 
     Args:
-        texts: ids, None for a hole. Blocks are groups of `block_length` holes, from left to right.
+        texts: ids, None for a hole. Blocks are groups of `block_length` holes, from left to right; under block rules
+            the holes among `block_length` positions, counted from the first hole, before which all is prompt.
         config: `gen_length` and `stop_at_eos` do not matter here: the holes say how much there is to write.
         key: as in `generate`.
 
@@ -112,7 +113,7 @@ def compilations() -> int:
 
 def _generate(model: Qwen3LLaDA, canvas: Canvas, inputs: GenerationInputs, config: SamplerConfig) -> Generation:
     step = _stepper(model, inputs, config)
-    return finish_checked(step(_started(model, canvas, inputs, config), _TO_THE_END).canvas)
+    return to_host_checked(step(_started(model, canvas, inputs, config), _TO_THE_END).canvas)
 
 
 def _watch(model: Qwen3LLaDA, canvas: Canvas, inputs: GenerationInputs, config: SamplerConfig) -> Iterator[Canvas]:
@@ -121,7 +122,7 @@ def _watch(model: Qwen3LLaDA, canvas: Canvas, inputs: GenerationInputs, config: 
     while not np.asarray(state.done).all():
         state = step(state, 1)
         yield state.canvas
-    finish_checked(state.canvas)
+    to_host_checked(state.canvas)
 
 
 def _stepper(

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from qwen3llada_jax import arguments
+from qwen3llada_jax.commands import as_typed
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model.config import VISIBILITIES, ModelConfig
 from qwen3llada_jax.model.model import Qwen3LLaDA
@@ -212,7 +213,8 @@ class SamplerConfig:
         """
         mask = config.mask_token_id if self.mask_token_id is None else self.mask_token_id
         if mask is None:
-            raise InputError("the model names no mask token; import it with converters.from_hf, or set mask_token_id")
+            program = as_typed("converters.from_hf")
+            raise InputError(f"the model names no mask token; import it with {program}, or set mask_token_id")
         eos = tuple(config.eos_token_ids) if self.eos_token_ids is None else self.eos_token_ids
         for name, ids in {"mask_token_id": (mask,), "eos_token_ids": eos, "forbid": self.forbid}.items():
             for i in ids:
@@ -274,8 +276,8 @@ class SamplerConfig:
                 if np.ndim(value) and not callable(value) and len(value) != rows:
                     raise InputError(f"{name} has {len(value)} numbers, and there are {rows} rows; give one, or {rows}")
 
-    def passes_of_a_block(self, holes: Sequence[int]) -> Int[np.ndarray, " B"]:
-        """[B] of rows with so many tokens to write, for a complete config: each row shares `steps` among its blocks.
+    def passes_of_a_block(self, holes: Sequence[int], blocks: Sequence[int]) -> Int[np.ndarray, " B"]:
+        """[B] of rows with so many tokens to write in so many blocks: each row shares `steps` among its blocks.
 
         Raises:
             InputError: `steps` is not a multiple of some row's blocks.
@@ -283,7 +285,6 @@ class SamplerConfig:
         assert self.block_length is not None
         if self.steps is None:
             return np.full(len(holes), self.block_length if self.has_budget else _NO_CAP, np.int32)
-        blocks = [-(-count // self.block_length) for count in holes]
         odd = next((number for number, many in enumerate(blocks) if self.steps % many), None)
         if odd is not None:
             raise InputError(

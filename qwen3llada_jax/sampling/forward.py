@@ -17,9 +17,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from qwen3llada_jax.model import kv_cache as kv
 from qwen3llada_jax.model.config import ModelConfig
-from qwen3llada_jax.model.masks import Mask
+from qwen3llada_jax.model.coordinates import Coordinates, until_of
 from qwen3llada_jax.model.model import Qwen3LLaDA
-from qwen3llada_jax.sampling.config import SamplerConfig, prefix_cache_is_exact
+from qwen3llada_jax.sampling.config import prefix_cache_is_exact
 from qwen3llada_jax.sampling.parameters import Structure
 from qwen3llada_jax.sampling.state import Canvas, GenerationInputs, SamplerState
 
@@ -109,33 +109,32 @@ def _cached(
     return _apart(hidden, structure.cfg_branches), cache
 
 
-def _inputs(model: Qwen3LLaDA, canvas: Canvas, inputs: GenerationInputs, structure: Structure) -> tuple[Array, Mask]:
+def _inputs(
+    model: Qwen3LLaDA, canvas: Canvas, inputs: GenerationInputs, structure: Structure
+) -> tuple[Array, Coordinates]:
     """Tokens and visibility; under guidance each row twice, as it is and with masks for what was given."""
     B, L = canvas.tokens.shape
-    tokens, prompt_length, length = canvas.tokens, canvas.prompt_length, canvas.length
+    tokens, block, length = canvas.tokens, inputs.block, canvas.length
     if structure.cfg_branches == 2:
         without = jnp.where(inputs.is_given, structure.mask_token_id, tokens)
         tokens = jnp.stack([tokens, without], axis=1).reshape(2 * B, L)
-        prompt_length, length = jnp.repeat(prompt_length, 2), jnp.repeat(length, 2)
-    return tokens, mask_of(model.config, structure, prompt_length, length, L)
+        block, length = None if block is None else jnp.repeat(block, 2, axis=0), jnp.repeat(length, 2)
+    return tokens, coordinates_of(model.config, structure, block, length, L)
 
 
-def mask_of(
-    model: ModelConfig,
-    config: SamplerConfig | Structure,
-    prompt_length: Int[Array, " B"],
-    length: Int[Array, " B"],
-    L: int,
-) -> Mask:
-    """Who sees whom in rows of `length` tokens, padded to L, for a complete config."""
-    in_blocks = config.visibility != "full"
-    return Mask(
-        config.visibility or "full",
-        config.block_length if in_blocks else None,
-        prompt_sees_answer=model.prompt_sees_answer and config.visibility == "block_bias",
-        prompt_length=prompt_length if in_blocks else None,
-        is_real=jnp.arange(L)[None] < length[:, None],
-    )
+def coordinates_of(
+    model: ModelConfig, structure: Structure, block: Int[Array, "B L"] | None, length: Int[Array, " B"], L: int
+) -> Coordinates:
+    """Who sees whom in rows of `length` tokens, padded to L.
+
+    Args:
+        block: each token's, -1 for a prompt; None under `full`.
+    """
+    segment = jnp.where(jnp.arange(L)[None] < length[:, None], 0, -1)
+    if block is None:
+        return Coordinates(segment=segment)
+    until = until_of(structure.visibility, block, prompt_sees_answer=model.prompt_sees_answer)
+    return Coordinates(segment=segment, block=block, until=until)
 
 
 def _apart(hidden: Float[Array, "GB W D"], G: int) -> Float[Array, "B W G D"]:
