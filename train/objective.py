@@ -53,7 +53,7 @@ class Example(NamedTuple):
     t: Float[Array, "B M"]
     tokens: Int[Array, " B"]
     share: Int[Array, " B"]
-    mask: Mask | Coordinates
+    mask: Mask | Coordinates | Bool[Array, "R M M"]
 
 
 Objective = Callable[[DeviceBatch, PRNGKeyArray, Int[Array, ""]], Example]
