@@ -29,7 +29,7 @@ from qwen3llada_jax.text.requests import Request
 
 from . import answers, inputs
 from .clock import Timed, timed
-from .flags import add_model_flags, add_setting_flags, add_thinking_flag, settings_of, whole
+from .flags import add_model_flags, add_setting_flags, add_thinking_flag, settings_of, told, whole
 from .live import show_live
 from .places import check_place
 from .trace import Trace, check_trace_path, write_trace
@@ -74,7 +74,7 @@ def _output(
         yield None, 0
         return
     command = {
-        **{name: getattr(value, "__name__", value) for name, value in vars(settings).items()},
+        **told(settings),
         "model": folder.identity(),
         "dtype": flags.dtype,
         "seed": flags.seed,
@@ -175,7 +175,7 @@ def parse(arguments: Sequence[str] | None) -> Any:
         if getattr(flags, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(flags, name)}")
     is_random = flags.temperature or flags.remasking in ("random", "random_topk")
-    is_random = is_random or (flags.revise and flags.revise_by == "random")
+    is_random = is_random or (flags.revise and flags.revise_by == "random") or flags.rule
     if flags.num_samples > 1 and not is_random:
         raise InputError("--num-samples: without randomness all samples are the same; set --temperature")
     return flags
