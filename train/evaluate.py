@@ -27,7 +27,7 @@ def evaluate(
     mesh: Mesh,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
-    """Compute metrics over the rows to evaluate on: the same rows under the same noise every time, however they are batched.
+    """Compute metrics over the eval rows: the same rows under the same noise every time, however they are batched.
 
     `eval_bound_perplexity`, exp of the loss, bounds the text's perplexity from above; under noise that is no mask
     there is no such bound.
