@@ -221,7 +221,7 @@ def abstract_batch(config: Config, mesh: Mesh) -> DeviceBatch:
         return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows_sharding(mesh))
 
     tokens, of_row = array(rows, length), array(rows)
-    divided = config.training.mode == "pretrain" and config.dataset.pack_boundaries
+    divided = config.is_packed and config.dataset.pack_boundaries
     return DeviceBatch(tokens, of_row, of_row, of_row, *(2 * (tokens,) if divided else ()))
 
 

@@ -77,7 +77,7 @@ def settled(config: Config, blocks: BlockAttentionConfig, enable_thinking: bool 
     """The configuration with what `find_start` found where it left the choice to the model."""
     training = dataclasses.replace(config.training, block_attention=blocks)
     dataset = config.dataset
-    if training.mode == "sft":
+    if config.learns_answers:
         dataset = dataclasses.replace(dataset, enable_thinking=enable_thinking)
     return dataclasses.replace(config, training=training, dataset=dataset)
 
@@ -85,7 +85,7 @@ def settled(config: Config, blocks: BlockAttentionConfig, enable_thinking: bool 
 def _thinks(config: Config, architecture: ModelConfig) -> bool:
     """Whether answers begin with their reasoning."""
     asked = config.dataset.enable_thinking
-    if config.training.mode != "sft" or asked is None:
+    if not config.learns_answers or asked is None:
         return architecture.enable_thinking and config.dataset.template != "plain"
     return asked
 

@@ -51,7 +51,7 @@ def write_samples(model: Qwen3LLaDA, tokenizer: Any, config: Config, step: int, 
 
 def _requests(config: Config, architecture: ModelConfig, tokenizer: Any) -> list[Request]:
     """The prompts, asked as the model is being taught."""
-    is_chat, template, thinks = config.training.mode == "sft", config.dataset.template, architecture.enable_thinking
+    is_chat, template, thinks = config.learns_answers, config.dataset.template, architecture.enable_thinking
     if is_chat:
         ChatWriter(tokenizer, template, thinks)  # what is wrong with the template itself is no prompt's fault
     rows = [{"prompt": text} for text in config.evaluation.prompts]
