@@ -246,8 +246,10 @@ def arrays_of(folder: Path) -> dict[str, np.ndarray]:
 
 def difference(name: str, before: Any, after: Any) -> float | None:
     """None: bit for bit the same; else the largest difference, as a share of the largest number (inf: no numbers)."""
-    if not isinstance(before, np.ndarray | int | float) or not isinstance(after, np.ndarray | int | float):
-        return None if before == after and type(before) is type(after) else np.inf
+    if type(before) is not type(after):
+        return np.inf
+    if not isinstance(before, np.ndarray | int | float):
+        return None if before == after else np.inf
     before, after = np.asarray(before), np.asarray(after)
     if before.dtype != after.dtype or before.shape != after.shape:
         return np.inf

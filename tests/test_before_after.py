@@ -47,7 +47,7 @@ def test_a_last_bit_is_named_and_is_close():
         (1, 2),
         ("a", "b"),
         ([None, 1], [1, None]),
-        (np.array([1]), [1]),
+        (np.array([1, 2]), [1, 2]),
     ],
 )
 def test_anything_else_is_different(before, after):
