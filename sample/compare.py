@@ -10,9 +10,9 @@ regex=PATTERN, looked for in the text and in the answer alike; an empty think bl
 Without answers it is the model's own opinion of the finished text: the mean log-probability of its tokens, each given
 all others (quality.py), together with the share of distinct 4-grams, because a text that repeats itself is likely too.
 
-A rule is a confidence rule, or SETTING=VALUE (threshold=0.9, factor=1, cache=dual, temperature=0.7), or several joined
-by `+`; steps= is no part of one. Rules with a fixed budget run once for each of --steps, adaptive ones once, without a
-limit on their steps.
+A rule is a confidence rule, or SETTING=VALUE (threshold=0.9, factor=1, cache=dual, temperature=0.7), or one of your own
+(my.py:Halves:share=0.3, as --rule takes it), or several joined by `+`; steps= is no part of one. Rules with a fixed
+budget run once for each of --steps, adaptive ones once, without a limit on their steps.
 """
 
 import dataclasses
@@ -29,18 +29,22 @@ from rich.table import Column, Table
 
 import qwen3llada_jax as q
 from qwen3llada_jax import cli
-from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.errors import InputError, brief
 from qwen3llada_jax.io.atomic_files import check_folder, make_folder, write_text
 from qwen3llada_jax.pictures import pyplot, write_picture
-from qwen3llada_jax.sampling.config import ADAPTIVE, SamplerConfig
-from qwen3llada_jax.sampling.rules import CONFIDENCE_RULES
+from qwen3llada_jax.sampling.config import SETTINGS, SamplerConfig
+from qwen3llada_jax.sampling.rules import COMMIT_RULES, CONFIDENCE_RULES
+from qwen3llada_jax.text import completions
+from qwen3llada_jax.text.completions import Completion
 from qwen3llada_jax.text.conversations import answer_of
+from qwen3llada_jax.text.opening import Folder
+from qwen3llada_jax.text.requests import Request
 from qwen3llada_jax.text.tokens import up_to_stop
 
-from . import opening, prompts, quality, writing
-from .flags import SETTINGS, add_model_flags, add_setting_flags, add_thinking_flag, changed, settings_of, whole
-from .matching import KINDS, check_references, match_of, without_empty_thought
-from .opening import Folder
+from . import inputs, quality
+from .clock import Timed, timed
+from .flags import add_model_flags, add_setting_flags, add_thinking_flag, changed, settings_of, whole
+from .own_rules import is_own
 from .places import check_place
 
 _SPEED = {"nfe": "NFE", "tokens_per_forward": "tokens a forward", "tokens_per_second": "tokens/s"}
@@ -60,9 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     flags = parse(arguments)
     variants = variants_of(settings_of(flags), flags.rules, flags.steps_list)
     rows, answers = read(flags.data, flags.limit)
-    prompts.check_thinking(flags.enable_thinking, rows, chat=flags.chat)
     if answers[0] is not None:
-        check_references(match_of(flags.match)[1], answers, flags.match)
+        quality.check_references(quality.match_of(flags.match)[1], answers, flags.match)
     elif flags.match != "exact":
         raise InputError(f"--match {flags.match}: {flags.data} has no answers to match; leave it out")
     if flags.out:
@@ -70,23 +73,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_folder(flags.out)
     else:
         cli.check_output()
-    folder = opening.look_at(flags)
+    folder = inputs.open_model(flags)
     variants = [dataclasses.replace(v, settings=folder.ending(v.settings)) for v in variants]
     for variant in variants:
-        opening.say_if_approximate(variant.settings.for_model(folder.config), folder.config)
-    requests = prompts.requests_of(
-        rows, folder.tokenizer, chat=flags.chat, enable_thinking=folder.thinks(flags.enable_thinking)
-    )
-    size = writing.rows_of_a_batch(len(requests), flags.batch_size, folder.ways)
+        inputs.say_if_approximate(variant.settings.for_model(folder.config), folder.config)
+    requests = inputs.requests_of(rows, folder, chat=flags.chat, enable_thinking=flags.enable_thinking)
+    size = completions.rows_of_a_batch(len(requests), flags.batch_size, folder.ways)
     for variant in variants:
-        writing.check(requests, variant.settings, folder.config, size)
+        inputs.check_fit(requests, variant.settings, folder.config, size)
     if flags.out:  # once nothing else is refused: no empty folder is left
         make_folder(flags.out)
         for name in ("compare.json", "compare.png"):
             check_place("--out", flags.out / name, {"--data": flags.data}, folder.path)
-    opening.say_if_unadapted(folder)
-    model = opening.load(folder, flags.dtype)
-    opening.say_if_rounded(model, variants[0].settings.for_model(folder.config), size)
+    inputs.say_if_unadapted(folder)
+    model = folder.load(flags.dtype)
+    inputs.say_if_rounded(model, variants[0].settings.for_model(folder.config), size)
     quiet = not sys.stderr.isatty()
     found = [
         measure(model, folder, requests, answers, variant, flags)
@@ -110,7 +111,10 @@ def parse(arguments: Sequence[str] | None) -> Any:
     parser.add_argument("--chat", action="store_true", help="put prompts through the tokenizer's chat template")
     add_thinking_flag(parser)
     parser.add_argument(
-        "--match", default="exact", metavar="HOW", help=f"what is right: {', '.join(KINDS)} (default: %(default)s)"
+        "--match",
+        default="exact",
+        metavar="HOW",
+        help=f"what is right: {', '.join(quality.KINDS)} (default: %(default)s)",
     )
     parser.add_argument("--limit", type=whole, help="only so many lines of --data")
     parser.add_argument("--batch-size", type=whole, default=32, help="prompts written together (default: %(default)s)")
@@ -140,7 +144,7 @@ def read(path: Path, limit: int | None) -> tuple[list[dict[str, Any]], list[str 
         raise InputError(f"{path}: unknown kind of file; --data has rows with prompts and answers, as in a .jsonl")
     rows: list[dict[str, Any]] = []
     answers: list[str | None] = []
-    for line in prompts.from_file(path)[:limit]:
+    for line in inputs.from_file(path)[:limit]:
         row = line
         if "infill" in row:
             raise InputError(f"{path}: has texts with holes; --data asks with prompt or messages")
@@ -150,7 +154,7 @@ def read(path: Path, limit: int | None) -> tuple[list[dict[str, Any]], list[str 
             if not row["messages"]:
                 raise InputError(f"{path}: a chat has an answer and no question")
         if answer is not None and not isinstance(answer, str):
-            raise InputError(f"{path}: prompt {len(rows) + 1}: an answer must be a text, not {str(answer)[:60]}")
+            raise InputError(f"{path}: prompt {len(rows) + 1}: an answer must be a text, not {brief(answer, 60)}")
         rows.append(row)
         answers.append(answer)
     if len({answer is None for answer in answers}) > 1:
@@ -167,7 +171,11 @@ def variants_of(base: SamplerConfig, rules: str, steps: list[int | None]) -> lis
     known: dict[SamplerConfig, Variant] = {}
     for rule in [r.strip() for r in rules.split(",")]:
         change: dict[str, str] = {}
+        own: list[str] = []
         for part in rule.split("+"):
+            if is_own(part):
+                own.append(part.strip())
+                continue
             name, equals, value = part.partition("=")
             name = name.strip().replace("-", "_")
             if name == "steps":
@@ -176,10 +184,10 @@ def variants_of(base: SamplerConfig, rules: str, steps: list[int | None]) -> lis
                 words = [*CONFIDENCE_RULES, *(f"{n}=" for n in SETTINGS)]
                 raise InputError(f"--rules: unknown rule {part!r}" + cli.nearest(part, words))
             change |= {name: value} if equals else {"remasking": part}
-        if any(name in change for name in ADAPTIVE):  # instead of the one that the flags set
-            change = dict.fromkeys(ADAPTIVE, "none") | change
-        settings = changed(base, change)
-        for budget in [None] if settings.adaptive else steps:
+        if any(name in change for name in COMMIT_RULES):  # instead of the one that the flags set
+            change = dict.fromkeys(COMMIT_RULES, "none") | change
+        settings = changed(base, change, own)
+        for budget in steps if settings.has_budget else [None]:
             variant = Variant(rule, budget, dataclasses.replace(settings, steps=budget))
             if variant.settings in known:
                 same, of = known[variant.settings].rule, f" of {budget} steps" if budget else ""
@@ -191,42 +199,42 @@ def variants_of(base: SamplerConfig, rules: str, steps: list[int | None]) -> lis
 def measure(
     model: q.Qwen3LLaDA,
     folder: Folder,
-    requests: Sequence[prompts.Request],
+    requests: Sequence[Request],
     answers: Sequence[str | None],
     variant: Variant,
     flags: Any,
 ) -> dict[str, Any]:
     """Quality, forward passes and speed of one way to sample. The tokens are those before the end of a text."""
-    size = writing.rows_of_a_batch(len(requests), flags.batch_size, folder.ways)
-    written: list[writing.Written] = []
+    size = completions.rows_of_a_batch(len(requests), flags.batch_size, folder.ways)
+    written: list[Completion] = []
     seconds = 0.0
     log_p: list[np.ndarray] = []
     stops, distinct = variant.settings.eos_token_ids or (), []
 
-    def write() -> Iterator[writing.Batch]:
-        return writing.write(model, folder, requests, variant.settings, seed=flags.seed, rows=size)
+    def write() -> Iterator[Timed]:
+        return timed(completions.write(model, folder, requests, variant.settings, seed=flags.seed, rows=size))
 
     next(write())  # a first call pays for more than compiling
     for batch in write():
         seconds += batch.seconds
         distinct += [
             quality.distinct_share(up_to_stop(ids, stops))
-            for _, ids in zip(batch.written, batch.result.answers(), strict=False)
+            for _, ids in zip(batch.completions, batch.result.answers(), strict=False)
         ]
         if answers[0] is None:
             with folder.on_mesh():
                 found = quality.log_probability(model, batch.result, variant.settings)
-            log_p += [x[np.isfinite(x)] for x in found[: len(batch.written)]]
-        written += batch.written
+            log_p += [x[np.isfinite(x)] for x in found[: len(batch.completions)]]
+        written += batch.completions
     if any(w.error for w in written):
         raise InputError(f"rule {variant.rule}: {next(w.error for w in written if w.error)}; weights are damaged")
     tokens, nfe = sum(w.tokens for w in written), sum(w.nfe for w in written)
     n = len(written)
     result: dict[str, Any] = {"rule": variant.rule, "steps": variant.steps}
     if answers[0] is not None:
-        name, match = match_of(flags.match)
-        pairs = [(without_empty_thought(w.text), str(a)) for w, a in zip(written, answers, strict=True)]
-        right = sum(match(text, without_empty_thought(answer)) for text, answer in pairs) / n
+        name, match = quality.match_of(flags.match)
+        pairs = [(quality.without_empty_thought(w.text), str(a)) for w, a in zip(written, answers, strict=True)]
+        right = sum(match(text, quality.without_empty_thought(answer)) for text, answer in pairs) / n
         result |= {name: right, "standard_error": (right * (1 - right) / n) ** 0.5}
     else:
         every = np.concatenate(log_p)
