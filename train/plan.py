@@ -1,8 +1,8 @@
 """What a training run needs, and how fast it may be, on a machine one does not have.
 
-    python -m train.plan --config configs/pretrain.yaml --topology v6e:16x16 --model qwen3-8b \\
+    python -m train.plan --config pretrain --topology v6e:16x16 --model qwen3-8b \\
         --mesh.data 1 --mesh.fsdp 256 --training.batch_size 256 --training.micro_batch_size 256
-    python -m train.plan --config configs/pretrain.yaml --topology cpu:8 --model qwen3-0.6b --mesh.fsdp 8
+    python -m train.plan --config pretrain --topology cpu:8 --model qwen3-0.6b --mesh.fsdp 8
 
 The very step that train.run would run is compiled for the topology by the TPU compiler (install the `plan` extra),
 without data, weights or TPUs; cpu:N compiles for N simulated CPU devices instead. Any key of the configuration is a
