@@ -42,10 +42,10 @@ from qwen3llada_jax.text.requests import Request
 from qwen3llada_jax.text.tokens import up_to_stop
 
 from . import inputs, quality
+from .answers import check_place
 from .clock import Timed, timed
 from .flags import add_model_flags, add_setting_flags, add_thinking_flag, changed, settings_of, whole
 from .own_rules import is_own
-from .places import check_place
 
 _SPEED = {"nfe": "NFE", "tokens_per_forward": "tokens a forward", "tokens_per_second": "tokens/s"}
 

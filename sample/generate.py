@@ -28,10 +28,10 @@ from qwen3llada_jax.text.opening import Folder
 from qwen3llada_jax.text.requests import Request
 
 from . import answers, inputs
+from .answers import check_place
 from .clock import Timed, timed
 from .flags import add_model_flags, add_setting_flags, add_thinking_flag, settings_of, told, whole
 from .live import show_live
-from .places import check_place
 from .trace import Trace, check_trace_path, write_trace
 
 
