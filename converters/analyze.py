@@ -5,6 +5,7 @@
 With --dst every value is compared too. Exit code 1 when anything is missing, unexpected or different.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +13,20 @@ from rich.console import Console
 from rich.table import Table
 
 from qwen3llada_jax import checkpoint, command_line, hf_import, model
+from qwen3llada_jax.command_line import Place, flag
 from qwen3llada_jax.hf_names import TIED_HEAD, flatten, hf_tensors
 from qwen3llada_jax.hub import model_folder
 from qwen3llada_jax.safetensors_folder import StoredTensor, reader, stored_tensors
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    src: Place = flag("folder of a Qwen3 checkpoint, or its id on the hub")
+    dst: Path | None = flag("a model folder or training run of ours to compare with", None)
+
+
 def main() -> int:
-    parser = command_line.Parser(__doc__)
-    parser.add_argument(
-        "--src", required=True, type=command_line.Place, help="folder of a Qwen3 checkpoint, or its id on the hub"
-    )
-    parser.add_argument("--dst", type=Path, help="a model folder or training run of ours to compare with")
-    flags = parser.parse()
+    flags = command_line.parse(Flags)
     command_line.check_output()
     return analyze(model_folder(flags.src), flags.dst)
 

@@ -9,11 +9,12 @@ written beside its place and moved there when it is whole.
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
 from qwen3llada_jax import checkpoint, command_line, hf_import, mask_token, tokens
+from qwen3llada_jax.command_line import Place, flag
 from qwen3llada_jax.config import ModelConfig, read_config_json, read_model_config, unknown_keys
 from qwen3llada_jax.errors import InputError, listed
 from qwen3llada_jax.files import new_folder
@@ -21,24 +22,22 @@ from qwen3llada_jax.hub import model_folder
 from qwen3llada_jax.mask_token import MaskToken
 
 
-def main() -> None:
-    parser = command_line.Parser(__doc__)
-    parser.add_argument(
-        "--src", required=True, type=command_line.Place, help="folder of a Qwen3 checkpoint, or its id on the hub"
-    )
-    parser.add_argument("--dst", required=True, type=Path, help="model folder to write")
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), help="of the parameters (default: as stored)"
-    )
-    parser.add_argument(
-        "--mask-token-id",
-        default="auto",
-        metavar="N|auto",
-        help="mask token: an id, or auto: what config.json names, else the tokenizer's own mask token, else the first "
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags:
+    src: Place = flag("folder of a Qwen3 checkpoint, or its id on the hub")
+    dst: Path = flag("model folder to write")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = flag("of the parameters (default: as stored)", None)
+    mask_token_id: str = flag(
+        "mask token: an id, or auto: what config.json names, else the tokenizer's own mask token, else the first "
         "embedding row without a token (default: %(default)s)",
+        "auto",
+        metavar="N|auto",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace a model folder that stands at --dst")
-    flags = parser.parse()
+    overwrite: bool = flag("replace a model folder that stands at --dst", False)
+
+
+def main() -> None:
+    flags = command_line.parse(Flags)
     convert(flags.src, flags.dst, dtype=flags.dtype, mask_token_id=flags.mask_token_id, overwrite=flags.overwrite)
 
 
