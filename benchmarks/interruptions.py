@@ -21,8 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from train import lock
-from train.meter import MEASURED
+from train.monitor.throughput import MEASURED
+from train.runtime import run_lock
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -46,7 +46,7 @@ def work(batches: Path, flags: list[str]) -> None:
     import jax
     import numpy as np
 
-    from qwen3llada_jax import command_line
+    from qwen3llada_jax import cli
     from train import run
 
     make = run.make_train_step
@@ -69,7 +69,7 @@ def work(batches: Path, flags: list[str]) -> None:
 
     run.make_train_step = make_noting
     sys.argv = ["train.run", *flags]
-    command_line.run(run.main)
+    cli.run(run.main)
 
 
 def start(out: Path, updates: int, cache: Path, *, streaming: bool) -> subprocess.Popen:
@@ -178,7 +178,7 @@ def compare(
             n for n in ("metrics.jsonl", "samples.jsonl") if lines_of(whole / n) != lines_of(disturbed / n)
         ],
         "leftovers": [p.name for p in half_saves(disturbed)]
-        + [p.name for p in disturbed.glob(".*") if p.name != lock.NAME],
+        + [p.name for p in disturbed.glob(".*") if p.name != run_lock.NAME],
     }
 
 

@@ -17,13 +17,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from qwen3llada_jax import model, sharding
-from train.batches import held_out_rows, training_batches
+from qwen3llada_jax import sharding
+from qwen3llada_jax.model import model
+from train.checkpoint.base_model import find_start
+from train.checkpoint.initial_state import first_state
+from train.config.parse import read_config
+from train.data.batches import held_out_rows, training_batches
 from train.evaluate import evaluate
-from train.optim import optimiser
-from train.read_config import read_config
-from train.start import find_start
-from train.state import first_state
+from train.optim.optimizer import optimiser
 from train.step import make_eval_step, make_train_step, state_shardings, to_devices
 
 ROOT = Path(__file__).parent.parent

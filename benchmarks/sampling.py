@@ -100,8 +100,8 @@ def trained_rows(trained: Path, folder: Path, limit: int) -> list[Row]:
     """The threshold rule on a model that sorts lists, against one token a pass, on its held-out prompts."""
     from benchmarks import sorting
     from converters.to_hf import export
-    from qwen3llada_jax.checkpoint import read_model_config
-    from qwen3llada_jax.tokens import load_tokenizer
+    from qwen3llada_jax.io.model_folder import read_model_config
+    from qwen3llada_jax.text.tokens import load_tokenizer
 
     result = json.loads((trained / "result.json").read_text())
     task = sorting.Task(**{f: result[f] for f in sorting.Task.__dataclass_fields__})
@@ -159,9 +159,9 @@ def measure(row: Row, sides: dict[str, ProcessPoolExecutor], repeats: int) -> di
 
 def share_right(row: Row, written: list[list[int]]) -> float:
     """Of all lists, those sorted rightly and in their places."""
-    from qwen3llada_jax.checkpoint import read_model_config
-    from qwen3llada_jax.text_ends import with_text_ends
-    from qwen3llada_jax.tokens import load_tokenizer, up_to_stop
+    from qwen3llada_jax.io.model_folder import read_model_config
+    from qwen3llada_jax.text.text_ends import with_text_ends
+    from qwen3llada_jax.text.tokens import load_tokenizer, up_to_stop
 
     tokenizer = load_tokenizer(row.folder)
     ends = with_text_ends(read_model_config(row.folder), row.folder).eos_token_ids  # at which ours stops

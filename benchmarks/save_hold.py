@@ -17,11 +17,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from qwen3llada_jax import checkpoint, model
-from qwen3llada_jax.config import ModelConfig
-from train import checkpoints
-from train.config import Config, DatasetConfig, StartConfig
-from train.optim import optimiser
+from qwen3llada_jax.io import model_folder
+from qwen3llada_jax.model import model
+from qwen3llada_jax.model.config import ModelConfig
+from train.checkpoint import manager as checkpoints
+from train.config.schema import Config, DatasetConfig, StartConfig
+from train.optim.optimizer import optimiser
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -72,7 +73,7 @@ def main() -> None:
     if flags.width:
         config = ModelConfig(32_000, flags.width, 3 * flags.width, flags.layers, flags.width // 64, 1, 64)
     else:
-        config = checkpoint.read_model_config(ROOT / "examples" / "tiny-qwen3")
+        config = model_folder.read_model_config(ROOT / "examples" / "tiny-qwen3")
     found = measure(config, flags.repeats)
     print(f"state of {found['megabytes']:.1f} MB, medians of {flags.repeats}, ms")
     print(f"{'save':14}{'held':>10}{'update after':>16}")

@@ -16,8 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from qwen3llada_jax.tokens import load_tokenizer
-from train.metrics import read_lines
+from qwen3llada_jax.text.tokens import load_tokenizer
+from train.monitor.jsonl import read_lines
 
 ROOT = Path(__file__).resolve().parents[1]
 START = ROOT / "examples" / "tiny-qwen3"

@@ -12,11 +12,14 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from qwen3llada_jax import checkpoint, command_line, hf_import, model
-from qwen3llada_jax.command_line import Place, flag
-from qwen3llada_jax.hf_names import TIED_HEAD, flatten, hf_tensors
-from qwen3llada_jax.hub import model_folder
-from qwen3llada_jax.safetensors_folder import StoredTensor, reader, stored_tensors
+from qwen3llada_jax import cli
+from qwen3llada_jax.cli import Place, flag
+from qwen3llada_jax.io import hf_import
+from qwen3llada_jax.io import model_folder as checkpoint
+from qwen3llada_jax.io.hf_names import TIED_HEAD, flatten, hf_tensors
+from qwen3llada_jax.io.hub import model_folder
+from qwen3llada_jax.io.safetensors_folder import StoredTensor, reader, stored_tensors
+from qwen3llada_jax.model import model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +29,8 @@ class Flags:
 
 
 def main() -> int:
-    flags = command_line.parse(Flags)
-    command_line.check_output()
+    flags = cli.parse(Flags)
+    cli.check_output()
     return analyze(model_folder(flags.src), flags.dst)
 
 
@@ -101,4 +104,4 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

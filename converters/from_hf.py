@@ -13,13 +13,16 @@ from typing import Any, Literal
 
 import jax
 
-from qwen3llada_jax import checkpoint, command_line, hf_import, mask_token, tokens
-from qwen3llada_jax.command_line import Place, flag
-from qwen3llada_jax.config import ModelConfig, read_config_json, read_model_config, unknown_keys
+from qwen3llada_jax import cli
+from qwen3llada_jax.cli import Place, flag
 from qwen3llada_jax.errors import InputError, listed
-from qwen3llada_jax.files import new_folder
-from qwen3llada_jax.hub import model_folder
-from qwen3llada_jax.mask_token import MaskToken
+from qwen3llada_jax.io import hf_import
+from qwen3llada_jax.io import model_folder as checkpoint
+from qwen3llada_jax.io.atomic_files import new_folder
+from qwen3llada_jax.io.hub import model_folder
+from qwen3llada_jax.model.config import ModelConfig, read_config_json, read_model_config, unknown_keys
+from qwen3llada_jax.text import mask_token, tokens
+from qwen3llada_jax.text.mask_token import MaskToken
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,7 +40,7 @@ class Flags:
 
 
 def main() -> None:
-    flags = command_line.parse(Flags)
+    flags = cli.parse(Flags)
     convert(flags.src, flags.dst, dtype=flags.dtype, mask_token_id=flags.mask_token_id, overwrite=flags.overwrite)
 
 
@@ -105,4 +108,4 @@ def _notice(text: str) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

@@ -15,13 +15,15 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
-from qwen3llada_jax import arguments, checkpoint, command_line, model
-from qwen3llada_jax.command_line import flag
-from qwen3llada_jax.config import ModelConfig, read_config_json, read_model_config
+from qwen3llada_jax import arguments, cli
+from qwen3llada_jax.cli import flag
 from qwen3llada_jax.errors import InputError, brief, shown
-from qwen3llada_jax.files import new_folder, write_text
-from qwen3llada_jax.hf_names import TIED_HEAD, flatten, hf_tensors
-from qwen3llada_jax.safetensors_folder import INDEX
+from qwen3llada_jax.io import model_folder
+from qwen3llada_jax.io.atomic_files import new_folder, write_text
+from qwen3llada_jax.io.hf_names import TIED_HEAD, flatten, hf_tensors
+from qwen3llada_jax.io.safetensors_folder import INDEX
+from qwen3llada_jax.model import model
+from qwen3llada_jax.model.config import ModelConfig, read_config_json, read_model_config
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -36,7 +38,7 @@ class Flags:
 
 
 def main() -> None:
-    flags = command_line.parse(Flags)
+    flags = cli.parse(Flags)
     export(flags.src, flags.dst, dtype=flags.dtype, max_shard_size=flags.max_shard_size, overwrite=flags.overwrite)
 
 
@@ -53,7 +55,7 @@ def export(
         raise InputError(f"{dst}: would overwrite its own source {src}; choose another --dst")
     source = read_config_json(src)
     config = read_model_config(src)
-    params = flatten(checkpoint.load_params(src, config, dtype))
+    params = flatten(model_folder.load_params(src, config, dtype))
     dtypes, tied_head = _notes(src, source)
     plan = list(_tensors(params, config, dtypes if dtype is None else {}, tied_head=tied_head))
     shards = _shards(plan, limit)
@@ -73,8 +75,8 @@ def export(
             index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
             write_text(target / INDEX, json.dumps(index, indent=2) + "\n")
         main_dtype = str(params["embed_tokens"].dtype)
-        checkpoint.write_config(target, config, {"dtype": main_dtype, "torch_dtype": main_dtype})
-        checkpoint.copy_tokenizer(src, target)
+        model_folder.write_config(target, config, {"dtype": main_dtype, "torch_dtype": main_dtype})
+        model_folder.copy_tokenizer(src, target)
     print(f"{dst}: {len(weight_map)} tensors, {total / 1e6:,.0f} MB in {len(shards)} file(s)")
 
 
@@ -138,4 +140,4 @@ def _bytes(text: str) -> int:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import qwen3llada_jax as q
-from qwen3llada_jax import command_line, rules
-from qwen3llada_jax.tokens import load_tokenizer
+from qwen3llada_jax import cli
+from qwen3llada_jax.sampling import rules
+from qwen3llada_jax.text.tokens import load_tokenizer
 
 
 def least_surprise(log_p, token, place, key):
@@ -13,7 +14,7 @@ def least_surprise(log_p, token, place, key):
 
 
 def main() -> None:
-    parser = command_line.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("prompt")
     flags = parser.parse()
@@ -25,4 +26,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

@@ -10,20 +10,20 @@ q.save(model, "models/mine", tokenizer="models/qwen3-0.6b")
 """
 
 from qwen3llada_jax import root_logger  # before all others: it looks what is there
-from qwen3llada_jax.canvas import Canvas, Generation, NotFiniteError, finish
-from qwen3llada_jax.checkpoint import load
-from qwen3llada_jax.config import PRESETS, ModelConfig
 from qwen3llada_jax.cross_entropy import cross_entropy
 from qwen3llada_jax.diffusion import NoiseConfig, Noised, forward_process, pretrain_loss, sft_loss
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.masks import Mask
-from qwen3llada_jax.model import Qwen3LLaDA, Runtime
-from qwen3llada_jax.sampler_config import SamplerConfig, is_exact
-from qwen3llada_jax.sampling import compilations, generate, infill, watch, watch_infill
-from qwen3llada_jax.saving import save
+from qwen3llada_jax.io.model_folder import load
+from qwen3llada_jax.io.saving import save
+from qwen3llada_jax.model.config import PRESETS, ModelConfig
+from qwen3llada_jax.model.masks import Mask
+from qwen3llada_jax.model.model import Qwen3LLaDA, Runtime
+from qwen3llada_jax.sampling.api import compilations, generate, infill, watch, watch_infill
+from qwen3llada_jax.sampling.config import SamplerConfig, is_exact
+from qwen3llada_jax.sampling.state import Canvas, Generation, NotFiniteError, finish
 from qwen3llada_jax.sharding import make_mesh
-from qwen3llada_jax.text import write
-from qwen3llada_jax.tokens import load_tokenizer
+from qwen3llada_jax.text.tokens import load_tokenizer
+from qwen3llada_jax.text.write import write
 
 __all__ = [
     "PRESETS",

@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.files import write_text
-from sample.places import part_of
-from sample.prompts import Request
-from sample.writing import Batch
+from qwen3llada_jax.io.atomic_files import write_text
+
+from .places import part_of
+from .prompts import Request
+from .writing import Batch
 
 COLUMNS = ("text", "tokens", "error", "nfe", "seconds", "tokens_per_second", "seed", "number", "sample")
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # file systems without

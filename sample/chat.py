@@ -16,18 +16,19 @@ from typing import Any
 import jax
 
 import qwen3llada_jax as q
-from qwen3llada_jax import command_line
-from qwen3llada_jax.config import ModelConfig
+from qwen3llada_jax import cli
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.files import check_file, write_text
-from qwen3llada_jax.sampler_config import SamplerConfig
-from qwen3llada_jax.tokens import up_to_stop
-from sample import flags as common
-from sample import opening
-from sample.live import show_live
-from sample.opening import Folder
-from sample.prompts import Turn, check_template, encode, encode_chat, read_history
-from sample.writing import text_of
+from qwen3llada_jax.io.atomic_files import check_file, write_text
+from qwen3llada_jax.model.config import ModelConfig
+from qwen3llada_jax.sampling.config import SamplerConfig
+from qwen3llada_jax.text.tokens import up_to_stop
+
+from . import flags as common
+from . import opening
+from .live import show_live
+from .opening import Folder
+from .prompts import Turn, check_template, encode, encode_chat, read_history
+from .writing import text_of
 
 COMMANDS = {
     "/help": "this list",
@@ -43,7 +44,7 @@ ROOM = 256  # tokens, and its doubles: what is compiled for, so that few turns o
 def main(arguments: Sequence[str] | None = None) -> None:
     flags = parse(arguments)
     wanted = common.settings_of(flags)
-    command_line.check_output()
+    cli.check_output()
     system, messages = flags.system, read_history(flags.history) if flags.history else []
     if messages and messages[0]["role"] == "system":
         if system is not None:
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             elif word == "/save":
                 save(rest.strip(), with_system(system, messages), flags.history)
             elif word.startswith("/"):
-                near = command_line.nearest(word, [command.split()[0] for command in COMMANDS])
+                near = cli.nearest(word, [command.split()[0] for command in COMMANDS])
                 raise InputError(f"unknown command {word!r}{near}; put a blank before what is no command")
             else:
                 asked = [*messages, {"role": "user", "content": line}]
@@ -101,7 +102,7 @@ def show_help() -> None:
 
 def parse(arguments: Sequence[str] | None) -> Any:
     """The command line."""
-    parser = command_line.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     common.add_model_flags(parser)
     parser.add_argument("--system", metavar="TEXT", help="the system prompt")
     common.add_thinking_flag(parser)
@@ -251,4 +252,4 @@ def save(name: str, messages: list[Turn], history: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

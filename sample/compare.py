@@ -28,19 +28,20 @@ from rich.progress import track
 from rich.table import Column, Table
 
 import qwen3llada_jax as q
-from qwen3llada_jax import command_line
-from qwen3llada_jax.conversations import answer_of
+from qwen3llada_jax import cli
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.files import check_folder, make_folder, write_text
+from qwen3llada_jax.io.atomic_files import check_folder, make_folder, write_text
 from qwen3llada_jax.pictures import pyplot, write_picture
-from qwen3llada_jax.rules import CONFIDENCE_RULES
-from qwen3llada_jax.sampler_config import ADAPTIVE, SamplerConfig
-from qwen3llada_jax.tokens import up_to_stop
-from sample import opening, prompts, quality, writing
-from sample.flags import SETTINGS, add_model_flags, add_setting_flags, add_thinking_flag, changed, settings_of, whole
-from sample.matching import KINDS, check_references, match_of, without_empty_thought
-from sample.opening import Folder
-from sample.places import check_place
+from qwen3llada_jax.sampling.config import ADAPTIVE, SamplerConfig
+from qwen3llada_jax.sampling.rules import CONFIDENCE_RULES
+from qwen3llada_jax.text.conversations import answer_of
+from qwen3llada_jax.text.tokens import up_to_stop
+
+from . import opening, prompts, quality, writing
+from .flags import SETTINGS, add_model_flags, add_setting_flags, add_thinking_flag, changed, settings_of, whole
+from .matching import KINDS, check_references, match_of, without_empty_thought
+from .opening import Folder
+from .places import check_place
 
 _SPEED = {"nfe": "NFE", "tokens_per_forward": "tokens a forward", "tokens_per_second": "tokens/s"}
 
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         pyplot()
         check_folder(flags.out)
     else:
-        command_line.check_output()
+        cli.check_output()
     folder = opening.look_at(flags)
     variants = [dataclasses.replace(v, settings=folder.ending(v.settings)) for v in variants]
     for variant in variants:
@@ -96,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parse(arguments: Sequence[str] | None) -> Any:
     """The command line."""
-    parser = command_line.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     add_model_flags(parser, data="--mesh-data")  # --data are the prompts here
     parser.add_argument(
         "--data", type=Path, required=True, help="rows with prompt (or messages) and maybe answer: .jsonl, .parquet, …"
@@ -173,7 +174,7 @@ def variants_of(base: SamplerConfig, rules: str, steps: list[int | None]) -> lis
                 raise InputError(f"--rules: {part!r} is no rule; --steps says the steps of all, as --steps 16,8")
             if not equals and part not in CONFIDENCE_RULES:
                 words = [*CONFIDENCE_RULES, *(f"{n}=" for n in SETTINGS)]
-                raise InputError(f"--rules: unknown rule {part!r}" + command_line.nearest(part, words))
+                raise InputError(f"--rules: unknown rule {part!r}" + cli.nearest(part, words))
             change |= {name: value} if equals else {"remasking": part}
         if any(name in change for name in ADAPTIVE):  # instead of the one that the flags set
             change = dict.fromkeys(ADAPTIVE, "none") | change
@@ -278,4 +279,4 @@ def draw(found: Sequence[Mapping[str, Any]], measure: str, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main, leaves_at_once=True)
+    cli.run(main, leaves_at_once=True)

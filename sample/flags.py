@@ -6,11 +6,11 @@ import re
 from collections.abc import Container, Mapping
 from typing import Any
 
-from qwen3llada_jax import command_line
-from qwen3llada_jax.config import VISIBILITIES
+from qwen3llada_jax import cli
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.rules import CONFIDENCE_RULES
-from qwen3llada_jax.sampler_config import CACHES, EOS_RULES, REVISE_BY, SamplerConfig
+from qwen3llada_jax.model.config import VISIBILITIES
+from qwen3llada_jax.sampling.config import CACHES, EOS_RULES, REVISE_BY, SamplerConfig
+from qwen3llada_jax.sampling.rules import CONFIDENCE_RULES
 
 
 def ids(text: str) -> tuple[int, ...]:
@@ -72,10 +72,10 @@ SETTINGS: dict[str, tuple[Any, str]] = {
 }  # fmt: skip
 
 
-def add_model_flags(parser: command_line.Parser, data: str = "--data") -> None:
+def add_model_flags(parser: cli.Parser, data: str = "--data") -> None:
     """--model, its dtype, the seed, and the sizes of a mesh; `data` is what the flag of its first axis is called."""
     parser.add_argument(
-        "--model", required=True, type=command_line.Place, help="model folder, training run, or Hugging Face folder"
+        "--model", required=True, type=cli.Place, help="model folder, training run, or Hugging Face folder"
     )
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="of weights and computation (default: as stored)"
@@ -96,7 +96,7 @@ def add_thinking_flag(parser: Any) -> None:
     )
 
 
-def add_setting_flags(parser: command_line.Parser) -> None:
+def add_setting_flags(parser: cli.Parser) -> None:
     """One flag for every setting of the sampler."""
     group = parser.add_argument_group("sampler")
     letters = {whole: "N", float: "X", ids: "IDS"}
@@ -137,7 +137,7 @@ def changed(settings: SamplerConfig, changes: Mapping[str, str]) -> SamplerConfi
     for name, text in changes.items():
         field = name.strip().replace("-", "_")
         if field not in SETTINGS:
-            raise InputError(f"unknown setting {name.strip()!r}" + command_line.nearest(field, [*SETTINGS]))
+            raise InputError(f"unknown setting {name.strip()!r}" + cli.nearest(field, [*SETTINGS]))
         kind, value = SETTINGS[field][0], text.strip()
         is_taken_back = value == "default" or (value == "none" and not (isinstance(kind, tuple) and "none" in kind))
         new[field] = getattr(SamplerConfig(), field) if is_taken_back else _value(field, value)

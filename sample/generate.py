@@ -19,16 +19,17 @@ from rich.console import Console
 from rich.progress import track
 
 import qwen3llada_jax as q
-from qwen3llada_jax import command_line
+from qwen3llada_jax import cli
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.room import most_tokens
-from qwen3llada_jax.sampler_config import SamplerConfig
-from sample import answers, opening, prompts, writing
-from sample.flags import add_model_flags, add_setting_flags, add_thinking_flag, settings_of, whole
-from sample.live import show_live
-from sample.places import check_place
-from sample.trace import Trace, check_trace_path, write_trace
-from sample.writing import Batch
+from qwen3llada_jax.sampling.config import SamplerConfig
+from qwen3llada_jax.sampling.limits import most_tokens
+
+from . import answers, opening, prompts, writing
+from .flags import add_model_flags, add_setting_flags, add_thinking_flag, settings_of, whole
+from .live import show_live
+from .places import check_place
+from .trace import Trace, check_trace_path, write_trace
+from .writing import Batch
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -135,7 +136,7 @@ def check_places(flags: Any) -> None:
             raise InputError(f"--out {flags.out}: unknown kind of file; use .jsonl")
         check_place("--out", flags.out, inputs, model)
     else:
-        command_line.check_output()
+        cli.check_output()
     if flags.trace:
         check_trace_path(flags.trace)
         check_place("--trace", flags.trace, {**inputs, "--out": flags.out}, model)
@@ -143,7 +144,7 @@ def check_places(flags: Any) -> None:
 
 def parse(arguments: Sequence[str] | None) -> Any:
     """The command line."""
-    parser = command_line.Parser(__doc__)
+    parser = cli.Parser(__doc__)
     ask = parser.add_argument_group("what to write")
     ask.add_argument("--prompt", action="append", help="text to go on from; several make a batch")
     ask.add_argument(
@@ -271,4 +272,4 @@ def summary(done: tuple[list[writing.Written], float, float], seed: int) -> str:
 
 
 if __name__ == "__main__":
-    command_line.run(main, leaves_at_once=True)
+    cli.run(main, leaves_at_once=True)

@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.text import Text
 
-from qwen3llada_jax.canvas import Canvas
+from qwen3llada_jax.sampling.state import Canvas
 
 _MASK, _PROMPT, _WRITTEN, _NEW, _UNKNOWN = "·", "dim", "", "bold green", "bright_black"
 _FRAME = 2  # lines, and columns at each side, that a panel takes around its text

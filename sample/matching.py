@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import Any
 
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.jsonl import shortened
+from qwen3llada_jax.io.jsonl import shortened
 
 KINDS = ("exact", "contains", "last-number", "regex=PATTERN")
 Match = Callable[[str, str], bool]

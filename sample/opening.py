@@ -14,12 +14,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 import qwen3llada_jax as q
-from qwen3llada_jax import checkpoint, tokens
-from qwen3llada_jax.config import ModelConfig, read_config_json
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.files import expanded, put_back
-from qwen3llada_jax.sampler_config import SamplerConfig
-from qwen3llada_jax.text_ends import with_text_ends
+from qwen3llada_jax.io import model_folder
+from qwen3llada_jax.io.atomic_files import expanded, put_back
+from qwen3llada_jax.model.config import ModelConfig, read_config_json
+from qwen3llada_jax.sampling.config import SamplerConfig
+from qwen3llada_jax.text import tokens
+from qwen3llada_jax.text.text_ends import with_text_ends
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def look_at(flags: Any) -> Folder:
         InputError: no model there, no tokenizer, or a mesh that the devices do not make.
     """
     path = named(flags.model)
-    config = with_text_ends(checkpoint.read_model_config(path), path)
+    config = with_text_ends(model_folder.read_model_config(path), path)
     tokenizer = tokens.load_tokenizer(path)
     sizes = {axis: getattr(flags, f"mesh_{axis}") for axis in ("data", "fsdp", "tensor")}
     sizes = {axis: size for axis, size in sizes.items() if size is not None}
@@ -95,20 +96,20 @@ def named(model: str) -> Path:
 
 def identity(path: Path) -> str:
     """Which weights stand there now: a run that trained on has others."""
-    item = checkpoint.params_item(path)
+    item = model_folder.params_item(path)
     files = [item] if item is not None else sorted(path.glob("*.safetensors"))
     return " ".join([str(path.resolve()), *(f"{f.name}:{f.stat().st_mtime_ns}" for f in files if f is not None)])
 
 
 def load(folder: Folder, dtype: str | None) -> q.Qwen3LLaDA:
     """Read the weights."""
-    return checkpoint.load(folder.path, dtype, mesh=folder.mesh)
+    return model_folder.load(folder.path, dtype, mesh=folder.mesh)
 
 
 def say_if_unadapted(folder: Folder) -> None:
     """A line on standard error when a model has only ever looked to the left."""
     source = read_config_json(folder.path)
-    is_plain = checkpoint.params_item(folder.path) is None and source.get("mask_token_id") is None
+    is_plain = model_folder.params_item(folder.path) is None and source.get("mask_token_id") is None
     if source.get("is_adapted") is False or is_plain:
         print(
             f"{folder.path}: is fresh from its import and has not learned to fill masks, so what it writes is noise; "

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.files import check_file, home
+from qwen3llada_jax.io.atomic_files import check_file, home
 
 
 def check_place(flag: str, path: Path, inputs: Mapping[str, Path | None], model: Path) -> None:

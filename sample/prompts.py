@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qwen3llada_jax.chat_template import ChatWriter
-from qwen3llada_jax.command_line import nearest
-from qwen3llada_jax.conversations import FORMATS, read_conversation, read_messages
+from qwen3llada_jax.cli import nearest
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.jsonl import BadRowError, NoFormatError, check_text, kind_of, shortened
-from qwen3llada_jax.readers import SUFFIXES, raw_rows, unpacked
-from qwen3llada_jax.room import memory
+from qwen3llada_jax.io.jsonl import BadRowError, NoFormatError, check_text, kind_of, shortened
+from qwen3llada_jax.io.readers import SUFFIXES, raw_rows, unpacked
+from qwen3llada_jax.sampling.limits import memory
+from qwen3llada_jax.text.chat_template import ChatWriter
+from qwen3llada_jax.text.conversations import FORMATS, read_conversation, read_messages
 
 Turn = dict[str, Any]  # {"role": "system" | "user" | "assistant" | "tool", "content": text, …}
 KINDS = ("prompt", "messages", "infill")

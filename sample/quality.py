@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 import qwen3llada_jax as q
-from qwen3llada_jax.passes import mask_of
-from qwen3llada_jax.sampler_config import SamplerConfig
+from qwen3llada_jax.sampling.config import SamplerConfig
+from qwen3llada_jax.sampling.forward import mask_of
 
 
 def distinct_share(ids: Sequence[int], n: int = 4) -> float:

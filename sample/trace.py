@@ -22,11 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from qwen3llada_jax.canvas import Canvas, Generation
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.files import write_text
+from qwen3llada_jax.io.atomic_files import write_text
 from qwen3llada_jax.pictures import pyplot
-from qwen3llada_jax.sampler_config import SamplerConfig
+from qwen3llada_jax.sampling.config import SamplerConfig
+from qwen3llada_jax.sampling.state import Canvas, Generation
 
 KINDS = (".png", ".gif", ".html", ".json")
 _ROWS = 16  # more is no picture
@@ -85,11 +85,11 @@ def write_trace(
         record = {"settings": names, "passes": int(result.passes), "rows": texts}
         write_text(path, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     elif path.suffix == ".html":
-        from sample.trace_page import page
+        from .trace_page import page
 
         write_text(path, page(texts, settings))
     else:
-        from sample.trace_picture import draw, draw_moving, lacks_letters
+        from .trace_picture import draw, draw_moving, lacks_letters
 
         if lacks_letters(texts):
             note = f"; some characters are not in the picture's font, --trace {path.with_suffix('.html')} has them all"

@@ -4,7 +4,7 @@ import html
 import json
 from typing import Any
 
-from qwen3llada_jax.sampler_config import SamplerConfig
+from qwen3llada_jax.sampling.config import SamplerConfig
 
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>Unmasking</title>

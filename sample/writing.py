@@ -10,14 +10,15 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 import qwen3llada_jax as q
-from qwen3llada_jax.canvas import NotFiniteError, for_holes
-from qwen3llada_jax.config import ModelConfig
-from qwen3llada_jax.room import beyond, check_memory, check_positions
-from qwen3llada_jax.sampler_config import SamplerConfig
-from qwen3llada_jax.tokens import up_to_stop
-from sample.clock import Clock
-from sample.opening import Folder
-from sample.prompts import Request
+from qwen3llada_jax.model.config import ModelConfig
+from qwen3llada_jax.sampling.config import SamplerConfig
+from qwen3llada_jax.sampling.limits import beyond, check_memory, check_positions
+from qwen3llada_jax.sampling.state import NotFiniteError, for_holes
+from qwen3llada_jax.text.tokens import up_to_stop
+
+from .clock import Clock
+from .opening import Folder
+from .prompts import Request
 
 Watcher = Callable[[Iterator[q.Canvas]], q.Canvas]  # looks at every canvas, gives back the last
 

@@ -32,7 +32,7 @@ import torch
 from no_skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401 (hooks)
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from qwen3llada_jax.tokens import load_tokenizer
+from qwen3llada_jax.text.tokens import load_tokenizer
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "examples" / "tiny-qwen3"

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from qwen3llada_jax import sharding
-from qwen3llada_jax.attention import attention, choose
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.masks import Mask, dense
+from qwen3llada_jax.model.attention import attention, choose
+from qwen3llada_jax.model.masks import Mask, dense
 
 B, L, N, K, H = 2, 128, 4, 2, 128
 SEGMENTS = jnp.array([[0] * 50 + [1] * 78, [0] * 100 + [1] * 28])

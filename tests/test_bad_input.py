@@ -16,13 +16,17 @@ from test_train import run as trained
 from test_train import settings
 
 import qwen3llada_jax as q
-from train import guard, plan, report, run, samples, sources, without_effect
-from train.batches import held_out_rows, training_batches
-from train.chips import machine
-from train.config import Config, TrainingConfig, flat
-from train.order import shares
-from train.read_config import read_config
-from train.start import find_start
+from train import plan, report, run
+from train.checkpoint.base_model import find_start
+from train.config import unused_keys
+from train.config.parse import read_config
+from train.config.schema import Config, TrainingConfig, flat
+from train.data import sources
+from train.data.batches import held_out_rows, training_batches
+from train.data.shuffle import shares
+from train.monitor import samples
+from train.optim import bad_updates
+from train.planning.hardware import machine
 
 
 @contextmanager
@@ -104,7 +108,7 @@ IN_VAIN = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("row", "changes"), list(zip(without_effect.TABLE, IN_VAIN, strict=True)))
+@pytest.mark.parametrize(("row", "changes"), list(zip(unused_keys.TABLE, IN_VAIN, strict=True)))
 def test_a_key_set_in_vain_is_refused(start, row, changes):
     vain, acting = changes
     assert row.key in vain
@@ -331,16 +335,16 @@ def test_k16_a_start_of_nonsense_is_refused(start, tmp_path):
 
 
 def test_k16_a_bad_first_update_names_no_checkpoint():
-    bad = {"verdict": guard.NOT_FINITE, "loss": np.nan, "grad_norm": 1.0, "skipped": 0}
+    bad = {"verdict": bad_updates.NOT_FINITE, "loss": np.nan, "grad_norm": 1.0, "skipped": 0}
     for has_saved in (True, False):
         with pytest.raises(q.InputError) as told:
-            guard.report(1, bad, TrainingConfig(on_nan="stop"), print, has_saved=has_saved)
+            bad_updates.report(1, bad, TrainingConfig(on_nan="stop"), print, has_saved=has_saved)
         assert ("from the newest checkpoint" in str(told.value)) == has_saved
         assert ("before anything was saved. Start again" in str(told.value)) != has_saved
 
 
 def test_k16_a_run_that_skips_all_updates_does_not_end_well(start, tmp_path, monkeypatch):
-    monkeypatch.setattr(guard, "judge", lambda *_: jnp.int32(guard.NOT_FINITE))
+    monkeypatch.setattr(bad_updates, "judge", lambda *_: jnp.int32(bad_updates.NOT_FINITE))
     more = {"training.max_steps": 2, "training.on_nan": "skip", "evaluation.do_eval_loss": False}
     with refused("all 2 updates were skipped"):
         trained(start, tmp_path / "run", **more)

@@ -13,12 +13,12 @@ from jax.sharding import PartitionSpec as P
 
 import qwen3llada_jax as q
 from qwen3llada_jax import sharding
-from train import data, order
 from train import step as training
-from train.batches import IndexedBatches, held_out_rows, training_batches
-from train.config import Config, DatasetConfig, TrainingConfig, flat
-from train.metrics import read_lines
-from train.read_config import as_yaml, read_config
+from train.config.parse import as_yaml, read_config
+from train.config.schema import Config, DatasetConfig, TrainingConfig, flat
+from train.data import loader, shuffle
+from train.data.batches import IndexedBatches, held_out_rows, training_batches
+from train.monitor.jsonl import read_lines
 from train.run import train
 
 
@@ -26,7 +26,9 @@ def numbered(first, count, size=4):
     """Rows whose every token is the row's number."""
     values = np.repeat(np.arange(first, first + count, dtype=np.int32), size)
     starts = np.arange(count) * size
-    return data.Rows(data.Tokens([values]), starts, np.full(count, size), np.zeros(count, np.int64), f"{count} rows")
+    return loader.Rows(
+        loader.Tokens([values]), starts, np.full(count, size), np.zeros(count, np.int64), f"{count} rows"
+    )
 
 
 def mixed(weights, counts=(7, 300, 40), **more):
@@ -43,7 +45,7 @@ def test_a_mixture_draws_by_weight_and_each_source_in_epochs_of_its_own():
     drawn = np.concatenate([batches.take(step).rows for step in range(30)])
     source = np.searchsorted([7, 307], drawn, side="right")
     for deck in range(3):
-        here = source[deck * order.DECK : (deck + 1) * order.DECK]
+        here = source[deck * shuffle.DECK : (deck + 1) * shuffle.DECK]
         assert np.bincount(here).tolist() == [2000, 5000, 3000]
     thousand = np.bincount(source[:1000]) / 1000  # no block of the order is far off either
     np.testing.assert_allclose(thousand, [0.2, 0.5, 0.3], atol=0.06)
@@ -74,8 +76,8 @@ def test_a_mixture_of_one_is_that_dataset():
 
 
 def test_shares_are_the_weights_rounded():
-    assert order.shares((1.0, 1.0, 1.0)).tolist() in ([3334, 3333, 3333], [3333, 3334, 3333], [3333, 3333, 3334])
-    assert order.shares((1e-4, 1.0)).tolist() == [1, 9999]
+    assert shuffle.shares((1.0, 1.0, 1.0)).tolist() in ([3334, 3333, 3333], [3333, 3334, 3333], [3333, 3333, 3334])
+    assert shuffle.shares((1e-4, 1.0)).tolist() == [1, 9999]
     for weights, part in {(0.0, 1.0): "above 0", (-1.0, 2.0): "above 0", (1.0, 1e6): "would never be drawn"}.items():
         with pytest.raises(q.InputError, match=part):
             mixed(weights, counts=(7, 9))
@@ -137,7 +139,7 @@ def test_each_host_assembles_the_rows_of_its_devices_and_no_others(shape, tmp_pa
     devices = list(mesh.devices.flat)
     seen = []
     for host in (devices[i : i + 2] for i in range(0, 8, 2)):
-        slots = order.host_slots(rows_sharding, 8, set(host))
+        slots = shuffle.host_slots(rows_sharding, 8, set(host))
         assert len(slots) == max(1, 2 * ways // 8) * 8 // ways
         mine = mixed((1.0, 2.0, 3.0), slots=slots).take(5)
         assert mine.tokens.shape == whole.tokens.shape
@@ -151,16 +153,16 @@ def test_each_host_assembles_the_rows_of_its_devices_and_no_others(shape, tmp_pa
             np.testing.assert_array_equal(mine.tokens[index], whole.tokens[index])
         seen.append(slots)
     assert set(np.concatenate(seen)) == set(range(8))
-    np.testing.assert_array_equal(order.host_slots(rows_sharding, 8), np.arange(8))  # this process has all devices
+    np.testing.assert_array_equal(shuffle.host_slots(rows_sharding, 8), np.arange(8))  # this process has all devices
 
 
 def test_hosts_agree_on_the_length_of_a_ragged_batch():
     sizes = np.array([3, 30, 5, 60])
-    ragged = data.Rows(
-        data.Tokens([np.arange(1, 99, dtype=np.int32)]), np.cumsum([0, 3, 30, 5]), sizes, np.zeros(4, int), ""
+    ragged = loader.Rows(
+        loader.Tokens([np.arange(1, 99, dtype=np.int32)]), np.cumsum([0, 3, 30, 5]), sizes, np.zeros(4, int), ""
     )
     lengths = {
-        data.make_batch(ragged, np.arange(4), 0, length=64, slots=np.array([slot])).tokens.shape for slot in range(4)
+        loader.make_batch(ragged, np.arange(4), 0, length=64, slots=np.array([slot])).tokens.shape for slot in range(4)
     }
     assert lengths == {(4, 64)}
 
@@ -199,8 +201,8 @@ def test_a_document_of_a_packed_row_is_as_it_is_alone(start, block_length):
               ("training.noise.random_length_prob", "0"), ("dataset.pack_boundaries", "true")]  # fmt: skip
     config = read_config(None, values + more)
     network, draw = q.load(start, "float32"), np.random.default_rng(0)
-    packed = data.Row(draw.integers(0, 1000, 24).astype(np.int32), 0, np.array([8, 16]))
-    batch = data.assemble({0: packed}, np.array([24]), np.array([0]), np.array([0]), 0, length=24)
+    packed = loader.Row(draw.integers(0, 1000, 24).astype(np.int32), 0, np.array([8, 16]))
+    batch = loader.assemble({0: packed}, np.array([24]), np.array([0]), np.array([0]), 0, length=24)
     put = lambda b: training.DeviceBatch(  # noqa: E731
         jnp.asarray(b.tokens), jnp.asarray(b.prompt_length), jnp.asarray(b.real_length), jnp.arange(1),
         None if b.segment_ids is None else jnp.asarray(b.segment_ids),

@@ -5,9 +5,9 @@ import pytest
 from conftest import DATA, write
 
 import qwen3llada_jax as q
-from train import data, token_cache
-from train.batches import lengths_of, training_batches
-from train.config import Config, DatasetConfig, TrainingConfig
+from train.config.schema import Config, DatasetConfig, TrainingConfig
+from train.data import loader, token_cache
+from train.data.batches import lengths_of, training_batches
 
 
 def configured(length, name=DATA / "dialogue" / "valid.jsonl", **training):
@@ -38,13 +38,13 @@ def test_k8_without_eos_padding_nothing_but_the_answer_counts(tokenizer):
 
 @pytest.mark.parametrize("length", [200, 1000, 1024, 4096, 5000])
 def test_k8_buckets_are_few_multiples_of_128(length):
-    found = data.buckets(length)
+    found = loader.buckets(length)
     assert all(size % 128 == 0 for size in found)
     assert found == sorted(set(found))
     assert length <= found[-1] < length + 128
     assert len(found) < 14
     for size in range(257, length + 1):
-        bucket = int(data.padded_length(np.array([size]), length))
+        bucket = int(loader.padded_length(np.array([size]), length))
         assert 0 <= bucket - size <= bucket / 3
 
 
@@ -57,7 +57,7 @@ def test_k10_tokens_are_hashed_once_and_not_at_every_start(tmp_path, tokenizer, 
     name = write(tmp_path / "a.jsonl", [{"prompt": f"Who {i}?", "completion": "I."} for i in range(5)])
     first = training_batches(configured(64, name), tokenizer, 1088).fingerprint
     monkeypatch.setattr(token_cache, "digest_of", lambda *_: pytest.fail("hashed again"))
-    monkeypatch.setattr(data.Rows, "row", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr(loader.Rows, "row", lambda *_: pytest.fail("read"))
     assert training_batches(configured(64, name), tokenizer, 1088).fingerprint == first
     with pytest.raises(pytest.fail.Exception, match="hashed again"):
         training_batches(
@@ -66,8 +66,8 @@ def test_k10_tokens_are_hashed_once_and_not_at_every_start(tmp_path, tokenizer, 
 
 
 def test_k10_rows_are_numbered_beyond_32_bits():
-    row, numbers = data.Row(np.arange(4, dtype=np.int32)), np.array([2**31 + 5, 2**40])
-    batch = data.assemble({0: row, 1: row}, np.full(2, 4), np.zeros(2, int), numbers, 0, length=8)
+    row, numbers = loader.Row(np.arange(4, dtype=np.int32)), np.array([2**31 + 5, 2**40])
+    batch = loader.assemble({0: row, 1: row}, np.full(2, 4), np.zeros(2, int), numbers, 0, length=8)
     np.testing.assert_array_equal(batch.rows, numbers)
 
 

@@ -24,12 +24,15 @@ from test_train import assert_same, finished, params_of, run, settings  # noqa: 
 import qwen3llada_jax as q
 from benchmarks import interruptions
 from converters.to_hf import export
-from qwen3llada_jax import sharding, tokens
-from qwen3llada_jax.hf_names import flatten
-from train import checkpoints, lock, progress
-from train.meter import MEASURED
-from train.metrics import read_lines
-from train.read_config import read_config
+from qwen3llada_jax import sharding
+from qwen3llada_jax.io.hf_names import flatten
+from qwen3llada_jax.text import tokens
+from train.checkpoint import manager as checkpoints
+from train.config.parse import read_config
+from train.monitor import console
+from train.monitor.jsonl import read_lines
+from train.monitor.throughput import MEASURED
+from train.runtime import run_lock
 
 
 def steps_of(out: Path) -> list[int]:
@@ -49,7 +52,7 @@ def at_update(monkeypatch):
     """Have something happen at the end of a run's n-th update from now."""
 
     def arrange(number: int, what) -> None:
-        seen, advance = 0, progress.Progress.advance
+        seen, advance = 0, console.Progress.advance
 
         def advance_and_act(self) -> None:
             nonlocal seen
@@ -58,7 +61,7 @@ def at_update(monkeypatch):
             if seen == number:
                 what()
 
-        monkeypatch.setattr(progress.Progress, "advance", advance_and_act)
+        monkeypatch.setattr(console.Progress, "advance", advance_and_act)
 
     return arrange
 
@@ -174,7 +177,7 @@ def started(program: str, *arguments: str) -> subprocess.Popen:
 def test_a_second_interrupt_ends_at_once(tmp_path):
     program = """
 import time
-from train.signals import stop_requests
+from train.runtime.preemption import stop_requests
 with stop_requests() as should_stop:
     print("ready", flush=True)
     while not should_stop():
@@ -196,7 +199,7 @@ with stop_requests() as should_stop:
 def test_sigterm_before_the_first_update_is_no_error(tmp_path):
     program = """
 import time
-from train.signals import leave_on_sigterm
+from train.runtime.preemption import leave_on_sigterm
 with leave_on_sigterm():
     print("ready", flush=True)
     time.sleep(60)
@@ -215,7 +218,7 @@ def test_leftovers_are_cleared_away(start, finished, tmp_path):  # noqa: F811
     (out / ".metrics.jsonl.4711.part").write_text("half")
     assert_same(run(start, out), finished[1])
     assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["2", "4", "6"]
-    assert [p.name for p in out.iterdir() if p.name.startswith(".")] == [lock.NAME]
+    assert [p.name for p in out.iterdir() if p.name.startswith(".")] == [run_lock.NAME]
 
 
 def cut(file: Path) -> None:
@@ -281,32 +284,35 @@ def test_a_flipped_bit_of_any_item_is_noticed_on_any_mesh(configs, tmp_path, cap
 def test_a_folder_holds_one_run_at_a_time(start, finished, tmp_path):  # noqa: F811
     out, new = tmp_path / "run", tmp_path / "new"
     shutil.copytree(finished[0], out)
-    with lock.only_run_in(out), pytest.raises(q.InputError, match=rf"in use by another run \(process {os.getpid()} on"):
+    with (
+        run_lock.only_run_in(out),
+        pytest.raises(q.InputError, match=rf"in use by another run \(process {os.getpid()} on"),
+    ):
         run(start, out)
     run(start, out)
-    with lock.only_run_in(new) as first, lock.only_run_in(new) as second:
+    with run_lock.only_run_in(new) as first, run_lock.only_run_in(new) as second:
         assert not new.exists()
         new.mkdir()
         first()
         with pytest.raises(q.InputError, match="in use by another run"):
             second()
-    with lock.only_run_in(tmp_path / "late") as late:
+    with run_lock.only_run_in(tmp_path / "late") as late:
         (tmp_path / "late" / "checkpoints").mkdir(parents=True)
         with pytest.raises(q.InputError, match="begun there meanwhile"):
             late()
 
 
 def test_a_killed_run_holds_nothing(tmp_path):
-    program = "import sys, time, pathlib; from train import lock\n"
+    program = "import sys, time, pathlib; from train.runtime import run_lock as lock\n"
     program += "with lock.only_run_in(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     process = started(program, str(tmp_path))
     assert process.stdout.readline() == "held\n"
-    with pytest.raises(q.InputError, match=f"process {process.pid} on"), lock.only_run_in(tmp_path):
+    with pytest.raises(q.InputError, match=f"process {process.pid} on"), run_lock.only_run_in(tmp_path):
         pass
     process.kill()
     process.wait()
-    with lock.only_run_in(tmp_path):
-        assert (tmp_path / lock.NAME).read_text().startswith(f"{os.getpid()} on ")
+    with run_lock.only_run_in(tmp_path):
+        assert (tmp_path / run_lock.NAME).read_text().startswith(f"{os.getpid()} on ")
 
 
 def test_when_every_checkpoint_is_damaged_nothing_is_touched(start, finished, tmp_path):  # noqa: F811
@@ -416,9 +422,9 @@ number, port, out, damaged = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), s
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(f"localhost:{port}", 2, number)
 from qwen3llada_jax import ModelConfig, make_mesh
-from train import checkpoints
-from train.config import Config
-from train.signals import leave_on_sigterm, stop_requests
+from train.checkpoint import manager as checkpoints
+from train.config.schema import Config
+from train.runtime.preemption import leave_on_sigterm, stop_requests
 
 with leave_on_sigterm():  # takes SIGTERM from jax for a while, and gives it back
     pass

@@ -18,9 +18,9 @@ import qwen3llada_jax as q
 from converters.analyze import analyze
 from converters.from_hf import convert
 from converters.to_hf import export
-from qwen3llada_jax import checkpoint, hf_import
-from qwen3llada_jax.config import ModelConfig, read_config_json
-from qwen3llada_jax.hf_names import HF_TO_OURS, OURS_TO_HF
+from qwen3llada_jax.io import hf_import, model_folder
+from qwen3llada_jax.io.hf_names import HF_TO_OURS, OURS_TO_HF
+from qwen3llada_jax.model.config import ModelConfig, read_config_json
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -344,7 +344,7 @@ def test_interruption_while_writing_keeps_the_old_folder(hf, tmp_path, monkeypat
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "copy_tokenizer", interrupted)
+    monkeypatch.setattr(model_folder, "copy_tokenizer", interrupted)
     with pytest.raises(KeyboardInterrupt):
         import_(hf, tmp_path / "dst", overwrite=True, mask_token_id="9")
     assert [p.name for p in tmp_path.iterdir()] == ["dst"]

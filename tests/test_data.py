@@ -9,13 +9,13 @@ import pytest
 from conftest import DATA, TINY, length_of_exchange, write
 from datasets.arrow_writer import ArrowWriter
 
-from qwen3llada_jax.chat_template import ChatWriter
-from qwen3llada_jax.conversations import Columns
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.tokens import load_tokenizer
-from train import data, order, sources
-from train.rows import rows_of
-from train.tokenising import Reading, Recipe
+from qwen3llada_jax.text.chat_template import ChatWriter
+from qwen3llada_jax.text.conversations import Columns
+from qwen3llada_jax.text.tokens import load_tokenizer
+from train.data import loader, shuffle, sources
+from train.data.rows import rows_of
+from train.data.tokenize import Reading, Recipe
 
 TEXTS = ["Speak, speak.", "We know't, we know't.", "No more talking on't; let it be done: away, away!"]
 
@@ -63,7 +63,7 @@ def test_unpacked_documents_get_rows_of_their_own(tmp_path, tokenizer):
     rows = pretraining(write(tmp_path / "a.jsonl", [{"text": t} for t in TEXTS]), tokenizer, length=8, pack=False)
     documents = ids_of(tokenizer, TEXTS)
     pieces = [d[i : i + 8] for d in documents for i in range(0, len(d), 8)]
-    batch = data.make_batch(rows, np.arange(len(rows)), pad_id=0, length=8)
+    batch = loader.make_batch(rows, np.arange(len(rows)), pad_id=0, length=8)
     assert [line[:size].tolist() for line, size in zip(batch.tokens, batch.real_length, strict=True)] == pieces
 
 
@@ -148,7 +148,7 @@ def test_several_processes_give_the_same_rows_and_the_same_errors(tmp_path, toke
 def test_ids_in_pieces_read_as_one_array():
     draw = np.random.default_rng(0)
     pieces = [draw.integers(0, 9, n).astype(np.int32) for n in (3, 0, 1, 5, 0, 7)]
-    whole, tokens = np.concatenate(pieces), data.Tokens(pieces)
+    whole, tokens = np.concatenate(pieces), loader.Tokens(pieces)
     assert len(tokens) == 16
     for start in range(-1, 17):
         for stop in range(17):
@@ -167,20 +167,22 @@ def test_empty_documents_are_dropped_and_counted(tmp_path, tokenizer):
 
 
 def test_order_is_a_fresh_permutation_every_epoch_and_needs_only_the_step():
-    numbers = np.concatenate([order.row_numbers(np.arange(4 * i, 4 * i + 4), 10, seed=3) for i in range(5)])
+    numbers = np.concatenate([shuffle.row_numbers(np.arange(4 * i, 4 * i + 4), 10, seed=3) for i in range(5)])
     first, second = numbers[:10], numbers[10:]
     assert sorted(first) == sorted(second) == list(range(10))
     assert first.tolist() != second.tolist()
-    np.testing.assert_array_equal(order.row_numbers(np.arange(12, 16), 10, seed=3), numbers[12:16])
-    assert order.row_numbers(np.arange(4), 10, seed=4).tolist() != numbers[:4].tolist()
+    np.testing.assert_array_equal(shuffle.row_numbers(np.arange(12, 16), 10, seed=3), numbers[12:16])
+    assert shuffle.row_numbers(np.arange(4), 10, seed=4).tolist() != numbers[:4].tolist()
 
 
 def test_batches_come_in_few_lengths():
-    rows = data.Rows(data.Tokens([np.arange(100)]), np.array([0, 3, 30]), np.array([3, 27, 70]), np.zeros(3, int), "")
+    rows = loader.Rows(
+        loader.Tokens([np.arange(100)]), np.array([0, 3, 30]), np.array([3, 27, 70]), np.zeros(3, int), ""
+    )
     for most, expected in ((64, [64, 64, 64]), (300, [128, 128, 128])):
-        made = [data.make_batch(rows, np.array(n), 0, length=most) for n in ([0], [0, 1], [2])]
+        made = [loader.make_batch(rows, np.array(n), 0, length=most) for n in ([0], [0, 1], [2])]
         assert [batch.tokens.shape[1] for batch in made] == expected
-    assert data.buckets(1000) == [128, 256, 384, 512, 768, 1024]
+    assert loader.buckets(1000) == [128, 256, 384, 512, 768, 1024]
 
 
 # ---- supervised formats --------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import pytest
 from conftest import QWEN3_TEMPLATE, ROOT, TINY
 
 from qwen3llada_jax.errors import InputError
-from train.read_config import full_name, read_config
+from train.config.parse import full_name, read_config
 
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")))]
 ROOMS = ("qwen3llada_jax", "converters", "train", "sample", "benchmarks")
@@ -90,7 +90,7 @@ BEFORE_PYTHON = {
     "docs/importing.md": "import shutil; shutil.rmtree('models/mine', ignore_errors=True)\n"
     "tokens, path = [[1, 2, 3]], 'runs/sft'",
     "docs/masks.md": "import qwen3llada_jax as q; model = q.load('runs/sft'); tokens, pad = [[1, 2, 3, 4, 5, 6]], 6",
-    "docs/sampling.md": "from qwen3llada_jax import rules; prompts = [[1, 2, 3], [4, 5]]",
+    "docs/sampling.md": "from qwen3llada_jax.sampling import rules; prompts = [[1, 2, 3], [4, 5]]",
 }
 BEFORE_PYTHON = {
     page: code + "\nimport jax.numpy as jnp; tokens = jnp.array(tokens)" * ("tokens" in code)
@@ -148,7 +148,7 @@ def mentions() -> dict[str, set[str]]:
     """Programs that pages, configurations, the Makefile and help pages name, with the flags they give them."""
     places = [*(ROOT / page for page in PAGES), *(ROOT / "configs").glob("*"), ROOT / "Makefile"]
     found: dict[str, set[str]] = {}
-    for file in (*places, *(p for room in ROOMS for p in (ROOT / room).glob("*.py"))):
+    for file in (*places, *(p for room in ROOMS for p in (ROOT / room).rglob("*.py"))):
         text = file.read_text()
         if file.suffix == ".py":
             text = text.split('"""')[1].replace("\\\\\n", "\\\n")

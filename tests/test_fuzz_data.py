@@ -9,12 +9,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import qwen3llada_jax as q
-from train import sources
-from train.batches import training_batches
-from train.config import Config, DatasetConfig, TrainingConfig
-from train.rows import rows_of
-from train.token_cache import tokenised
-from train.tokenising import Reading, Recipe
+from train.config.schema import Config, DatasetConfig, TrainingConfig
+from train.data import sources
+from train.data.batches import training_batches
+from train.data.rows import rows_of
+from train.data.token_cache import tokenised
+from train.data.tokenize import Reading, Recipe
 
 WORDS = st.sampled_from(
     ["", "Who?", "I am.", " ", "\n\n", "</think>", "<think>x</think>y", "<|im_end|>", "{{ x }}", "é😀"]

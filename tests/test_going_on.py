@@ -15,11 +15,11 @@ from test_train import assert_same, finished, params_of, run, settings  # noqa: 
 
 import qwen3llada_jax as q
 from converters.to_hf import export
-from qwen3llada_jax import tokens
-from qwen3llada_jax.files import new_folder
-from train.metrics import read_lines
-from train.read_config import read_config
-from train.state import Origin, origin_of
+from qwen3llada_jax.io.atomic_files import new_folder
+from qwen3llada_jax.text import tokens
+from train.checkpoint.initial_state import Origin, origin_of
+from train.config.parse import read_config
+from train.monitor.jsonl import read_lines
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def test_k1_a_fork_and_an_emptied_start_model(home, finished, capsys):  # noqa: 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from qwen3llada_jax.files import new_folder
+from qwen3llada_jax.io.atomic_files import new_folder
 rename, seen = Path.rename, []
 def rename_once(self, target):
     if seen:
@@ -192,7 +192,7 @@ def test_k1_a_writer_at_work_is_let_be(start, tmp_path):
 
 def test_k1_tokenizer_files_are_copied_whole(home, monkeypatch):
     """A kill in the middle of a copy must not leave half a tokenizer where a whole one stood."""
-    from qwen3llada_jax import checkpoint
+    from qwen3llada_jax.io import model_folder
 
     whole = Path("run/tokenizer.json").read_bytes()
 
@@ -202,7 +202,7 @@ def test_k1_tokenizer_files_are_copied_whole(home, monkeypatch):
 
     monkeypatch.setattr("shutil.copyfile", half)
     with pytest.raises(q.InputError, match="No space left"):
-        checkpoint.copy_tokenizer(Path("start"), Path("run"))
+        model_folder.copy_tokenizer(Path("start"), Path("run"))
     assert Path("run/tokenizer.json").read_bytes() == whole
     assert not list(Path("run").glob(".*.part"))
     assert params_of(Path("run"))

@@ -173,7 +173,7 @@ def test_k12_that_there_is_no_pytorch_is_no_news_and_all_else_is():
 import logging, sys
 sys.modules["torch"] = None
 from pathlib import Path
-from qwen3llada_jax.tokens import load_tokenizer
+from qwen3llada_jax.text.tokens import load_tokenizer
 load_tokenizer(Path({str(TINY)!r}))
 from transformers.utils import is_torch_available, logging as theirs
 assert not is_torch_available()
@@ -188,7 +188,7 @@ theirs.get_logger("transformers").warning("PyTorch was not found: said by the us
 
 LOOK = """
 import jax
-from qwen3llada_jax import command_line
+from qwen3llada_jax import cli as command_line
 def main():
     print(jax.devices()[0].platform, "libtpu.so" in open("/proc/self/maps").read())
 command_line.run(main)

@@ -10,9 +10,10 @@ import pytest
 from test_train import finished, run  # noqa: F401
 
 import qwen3llada_jax as q
-from qwen3llada_jax.files import remove_parts
-from train import lock, report
-from train.owner import Owner, check_owner, owner_of, write_owner
+from qwen3llada_jax.io.atomic_files import remove_parts
+from train import report
+from train.runtime import run_lock
+from train.runtime.run_owner import Owner, check_owner, owner_of, write_owner
 
 SHORT = {"evaluation.do_eval_loss": False, "training.max_steps": 2, "training.save_steps": 1}
 
@@ -33,7 +34,7 @@ def test_k2_a_second_run_in_a_log_dir_is_refused_before_the_data_are_read(start,
     monkeypatch.chdir(tmp_path)
     shared = {**SHORT, "project.log_dir": "logs", "evaluation.tensorboard": True}
     run(start, Path("runs/a"), **shared)
-    before = {p: p.read_bytes() for p in Path("logs").rglob("*") if p.is_file() and p.name != lock.NAME}
+    before = {p: p.read_bytes() for p in Path("logs").rglob("*") if p.is_file() and p.name != run_lock.NAME}
     assert {"metrics.jsonl", "samples.jsonl", "run.json"} < {p.name for p in before}
     with monkeypatch.context() as patch:
         patch.setattr("train.run.training_batches", lambda *_: pytest.fail("data were read"))
@@ -54,7 +55,7 @@ def test_k2_two_runs_at_once(start, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("logs").mkdir()
     with (
-        lock.only_run_in(Path("logs"), "project.log_dir"),
+        run_lock.only_run_in(Path("logs"), "project.log_dir"),
         pytest.raises(q.InputError, match=r"logs is in use by another run .*choose another project.log_dir"),
     ):
         run(start, Path("a"), **SHORT, **{"project.log_dir": "logs"})

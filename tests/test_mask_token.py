@@ -11,10 +11,11 @@ from test_train import run, settings
 
 import qwen3llada_jax as q
 from converters.from_hf import convert
-from qwen3llada_jax import mask_token, tokens
-from train import samples, step
-from train.read_config import as_yaml, read_config
-from train.start import find_start, settled
+from qwen3llada_jax.text import mask_token, tokens
+from train import step
+from train.checkpoint.base_model import find_start, settled
+from train.config.parse import as_yaml, read_config
+from train.monitor import samples
 
 
 def changed(source: Path, target: Path, **keys) -> Path:

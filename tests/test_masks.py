@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.masks import Mask, dense, describe
+from qwen3llada_jax.model.masks import Mask, dense, describe
 
 
 @given(

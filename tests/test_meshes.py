@@ -14,12 +14,14 @@ from conftest import ROOT, assert_one_line_error, run_program
 from test_train import run, settings
 
 import qwen3llada_jax as q
-from qwen3llada_jax import model, sharding
-from train import distributed, hlo
+from qwen3llada_jax import sharding
+from qwen3llada_jax.model import model
 from train import step as training
-from train.metrics import read_lines
-from train.optim import optimiser
-from train.read_config import read_config
+from train.config.parse import read_config
+from train.monitor.jsonl import read_lines
+from train.optim.optimizer import optimiser
+from train.planning import hlo_analysis
+from train.runtime import distributed
 
 STEPS = 20
 MORE = {
@@ -148,10 +150,12 @@ def test_weights_are_gathered_and_gradients_reduced_once_a_layer(remat):
     counts = []
     for layers in (2, 4):
         text = compiled_step((1, 8, 1), layers, **{"training.remat": remat}).as_text()
-        found = hlo.find_collectives(text)
+        found = hlo_analysis.find_collectives(text)
         assert not any(c.kind == "all-to-all" for c in found)
         in_layers = [c for c in found if c.times >= layers]
-        counts.append({kind: sum(c.times for c in in_layers if c.kind == kind) // layers for kind in hlo.KINDS})
+        counts.append(
+            {kind: sum(c.times for c in in_layers if c.kind == kind) // layers for kind in hlo_analysis.KINDS}
+        )
     assert counts[0] == counts[1]
     assert counts[0]["all-gather"] == 14
     assert counts[0]["all-reduce"] + counts[0]["reduce-scatter"] == 1
@@ -160,7 +164,7 @@ def test_weights_are_gathered_and_gradients_reduced_once_a_layer(remat):
 @pytest.mark.slow
 def test_over_data_only_gradients_travel():
     text = compiled_step((8, 1, 1), 2).as_text()
-    found = hlo.find_collectives(text)
+    found = hlo_analysis.find_collectives(text)
     assert {c.kind for c in found} == {"all-reduce"}
     assert sum(c.times for c in found if c.times == 2) == 2  # one a layer
 

@@ -19,21 +19,23 @@ from conftest import DATA, TINY, assert_one_line_error, run_program, save_torch,
 from flax import nnx
 
 import qwen3llada_jax as q
-from qwen3llada_jax import model, sharding
-from qwen3llada_jax.config import PRESETS
-from train import flops, guard, trackers
+from qwen3llada_jax import sharding
+from qwen3llada_jax.model import model
+from qwen3llada_jax.model.config import PRESETS
 from train import step as training
-from train.config import TrainingConfig
-from train.curves import moving_average
-from train.data import Batch
-from train.meter import MEASURED, Meter, peak_of_run
-from train.metrics import JsonLines, read_lines
-from train.optim import optimiser
-from train.page import Run, summary
-from train.prefetch import prefetch
-from train.profile import Profile
-from train.progress import Progress
-from train.read_config import read_config
+from train.config.parse import read_config
+from train.config.schema import TrainingConfig
+from train.data.loader import Batch
+from train.data.prefetch import prefetch
+from train.monitor import model_flops, trackers
+from train.monitor.console import Progress
+from train.monitor.jsonl import JsonLines, read_lines
+from train.monitor.profiler import Profile
+from train.monitor.throughput import MEASURED, Meter, peak_of_run
+from train.optim import bad_updates
+from train.optim.optimizer import optimiser
+from train.reporting.html import Run, summary
+from train.reporting.plots import moving_average
 
 SMALL = q.ModelConfig(64, 16, 32, 2, 4, 2, 8, tie_word_embeddings=True, mask_token_id=63)
 
@@ -66,7 +68,7 @@ def test_flops_are_those_of_the_matmuls_of_forward_and_backward(tied):
     B, L = 2, 12
     tokens = jnp.zeros((B, L), jnp.int32)
     forward = lambda params: nnx.merge(graphdef, params)(tokens).sum()  # noqa: E731
-    ours = flops.training_flops_per_token(config, L) * B * L
+    ours = model_flops.training_flops_per_token(config, L) * B * L
     assert matmul_flops(jax.make_jaxpr(forward)(shapes).jaxpr) * 3 == ours
     assert matmul_flops(jax.make_jaxpr(jax.grad(forward))(shapes).jaxpr) == ours
 
@@ -75,8 +77,10 @@ def test_flops_by_hand():
     # Qwen3-0.6B: 28 layers of (q 1024·2048, k and v 1024·1024, o 2048·1024, MLP 3·1024·3072), head 151936·1024.
     config = PRESETS["qwen3-0.6b"]
     layer = 1024 * 2048 * 2 + 1024 * 1024 * 2 + 3 * 1024 * 3072
-    assert flops.matmul_parameters(config) == 28 * layer + 151_936 * 1024
-    assert flops.training_flops_per_token(config, 4096) == 6 * (28 * layer + 151_936 * 1024) + 12 * 28 * 4096 * 2048
+    assert model_flops.matmul_parameters(config) == 28 * layer + 151_936 * 1024
+    assert (
+        model_flops.training_flops_per_token(config, 4096) == 6 * (28 * layer + 151_936 * 1024) + 12 * 28 * 4096 * 2048
+    )
 
 
 @pytest.mark.parametrize(
@@ -89,7 +93,7 @@ def test_flops_by_hand():
     ],
 )  # fmt: skip
 def test_published_peaks(kind, tflops):
-    assert flops.peak_flops(SimpleNamespace(device_kind=kind)) == (None if tflops is None else tflops * 1e12)
+    assert model_flops.peak_flops(SimpleNamespace(device_kind=kind)) == (None if tflops is None else tflops * 1e12)
 
 
 def test_peak_of_a_run():
@@ -111,7 +115,7 @@ def test_meter_leaves_out_pauses_and_counts_padding():
     rates = meter.read()
     expected = {
         "tokens_per_second": 32 / 4, "real_tokens_per_second": 29 / 4, "seconds_per_update": 2.0, "data_wait": 0.25,
-        "mfu": 32 * flops.training_flops_per_token(SMALL, 8) / 4 / 1e9,
+        "mfu": 32 * model_flops.training_flops_per_token(SMALL, 8) / 4 / 1e9,
     }  # fmt: skip
     assert rates == pytest.approx(expected)
     assert set(rates) == set(MEASURED) - {"elapsed", "time"}
@@ -126,22 +130,22 @@ def test_meter_leaves_out_pauses_and_counts_padding():
 
 def test_judge_against_numpy():
     draw = np.random.default_rng(0)
-    history = np.full((2, guard.WINDOW), np.nan, np.float32)
-    for n in (0, guard.FEWEST - 1, guard.FEWEST, guard.WINDOW):
+    history = np.full((2, bad_updates.WINDOW), np.nan, np.float32)
+    for n in (0, bad_updates.FEWEST - 1, bad_updates.FEWEST, bad_updates.WINDOW):
         if n:
             history[:, -n:] = draw.lognormal(size=(2, n))
         medians = np.nanmedian(history, axis=1) if n else np.ones(2)
         for factors in ([2.9, 2.9], [3.1, 2.9], [2.9, 3.1]):
             now = (medians * factors).astype(np.float32)
-            is_spike = n >= guard.FEWEST and max(factors) > 3
-            assert int(guard.judge(jnp.asarray(now), jnp.asarray(history), 3.0)) == (
-                guard.SPIKE if is_spike else guard.GOOD
+            is_spike = n >= bad_updates.FEWEST and max(factors) > 3
+            assert int(bad_updates.judge(jnp.asarray(now), jnp.asarray(history), 3.0)) == (
+                bad_updates.SPIKE if is_spike else bad_updates.GOOD
             )
-        assert int(guard.judge(jnp.array([1e30, 1.0]), jnp.asarray(history), None)) == guard.GOOD
+        assert int(bad_updates.judge(jnp.array([1e30, 1.0]), jnp.asarray(history), None)) == bad_updates.GOOD
     for bad in (np.nan, np.inf, -np.inf):
         for now in ([bad, 1.0], [1.0, bad]):
             for factor in (3.0, None):
-                assert int(guard.judge(jnp.array(now), jnp.asarray(history), factor)) == guard.NOT_FINITE
+                assert int(bad_updates.judge(jnp.array(now), jnp.asarray(history), factor)) == bad_updates.NOT_FINITE
 
 
 def bits(tree) -> list[bytes]:
@@ -151,7 +155,7 @@ def bits(tree) -> list[bytes]:
 @pytest.mark.parametrize("rule", ["on_nan", "on_spike"])
 def test_a_skipped_update_leaves_optimiser_and_weights_bitwise(rule):
     settings = TrainingConfig(**{rule: "skip"}, spike_factor=4.0)
-    tx, plain = guard.watched(optax.adamw(1e-2), settings), optax.adamw(1e-2)
+    tx, plain = bad_updates.watched(optax.adamw(1e-2), settings), optax.adamw(1e-2)
     params = {"w": jnp.array([1.0, -2.0, 0.0, -0.0, 3e-20]), "b": jnp.array([jnp.pi])}
     update = jax.jit(tx.update)
     state, reference = tx.init(params), plain.init(params)
@@ -172,7 +176,9 @@ def test_a_skipped_update_leaves_optimiser_and_weights_bitwise(rule):
             assert bits(params) != before[: len(bits(params))]
             updates, reference = plain.update(gradient, reference, expected)
             expected = optax.apply_updates(expected, updates)
-        assert int(state.verdict) == ((guard.NOT_FINITE if rule == "on_nan" else guard.SPIKE) if is_bad else guard.GOOD)
+        assert int(state.verdict) == (
+            (bad_updates.NOT_FINITE if rule == "on_nan" else bad_updates.SPIKE) if is_bad else bad_updates.GOOD
+        )
     assert int(state.skipped) == 2
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), params, expected)  # as if never met
     assert np.isfinite(np.asarray(state.history[0])).sum() == (28 if rule == "on_nan" else 30)
@@ -183,7 +189,7 @@ def test_the_training_step_skips_and_compiles_once():
     config = config_of(**{"training.on_nan": "skip", "training.on_spike": "skip", "training.ema_decay": 0.5})
     automatic = (jax.sharding.AxisType.Auto,) * 3
     mesh = jax.make_mesh((1, 1, 1), sharding.MESH_AXES, automatic, devices=jax.devices()[:1])
-    tx = guard.watched(optimiser(config, 10), config.training)
+    tx = bad_updates.watched(optimiser(config, 10), config.training)
     _, shardings = training.state_shardings(SMALL, tx, mesh, ema=True)
     graphdef, _, _ = model.abstract(SMALL)
     with jax.set_mesh(mesh):
@@ -201,13 +207,13 @@ def test_the_training_step_skips_and_compiles_once():
         state, metrics = step_fn(state, batch)
         assert bits(state["params"]) != before
         assert bits(state["ema"]) != average
-        assert (int(metrics["verdict"]), int(metrics["skipped"])) == (guard.GOOD, 0)
+        assert (int(metrics["verdict"]), int(metrics["skipped"])) == (bad_updates.GOOD, 0)
 
-        usual = jax.device_put(jnp.full((2, guard.WINDOW), 1e-6, jnp.float32), shardings["opt"].history)
+        usual = jax.device_put(jnp.full((2, bad_updates.WINDOW), 1e-6, jnp.float32), shardings["opt"].history)
         state["opt"] = state["opt"]._replace(history=usual)
         before = bits((state["params"], state["opt"].inner, state["ema"]))
         state, metrics = step_fn(state, batch)
-        assert (int(metrics["verdict"]), int(metrics["skipped"])) == (guard.SPIKE, 1)
+        assert (int(metrics["verdict"]), int(metrics["skipped"])) == (bad_updates.SPIKE, 1)
         assert bits((state["params"], state["opt"].inner, state["ema"])) == before
         assert float(metrics["update_norm"]) == 0
 
@@ -215,22 +221,22 @@ def test_the_training_step_skips_and_compiles_once():
         state["params"]["norm"] = norm
         before = bits((state["params"], state["opt"].inner, state["ema"]))
         state, metrics = step_fn(state, batch)
-        assert (int(metrics["verdict"]), int(metrics["skipped"]), int(state["step"])) == (guard.NOT_FINITE, 2, 3)
+        assert (int(metrics["verdict"]), int(metrics["skipped"]), int(state["step"])) == (bad_updates.NOT_FINITE, 2, 3)
         assert bits((state["params"], state["opt"].inner, state["ema"])) == before
     assert step_fn._cache_size() == 1
 
 
 def test_what_the_person_watching_is_told():
     said = []
-    metrics = {"verdict": guard.NOT_FINITE, "loss": float("nan"), "grad_norm": 3.0, "skipped": 1}
-    guard.report(7, metrics, TrainingConfig(on_nan="skip"), said.append)
+    metrics = {"verdict": bad_updates.NOT_FINITE, "loss": float("nan"), "grad_norm": 3.0, "skipped": 1}
+    bad_updates.report(7, metrics, TrainingConfig(on_nan="skip"), said.append)
     assert said == ["update 7: loss nan, gradient norm 3: not finite; skipped (training.on_nan), 1 so far"]
     with pytest.raises(q.InputError, match=r"update 7: loss nan, gradient norm 3: not finite; stopped"):
-        guard.report(7, metrics, TrainingConfig(), said.append)
-    metrics |= {"verdict": guard.SPIKE, "loss": 55.5}
+        bad_updates.report(7, metrics, TrainingConfig(), said.append)
+    metrics |= {"verdict": bad_updates.SPIKE, "loss": 55.5}
     with pytest.raises(q.InputError, match=r"above 10 × its running median; stopped \(training\.on_spike\)"):
-        guard.report(8, metrics, TrainingConfig(on_spike="stop"), said.append)
-    guard.report(9, metrics | {"verdict": guard.GOOD}, TrainingConfig(), said.append)
+        bad_updates.report(8, metrics, TrainingConfig(on_spike="stop"), said.append)
+    bad_updates.report(9, metrics | {"verdict": bad_updates.GOOD}, TrainingConfig(), said.append)
     assert len(said) == 1
 
 
@@ -352,7 +358,7 @@ def test_wandb_goes_on_in_the_same_run(monkeypatch, tmp_path):
 
 
 def test_other_processes_write_and_print_nothing(monkeypatch, tmp_path, capsys):
-    from train.watch import Watch, say
+    from train.monitor.run_log import Watch, say
 
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     line = dict.fromkeys(

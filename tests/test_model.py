@@ -11,10 +11,10 @@ from conftest import logits_of, rule, save_torch, torch_model
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import qwen3llada_jax as q
-from qwen3llada_jax.config import PRESETS
-from qwen3llada_jax.layers import rms_norm
-from qwen3llada_jax.model import parameter_count
-from qwen3llada_jax.rope import rope_tables
+from qwen3llada_jax.model.config import PRESETS
+from qwen3llada_jax.model.layers import rms_norm
+from qwen3llada_jax.model.model import parameter_count
+from qwen3llada_jax.model.rope import rope_tables
 
 ROPES = {
     "default": {"rope_type": "default"},

@@ -13,12 +13,15 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import qwen3llada_jax as q
-from qwen3llada_jax import checkpoint, model, sharding
-from qwen3llada_jax.hf_names import flatten
-from train import freezing, optim, quantised
+from qwen3llada_jax import sharding
+from qwen3llada_jax.io import model_folder
+from qwen3llada_jax.io.hf_names import flatten
+from qwen3llada_jax.model import model
 from train import step as training
-from train.metrics import read_lines
-from train.read_config import read_config
+from train.config.parse import read_config
+from train.monitor.jsonl import read_lines
+from train.optim import eight_bit, optimizer
+from train.optim import freeze as freezing
 from train.run import train
 
 SHAPE = q.ModelConfig(64, 32, 48, 2, 4, 2, 16, mask_token_id=63, tie_word_embeddings=False, attention_bias=True)
@@ -78,9 +81,9 @@ def test_codes_follow_their_formula_and_lose_no_more_than_the_papers(dtype):
     x = np.random.default_rng(0).normal(size=(3, 5, 96)).astype(np.float32) * np.logspace(-9, 3, 5)[:, None]
     x = (x if signed else x**2).astype(np.float32)
     x[0, 0, :32] = 0  # a block without a scale
-    codes, scales = map(np.asarray, quantised.encode(jnp.asarray(x), dtype))
+    codes, scales = map(np.asarray, eight_bit.encode(jnp.asarray(x), dtype))
     assert (codes.shape, codes.dtype, scales.shape, scales.dtype) == (x.shape, dtype, (3, 5, 3), np.float32)
-    back = np.asarray(quantised.decode(codes, scales))
+    back = np.asarray(eight_bit.decode(codes, scales))
     largest, table, theirs = (127 if signed else 255), paper_code(signed), np.zeros_like(x)
     for i in np.ndindex(3, 5):
         for b in range(3):
@@ -105,14 +108,14 @@ def test_codes_follow_their_formula_and_lose_no_more_than_the_papers(dtype):
 def test_a_second_moment_never_becomes_zero():
     """Under the paper's code it does, and a first moment that is not zero is then divided by eps alone."""
     x = jnp.asarray([[1.0, 1e-12, 1e-20, 0.0] * 8])
-    back = np.asarray(quantised.decode(*quantised.encode(x, jnp.uint8)))
+    back = np.asarray(eight_bit.decode(*eight_bit.encode(x, jnp.uint8)))
     np.testing.assert_array_equal(back > 0, np.asarray(x) > 0)
     assert (back[np.asarray(x) > 0] >= np.asarray(x)[np.asarray(x) > 0] * 0.2).all()
 
 
 def test_blocks_divide_the_last_axis():
     lengths = {1024: 32, 2560: 32, 48: 16, 8: 8, 211: None, 12: None}
-    assert {n: quantised.block_length((3, n)) for n in lengths} == lengths
+    assert {n: eight_bit.block_length((3, n)) for n in lengths} == lengths
 
 
 @pytest.mark.parametrize(("name", "within"), [("adamw8bit", 0.15), ("lion8bit", 0.3)])
@@ -124,7 +127,7 @@ def test_8_bit_updates_follow_the_exact_ones(shapes, name, within):
     ends, states = {}, {}
     for kind in (name, name.removesuffix("8bit")):
         config = settings(**PLAIN | {"optim.name": kind, "training.weight_decay": 0})
-        seen, states[kind] = follow(optim.optimiser(config, 40), params, gradients)
+        seen, states[kind] = follow(optimizer.optimiser(config, 40), params, gradients)
         ends[kind] = flatten(jax.tree.map(np.subtract, seen[-1], params))
     for weight, exact in ends[name.removesuffix("8bit")].items():
         error = np.linalg.norm(ends[name][weight] - exact) / np.linalg.norm(exact)
@@ -141,7 +144,7 @@ def test_adamw_equals_torch(shapes):
     more = {"training.lr": 1e-2, "training.weight_decay": 0.3, "training.grad_clip": 0.5, "training.warmup_ratio": 0.3}
     config = settings(**more, **{"optim.betas": "[0.8, 0.9]", "optim.eps": 1e-4, "optim.scheduler": "linear"})
     params, gradients = draw_like(shapes, 0), [draw_like(shapes, i, 1.0) for i in range(1, 7)]
-    seen, _ = follow(optim.optimiser(config, 6), params, gradients)
+    seen, _ = follow(optimizer.optimiser(config, 6), params, gradients)
     weights = {k: torch.nn.Parameter(torch.tensor(np.asarray(v))) for k, v in flatten(params).items()}
     matrices = [w for k, w in weights.items() if k.endswith(("_proj", "embed_tokens", "lm_head"))]
     others = [w for k, w in weights.items() if not k.endswith(("_proj", "embed_tokens", "lm_head"))]
@@ -164,7 +167,7 @@ def test_lion_equals_its_definition(shapes):
     """Algorithm 2 of arXiv 2302.06675."""
     config = settings(**PLAIN, **{"optim.name": "lion"})
     params, gradients = draw_like(shapes, 0), [draw_like(shapes, i) for i in range(1, 5)]
-    seen, _ = follow(optim.optimiser(config, 4), params, gradients)
+    seen, _ = follow(optimizer.optimiser(config, 4), params, gradients)
     for k, start in flatten(params).items():
         w, m = np.asarray(start, np.float64), 0.0
         decay = 0.5 if k.endswith(("_proj", "embed_tokens", "lm_head")) else 0.0
@@ -187,7 +190,7 @@ def newton_schulz(matrix: np.ndarray) -> np.ndarray:
 def test_muon_orthogonalises_each_layer_as_one_matrix(shapes):
     config = settings(**PLAIN, **{"optim.name": "muon"})
     params, gradients = draw_like(shapes, 0), [draw_like(shapes, i) for i in range(1, 4)]
-    seen, state = follow(optim.optimiser(config, 3), params, gradients)
+    seen, state = follow(optimizer.optimiser(config, 3), params, gradients)
     inputs = {"o_proj": 2, **dict.fromkeys(["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj"], 1)}
     for name, axes in inputs.items():
         whole = np.asarray(params["layers"][name], np.float64)
@@ -201,7 +204,7 @@ def test_muon_orthogonalises_each_layer_as_one_matrix(shapes):
                 w = w - 1e-2 * (0.2 * np.sqrt(max(w.shape)) * newton_schulz(nesterov) + 0.5 * w)
             ours = np.asarray(seen[-1]["layers"][name][layer]).reshape(outputs, -1)
             np.testing.assert_allclose(ours, w, atol=2e-5, err_msg=name)
-    adamw, _ = follow(optim.optimiser(settings(**PLAIN), 3), params, gradients)
+    adamw, _ = follow(optimizer.optimiser(settings(**PLAIN), 3), params, gradients)
     for k, end in flatten(seen[-1]).items():
         if k.split(".")[-1] not in inputs:  # embedding, head, norms and biases are AdamW's
             np.testing.assert_allclose(end, flatten(adamw[-1])[k], atol=1e-7, err_msg=k)
@@ -219,7 +222,7 @@ def test_adafactor_equals_its_definition_layer_by_layer():
         jax.tree.map(lambda g: g * loud.reshape(2, *(1,) * (g.ndim - 1)), draw_like(shapes, i)) for i in range(1, 5)
     ]
     gradients[-1] = jax.tree.map(lambda g: 9 * g, gradients[-1])  # makes the clipping act
-    seen, state = follow(optim.optimiser(config, 4), params, gradients)
+    seen, state = follow(optimizer.optimiser(config, 4), params, gradients)
     clipped = 0
     for layer in range(2):
         w, r, c = np.asarray(params["layers"]["gate_proj"][layer], np.float64), 0.0, 0.0
@@ -242,7 +245,7 @@ def test_adafactor_equals_its_definition_layer_by_layer():
 
 def test_moment_dtype_acts_on_the_first_moment(shapes):
     for name in ("adamw", "lion", "muon"):
-        tx = optim.optimiser(settings(**{"optim.name": name, "optim.moment_dtype": "bfloat16"}), 4)
+        tx = optimizer.optimiser(settings(**{"optim.name": name, "optim.moment_dtype": "bfloat16"}), 4)
         state = jax.eval_shape(tx.init, shapes)
         for s in jax.tree.leaves(state, is_leaf=lambda s: hasattr(s, "mu")):
             if hasattr(s, "mu"):
@@ -271,12 +274,12 @@ def test_every_schedule_sets_the_size_of_the_updates(scheduler, more, expected):
     more = {f"optim.{k}": v for k, v in more.items()}
     config = settings(**{"optim.name": "lion", "optim.scheduler": scheduler, "training.lr": 1e-2,
                          "training.warmup_ratio": 0.2, **more})  # fmt: skip
-    tx, params = optim.optimiser(config, 10), {"norm": jnp.ones(3)}
+    tx, params = optimizer.optimiser(config, 10), {"norm": jnp.ones(3)}
     state, update = tx.init(params), jax.jit(tx.update)
     for i, rate in enumerate(expected):
         updates, state = update({"norm": jnp.ones(3)}, state, params)
         np.testing.assert_allclose(updates["norm"], -1e-2 * rate, rtol=1e-5)
-        assert float(optim.schedule(config, 10)(i)) == pytest.approx(1e-2 * rate, rel=1e-5)
+        assert float(optimizer.schedule(config, 10)(i)) == pytest.approx(1e-2 * rate, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -324,7 +327,7 @@ def test_freeze_patterns(shapes):
     ],
 )
 def test_freeze_patterns_that_cannot_be(shapes, pattern, part):
-    tx = optim.optimiser(settings(**{"training.freeze": f'["{pattern}"]'}), 4)
+    tx = optimizer.optimiser(settings(**{"training.freeze": f'["{pattern}"]'}), 4)
     with pytest.raises(q.InputError) as caught:
         training.state_shardings(SHAPE, tx, sharding.make_mesh())
     assert part in str(caught.value)
@@ -340,7 +343,7 @@ def test_frozen_parts_have_no_gradient_no_decay_and_no_state():
     np.testing.assert_array_equal(gradient["layers"]["up_proj"], 2 * trained)
     config = settings(**PLAIN | {"training.freeze": str(patterns), "training.grad_clip": 1.0, "optim.betas": "[0, 0]",
                                  "optim.eps": 1.0})  # fmt: skip
-    seen, state = follow(optim.optimiser(config, 4), params, [gradient])
+    seen, state = follow(optimizer.optimiser(config, 4), params, [gradient])
     clipped = 2 / 8  # 16 twos have a norm of 8
     end = 2 - 1e-2 * (clipped / (clipped + 1) + 0.5 * 2)
     np.testing.assert_array_equal(seen[0]["embed_tokens"], params["embed_tokens"])
@@ -352,7 +355,7 @@ def test_frozen_parts_have_no_gradient_no_decay_and_no_state():
 def steps_on_one_batch(config, params, steps: int):
     """(state, metrics of each step) of a small model trained on the same rows again and again."""
     mesh = jax.make_mesh((1, 1, 1), sharding.MESH_AXES, (AxisType.Auto,) * 3, devices=jax.devices()[:1])
-    tx = optim.optimiser(config, 60)  # whatever `steps`, so that a second call finds its program compiled
+    tx = optimizer.optimiser(config, 60)  # whatever `steps`, so that a second call finds its program compiled
     graphdef, _, _ = model.abstract(SHAPE)
     _, shardings = training.state_shardings(SHAPE, tx, mesh)
     draw = np.random.default_rng(5)
@@ -411,7 +414,7 @@ def test_frozen_parameters_stay_bit_for_bit_and_are_not_counted(shapes):
 def test_state_lies_like_its_parameters(sizes, name, freeze):
     wide = q.ModelConfig(64, 256, 384, 2, 4, 2, 128, mask_token_id=63)
     mesh = sharding.make_mesh(*sizes)
-    tx = optim.optimiser(settings(**{"optim.name": name, "training.freeze": str(freeze)}), 4)
+    tx = optimizer.optimiser(settings(**{"optim.name": name, "training.freeze": str(freeze)}), 4)
     shapes, shardings = training.state_shardings(wide, tx, mesh)
     jax.tree.map(lambda x, s: s.shard_shape(x.shape), shapes["opt"], shardings["opt"])  # raises where it does not fit
     of_params = {k: (x.shape, s) for (k, x), s in zip(flatten(shapes["params"]).items(),
@@ -420,12 +423,12 @@ def test_state_lies_like_its_parameters(sizes, name, freeze):
     seen = 0
     for state in moments:
         for moment in (state.mu, getattr(state, "nu", {})):
-            codes = moment.codes if isinstance(moment, quantised.Moment) else moment
+            codes = moment.codes if isinstance(moment, eight_bit.Moment) else moment
             for k, where in flatten(codes).items():
                 if isinstance(where, NamedSharding):
                     assert where == of_params[k][1], k
                     seen += 1
-            if isinstance(moment, quantised.Moment):
+            if isinstance(moment, eight_bit.Moment):
                 for k, where in flatten(moment.scales).items():
                     if isinstance(where, NamedSharding):  # 256 / 32 blocks divide by 8 and by 4
                         assert where.spec == of_params[k][1].spec, k
@@ -437,7 +440,7 @@ def test_state_lies_like_its_parameters(sizes, name, freeze):
 
 def test_scales_whose_blocks_do_not_divide_are_everywhere(shapes):
     """hidden_size 32 is one block: its scale cannot be split eight ways, its codes are."""
-    tx = optim.optimiser(settings(**{"optim.name": "adamw8bit"}), 4)
+    tx = optimizer.optimiser(settings(**{"optim.name": "adamw8bit"}), 4)
     _, shardings = training.state_shardings(SHAPE, tx, sharding.make_mesh(1, 8, 1))
     state = next(s for s in jax.tree.leaves(shardings["opt"], is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu"))
     assert state.mu.codes["layers"]["q_proj"].spec == P(None, "tensor", None, "fsdp")
@@ -447,7 +450,7 @@ def test_scales_whose_blocks_do_not_divide_are_everywhere(shapes):
 
 def test_factors_of_adafactor_are_split_along_the_axes_they_keep():
     wide = q.ModelConfig(64, 256, 384, 2, 4, 2, 128, mask_token_id=63)
-    tx = optim.optimiser(settings(**{"optim.name": "adafactor"}), 4)
+    tx = optimizer.optimiser(settings(**{"optim.name": "adafactor"}), 4)
     _, shardings = training.state_shardings(wide, tx, sharding.make_mesh(1, 4, 2))
     state = next(s for s in jax.tree.leaves(shardings["opt"], is_leaf=lambda s: hasattr(s, "v_row"))
                  if hasattr(s, "v_row"))  # fmt: skip
@@ -458,10 +461,10 @@ def test_factors_of_adafactor_are_split_along_the_axes_they_keep():
 
 def test_8_bit_updates_need_no_communication_where_blocks_are_whole():
     mesh = sharding.make_mesh(1, 4, 2)
-    tx = quantised.in_8_bits(optax.scale_by_adam(0.9, 0.95), lambda p: jax.tree.map(lambda _: True, p))
+    tx = eight_bit.in_8_bits(optax.scale_by_adam(0.9, 0.95), lambda p: jax.tree.map(lambda _: True, p))
     params = {"w": 0.1 * jax.random.normal(jax.random.key(0), (8, 256))}
     of_params = {"w": NamedSharding(mesh, P("tensor", "fsdp"))}
-    of_state = optim.state_shardings(tx, params, of_params)
+    of_state = optimizer.state_shardings(tx, params, of_params)
     state = jax.device_put(tx.update(params, tx.init(params), params)[1], of_state)
     update = jax.jit(tx.update, out_shardings=(of_params, of_state))
     with jax.set_mesh(mesh):
@@ -499,13 +502,13 @@ def test_a_run_goes_on_bit_for_bit(tmp_path, name):
                     "optim.name": name, "training.freeze": '["embed_tokens", "layers.0-1.*"]', "evaluation.steps": 1,
                 })
             )  # fmt: skip
-        return flatten(checkpoint.load_params(out, checkpoint.read_model_config(out)))
+        return flatten(model_folder.load_params(out, model_folder.read_model_config(out)))
 
     whole = run(tmp_path / "run")
     assert [r["step"] for r in read_lines(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3, 4]
     (tmp_path / "run" / "checkpoints" / "4").rename(tmp_path / "gone")
     again = run(tmp_path / "run")
-    start = flatten(checkpoint.load_params(TINY, checkpoint.read_model_config(TINY), "float32"))
+    start = flatten(model_folder.load_params(TINY, model_folder.read_model_config(TINY), "float32"))
     for k, value in whole.items():
         assert np.asarray(value).tobytes() == np.asarray(again[k]).tobytes(), k
         frozen = slice(None) if k == "embed_tokens" else slice(0, 2) if k.startswith("layers.") else slice(0, 0)

@@ -18,7 +18,7 @@ from flax import nnx
 
 import qwen3llada_jax as q
 from converters.to_hf import export
-from qwen3llada_jax.config import read_model_config
+from qwen3llada_jax.model.config import read_model_config
 from sample import clock, opening
 
 SHORT = q.SamplerConfig(gen_length=8, steps=8, block_length=8)
@@ -195,7 +195,7 @@ said = io.StringIO()
 def set_up():
     logging.basicConfig(level=logging.INFO, stream=said, format="mine %(message)s")
 """
-    lines = ["set_up()", "import qwen3llada_jax"] if first else ["import qwen3llada_jax.config", "set_up()"]
+    lines = ["set_up()", "import qwen3llada_jax"] if first else ["import qwen3llada_jax.model.config", "set_up()"]
     code += "\n".join(
         [*lines, "logging.info('hello')", "assert said.getvalue().endswith('mine hello\\n'), said.getvalue()"]
     )
@@ -204,13 +204,13 @@ def set_up():
 
 
 def test_k10_a_program_silences_what_would_stand_beside_its_line(monkeypatch):
-    from qwen3llada_jax import command_line
+    from qwen3llada_jax import cli
 
     for name in ("absl", "asyncio"):
         monkeypatch.setattr(logging.getLogger(name), "level", logging.WARNING)
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     with pytest.raises(SystemExit) as left:
-        command_line.run(lambda: 0)
+        cli.run(lambda: 0)
     assert left.value.code == 0
     assert logging.getLogger("asyncio").level == logging.getLogger("absl").level == logging.CRITICAL
 

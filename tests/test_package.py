@@ -14,13 +14,14 @@ import pytest
 from conftest import ROOT
 
 import qwen3llada_jax as q
-from qwen3llada_jax import command_line, files
-from train.metrics import JsonLines, read_lines
+from qwen3llada_jax import cli
+from qwen3llada_jax.io import atomic_files
+from train.monitor.jsonl import JsonLines, read_lines
 
 
 def test_public_names_are_there_and_no_others():
     public = {n for n in dir(q) if not n.startswith("_")}
-    modules = {p.stem for p in (ROOT / "qwen3llada_jax").glob("*.py")}
+    modules = {p.stem for p in (ROOT / "qwen3llada_jax").iterdir()}
     assert set(q.__all__) == public - modules | {"cross_entropy"} & set(q.__all__)
     for name in ("load", "forward_process", "pretrain_loss", "sft_loss", "generate", "SamplerConfig", "InputError"):
         assert name in q.__all__
@@ -35,16 +36,23 @@ def test_plain_import_needs_no_torch_and_no_program():
 def test_the_library_imports_no_program_and_programs_not_each_other():
     programs = {"converters", "train", "sample"}
     for room in ("qwen3llada_jax", *programs):
-        for file in (ROOT / room).glob("*.py"):
+        for file in (ROOT / room).rglob("*.py"):
             for node in ast.walk(ast.parse(file.read_text())):
                 names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-                names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                names += [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
                 for name in names:
                     assert name.split(".")[0] not in programs - {room}, f"{file}: {name}"
 
 
+def test_every_folder_of_code_is_a_package():
+    """A folder without `__init__.py` works in the checkout, and is left out by whoever looks for packages."""
+    for room in ("qwen3llada_jax", "converters", "train", "sample"):
+        for file in (ROOT / room).rglob("*.py"):
+            assert (file.parent / "__init__.py").exists(), file
+
+
 def test_flags_take_either_dash_and_unknown_ones_get_a_guess():
-    parser = command_line.Parser("x")
+    parser = cli.Parser("x")
     parser.add_argument("--gen-length", type=int)
     assert parser.parse(["--gen_length", "3"]).gen_length == parser.parse(["--gen-length=3"]).gen_length == 3
     with pytest.raises(q.InputError, match=r"unknown option '--gen-lenght'; did you mean '--gen-length'?"):
@@ -55,35 +63,35 @@ def test_flags_take_either_dash_and_unknown_ones_get_a_guess():
 
 def test_written_files_are_whole_or_absent(tmp_path, monkeypatch):
     target = tmp_path / "a.txt"
-    files.write_text(target, "old")
+    atomic_files.write_text(target, "old")
 
     def full(_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(q.InputError, match=r"a\.txt: cannot be written \(No space left on device\)"):
-        files.write_text(target, "new")
+        atomic_files.write_text(target, "new")
     assert target.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
 def test_new_folder_replaces_only_when_told_and_only_when_done(tmp_path):
     target = tmp_path / "model"
-    with files.new_folder(target) as folder:
+    with atomic_files.new_folder(target) as folder:
         (folder / "x").write_text("1")
         (folder / "config.json").write_text("{}")
         assert not target.exists()
-    with pytest.raises(q.InputError, match="not empty"), files.new_folder(target):
+    with pytest.raises(q.InputError, match="not empty"), atomic_files.new_folder(target):
         pass
-    with pytest.raises(RuntimeError), files.new_folder(target, overwrite=True) as folder:
+    with pytest.raises(RuntimeError), atomic_files.new_folder(target, overwrite=True) as folder:
         raise RuntimeError
     assert (target / "x").read_text() == "1"
-    with files.new_folder(target, overwrite=True) as folder:
+    with atomic_files.new_folder(target, overwrite=True) as folder:
         (folder / "y").write_text("2")
     assert [p.name for p in target.iterdir()] == ["y"]
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
     (tmp_path / "file").write_text("")
-    with pytest.raises(q.InputError, match="is a file"), files.new_folder(tmp_path / "file"):
+    with pytest.raises(q.InputError, match="is a file"), atomic_files.new_folder(tmp_path / "file"):
         pass
 
 
@@ -96,7 +104,7 @@ def test_new_folder_leaves_nothing_though_other_writers_of_a_failed_save_go_on(t
             time.sleep(0.01)
 
     def fail():
-        with files.new_folder(tmp_path / "model") as folder:
+        with atomic_files.new_folder(tmp_path / "model") as folder:
             late = threading.Thread(target=keep_writing, args=(folder,))
             late.start()
             writers.append(late)
@@ -134,9 +142,12 @@ def test_k1_what_killed_writers_left_is_removed_by_the_next_and_living_ones_are_
     alive.mkdir()
     target.mkdir()
     (target / "config.json").write_text("{}")
-    with files.new_folder(target, overwrite=True) as folder:
+    with atomic_files.new_folder(target, overwrite=True) as folder:
         (folder / "config.json").write_text("{}")
-        with pytest.raises(q.InputError), files.new_folder(target, overwrite=True):  # of our own process, at work
+        with (
+            pytest.raises(q.InputError),
+            atomic_files.new_folder(target, overwrite=True),
+        ):  # of our own process, at work
             pass
     assert not any(part.exists() for part in dead)
     assert others.is_dir()
@@ -148,15 +159,15 @@ def test_k1_a_part_of_our_own_number_from_before_is_anothers(tmp_path, monkeypat
     """In a container the first process has the same number every time."""
     part = tmp_path / f".model.{os.getpid()}.part"
     part.mkdir()
-    monkeypatch.setattr(files, "_BEGAN", time.time() + 60)
-    with files.new_folder(tmp_path / "model") as folder:
+    monkeypatch.setattr(atomic_files, "_BEGAN", time.time() + 60)
+    with atomic_files.new_folder(tmp_path / "model") as folder:
         (folder / "config.json").write_text("{}")
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
 def test_k1_another_models_old_folder_is_not_put_back(tmp_path):
     part_of_dead(tmp_path / "model.b", "old")
-    files.put_back(tmp_path / "model")
+    atomic_files.put_back(tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
 
@@ -168,7 +179,7 @@ def test_k1_overwriting_a_link_writes_where_it_leads(tmp_path, monkeypatch, how)
         Path("disk/model").mkdir()
         Path("disk/model/config.json").write_text("old")
     Path("model").symlink_to("disk/model")
-    with files.new_folder(Path("model"), overwrite=True) as folder:
+    with atomic_files.new_folder(Path("model"), overwrite=True) as folder:
         (folder / "config.json").write_text("new")
     assert Path("model").is_symlink()
     assert Path("disk/model/config.json").read_text() == "new"
@@ -178,17 +189,17 @@ def test_k1_overwriting_a_link_writes_where_it_leads(tmp_path, monkeypatch, how)
 def test_k1_a_killed_overwriting_of_a_link_is_put_back(tmp_path):
     part_of_dead(tmp_path / "disk" / "model", "old")
     (tmp_path / "model").symlink_to(tmp_path / "disk" / "model")
-    files.put_back(tmp_path / "model")
+    atomic_files.put_back(tmp_path / "model")
     assert (tmp_path / "model" / "params").is_dir()
 
 
 def test_k7_a_tilde_is_the_home_folder_wherever_a_path_is_typed(tmp_path, monkeypatch):
-    from train.read_config import read_config
+    from train.config.parse import read_config
 
     monkeypatch.setenv("HOME", str(tmp_path))
-    parser = command_line.Parser("")
+    parser = cli.Parser("")
     parser.add_argument("--dst", type=Path)
-    parser.add_argument("--model", type=command_line.Place)
+    parser.add_argument("--model", type=cli.Place)
     parser.add_argument("runs", type=Path, nargs="*")
     parser.add_argument("--text")
     flags = parser.parse(["--dst=~/conv", "--model", "~/r", "--text", "~/kept", "a", "~"])
@@ -215,7 +226,7 @@ def test_k2_the_part_of_a_writer_on_another_host_is_let_be(tmp_path):
     here = tmp_path / f".model.{socket.gethostname()}-999999.part"
     for part in (elsewhere, here):
         part.mkdir()
-    with files.new_folder(tmp_path / "model") as folder:
+    with atomic_files.new_folder(tmp_path / "model") as folder:
         (folder / "config.json").write_text("{}")
     assert elsewhere.is_dir()
     assert not here.exists()

@@ -18,13 +18,16 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import qwen3llada_jax as q
-from qwen3llada_jax import model, sharding
-from qwen3llada_jax.config import PRESETS
+from qwen3llada_jax import sharding
 from qwen3llada_jax.cross_entropy import cross_entropy
-from train import activations, chips, guard, hlo, plan, step
-from train.config import Config, DatasetConfig, MeshConfig, TrainingConfig
-from train.flops import training_flops_per_token
-from train.traced_flops import traced
+from qwen3llada_jax.model import model
+from qwen3llada_jax.model.config import PRESETS
+from train import plan, step
+from train.config.schema import Config, DatasetConfig, MeshConfig, TrainingConfig
+from train.monitor.model_flops import training_flops_per_token
+from train.optim import bad_updates
+from train.planning import hardware, hlo_analysis, saved_activations
+from train.planning.jaxpr_analysis import traced
 
 # A loop as the TPU compiler prints it: no known_trip_count, a counter that starts at 2 and climbs by 2 to 10, a
 # permute and a collective in pieces inside, a reduce-scatter spelt as an all-reduce in a fusion.
@@ -100,24 +103,26 @@ ENTRY %main (a: bf16[2,8], b: f32[64,8], c: (pred[], f32[4])) -> f32[16,8] {
 
 
 def test_collectives_of_a_tpu_program():
-    found = hlo.collectives(TPU_TEXT, {"search": 3})
+    found = hlo_analysis.collectives(TPU_TEXT, {"search": 3})
     assert found == {
         "all-gather": (1, 8 * 8 * 2),  # its pieces in the loop are the same one
         "collective-permute": (4, 4 * 2 * 8 * 2),  # counter 2, 4, 6, 8
         "all-reduce": (3, 3 * 4 * 4),
         "reduce-scatter": (1, 64 * 8 * 4),
     }
-    groups = {one.kind: one.group for one in hlo.find_collectives(TPU_TEXT, {"search": 3})}
+    groups = {one.kind: one.group for one in hlo_analysis.find_collectives(TPU_TEXT, {"search": 3})}
     assert groups == dict.fromkeys(found, 4)
     reordered = TPU_TEXT.replace("'b'=4] {'b'}", "'b'=4], device_ids=([4,2]T(1,0)) {'b'}")
     assert reordered != TPU_TEXT
-    assert {one.group for one in hlo.find_collectives(reordered, {"search": 3})} == {4}
-    names = {one.name for one in hlo.by_purpose(TPU_TEXT, {"search": 3})}
+    assert {one.group for one in hlo_analysis.find_collectives(reordered, {"search": 3})} == {4}
+    names = {one.name for one in hlo_analysis.by_purpose(TPU_TEXT, {"search": 3})}
     assert "collective-permute (piecewise all-gather)" in names
     with pytest.raises(ValueError, match=r"all-reduce\.3 in body\.2"):
-        hlo.collectives(TPU_TEXT)
+        hlo_analysis.collectives(TPU_TEXT)
     with pytest.raises(ValueError, match="who takes part"):
-        hlo.collectives(TPU_TEXT.replace("replica_groups={{0,1,2,3}}", "replica_groups=unknown"), {"search": 3})
+        hlo_analysis.collectives(
+            TPU_TEXT.replace("replica_groups={{0,1,2,3}}", "replica_groups=unknown"), {"search": 3}
+        )
 
 
 # A collective that SparseCores run beside the rest of the program.
@@ -139,8 +144,8 @@ ENTRY %main (a: f32[64,8]) -> f32[16,8] {
 
 
 def test_collectives_that_sparse_cores_run():
-    assert hlo.collectives(SPARSE_CORE_TEXT) == {"reduce-scatter": (1, 64 * 8 * 4)}
-    assert hlo.hbm_bytes(SPARSE_CORE_TEXT) == (64 + 16) * 8 * 4
+    assert hlo_analysis.collectives(SPARSE_CORE_TEXT) == {"reduce-scatter": (1, 64 * 8 * 4)}
+    assert hlo_analysis.hbm_bytes(SPARSE_CORE_TEXT) == (64 + 16) * 8 * 4
 
 
 @pytest.mark.slow
@@ -158,7 +163,7 @@ def test_activations_that_the_layers_keep(pieces):
             dataset=DatasetConfig("x"),
         )
         program, _ = plan.traced_step(config, architecture, sharding.make_mesh(1, 4, 1, jax.devices()[:4]))
-        found[remat] = activations.kept(program.jaxpr, layers)
+        found[remat] = saved_activations.kept(program.jaxpr, layers)
     assert found["full"] == layers * B // pieces * L * D * 2
     assert found["full"] < found["dots"] < found["none"]
 
@@ -171,7 +176,7 @@ def test_the_step_that_is_planned_is_the_runs():
         config = Config(training=TrainingConfig(batch_size=4, max_length=16, on_nan=rule), dataset=DatasetConfig("x"))
         mesh = sharding.make_mesh(1, 4, 1, jax.devices()[:4])
         program, state = plan.traced_step(config, architecture, mesh)
-        assert isinstance(state["opt"], guard.Watched)
+        assert isinstance(state["opt"], bad_updates.Watched)
         with jax.set_mesh(mesh):
             size[rule] = program.lower().compile().memory_analysis().temp_size_in_bytes
     assert size["skip"] > size["stop"]
@@ -192,11 +197,11 @@ def test_tpus_gather_weights_and_scatter_gradients(monkeypatch, topology):
         training=TrainingConfig(batch_size=16, max_length=256, bf16=True, remat="full"),
         dataset=DatasetConfig(name="none"),
     )
-    mesh = sharding.make_mesh(1, 16, 1, chips.machine(topology).devices)
+    mesh = sharding.make_mesh(1, 16, 1, hardware.machine(topology).devices)
     program, _ = plan.traced_step(config, architecture, mesh)
     with jax.set_mesh(mesh):
         text = program.lower().compile().as_text()
-    found = hlo.find_collectives(text, {"cross_entropy": 1})
+    found = hlo_analysis.find_collectives(text, {"cross_entropy": 1})
     assert not any(one.kind == "all-to-all" for one in found)
     in_layers = Counter(one.kind for one in found if one.times == layers)
     assert in_layers["all-gather"] == 14
@@ -212,7 +217,7 @@ def test_tpus_gather_weights_and_scatter_gradients(monkeypatch, topology):
 
 
 def test_bytes_on_the_wire():
-    one = hlo.Collective("all-reduce", 1, 800, 4, "", "", "")
+    one = hlo_analysis.Collective("all-reduce", 1, 800, 4, "", "", "")
     assert one.wire_bytes == 1200  # a ring reduces and then gathers three quarters
     assert one._replace(kind="all-gather").wire_bytes == 600
     assert one._replace(kind="collective-permute").wire_bytes == 800
@@ -233,12 +238,12 @@ def test_loops_multiply_collectives_and_flops():
         jax.ShapeDtypeStruct((16, 64), jnp.float32, sharding=on("d")),
     )
     text = program.lower().compile().as_text()
-    assert hlo.collectives(text)["all-gather"] == (5, 5 * 64 * 64 * 4)
+    assert hlo_analysis.collectives(text)["all-gather"] == (5, 5 * 64 * 64 * 4)
     assert traced(program.jaxpr, {}).total == 5 * 2 * 16 * 64 * 64
-    assert hlo.matmul_flops(text) == 5 * 2 * 2 * 64 * 64  # two rows a device
-    assert ("f32", (64, 64)) in hlo.arrays(text)
+    assert hlo_analysis.matmul_flops(text) == 5 * 2 * 2 * 64 * 64  # two rows a device
+    assert ("f32", (64, 64)) in hlo_analysis.arrays(text)
     # at least: each round writes and reads the gathered weight
-    assert 5 * 2 * 64 * 64 * 4 < hlo.hbm_bytes(text) < 5 * 10 * 64 * 64 * 4
+    assert 5 * 2 * 64 * 64 * 4 < hlo_analysis.hbm_bytes(text) < 5 * 10 * 64 * 64 * 4
 
 
 def test_flops_of_a_training_step_are_the_models():
@@ -278,9 +283,9 @@ def test_loops_that_data_decide():
     with pytest.raises(ValueError, match="search"):
         traced(program.jaxpr, {})
     text = program.lower().compile().as_text()
-    assert hlo.matmul_flops(text, {"search": 3}) == 3 * 2 * 8**3
+    assert hlo_analysis.matmul_flops(text, {"search": 3}) == 3 * 2 * 8**3
     with pytest.raises(ValueError, match="cannot be told"):
-        hlo.matmul_flops(text)
+        hlo_analysis.matmul_flops(text)
 
 
 def test_products_written_as_convolutions():
@@ -292,7 +297,7 @@ ENTRY %main (a: f32[6,16,8], b: f32[6,8,4]) -> f32[6,16,4] {
   ROOT %c = f32[6,16,4]{2,1,0} convolution(%a, %b), window={size=6 stride=5 pad=0_0 lhs_dilate=6}, dim_labels=0bf_0io->0bf
 }
 """  # noqa: E501
-    assert hlo.matmul_flops(text) == 6 * 2 * 16 * 8 * 4
+    assert hlo_analysis.matmul_flops(text) == 6 * 2 * 16 * 8 * 4
 
 
 @pytest.mark.parametrize(
@@ -336,7 +341,7 @@ def test_the_program(tmp_path, capsys):
     # norms are whole on every device, the rest in quarters; two moments of the same size, counters, the guard's history
     share = found["parameters"] * 4 / 4
     assert share < memory["parameters"] < 1.1 * share
-    assert 0 < memory["moments"] - 2 * memory["parameters"] < 64 + 2 * 4 * guard.WINDOW
+    assert 0 < memory["moments"] - 2 * memory["parameters"] < 64 + 2 * 4 * bad_updates.WINDOW
     assert memory["total"] > memory["arguments"] + memory["temporaries"]
     kinds = {one[0] for one in found["collectives"]}
     assert "all-gather" in kinds
@@ -387,7 +392,7 @@ def test_what_the_tpu_compiler_refuses(monkeypatch, words, message):
         raise jax.errors.JaxRuntimeError(words)
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(chips.topologies, "get_topology_desc", refuse)
+    monkeypatch.setattr(hardware.topologies, "get_topology_desc", refuse)
     for name in ("TPU_ACCELERATOR_TYPE", "TPU_WORKER_HOSTNAMES", "TPU_STDERR_LOG_LEVEL", "TPU_MIN_LOG_LEVEL"):
         monkeypatch.setenv(name, "as it was")  # so that what is set stays within this test
     with pytest.raises(q.InputError, match=message):
@@ -426,7 +431,7 @@ def test_the_step_never_holds_the_logits(monkeypatch):
         program, _ = plan.traced_step(config, architecture, mesh)
         with jax.set_mesh(mesh):
             compiled = program.lower().compile()
-        largest = max(math.prod(shape) for _, shape in hlo.arrays(compiled.as_text()))
+        largest = max(math.prod(shape) for _, shape in hlo_analysis.arrays(compiled.as_text()))
         return largest, compiled.memory_analysis().temp_size_in_bytes
 
     def temporaries_of_the_loss(loss):

@@ -13,18 +13,18 @@ from conftest import QWEN3_TEMPLATE, TINY, write
 from pyarrow import parquet as pq
 
 import qwen3llada_jax as q
-from qwen3llada_jax.chat_template import ChatWriter, names_in
-from qwen3llada_jax.conversations import Columns, read_conversation
-from qwen3llada_jax.jsonl import BadRowError
-from qwen3llada_jax.tokens import load_tokenizer
-from train import sources
-from train.batches import held_out_rows, trained_on_too, training_batches
-from train.config import Config, DatasetConfig, EvaluationConfig, TrainingConfig
-from train.read_config import read_config
-from train.rows import rows_of as made_of
-from train.show_rows import shown
-from train.start import find_start, settled
-from train.tokenising import Reading, Recipe
+from qwen3llada_jax.io.jsonl import BadRowError
+from qwen3llada_jax.text.chat_template import ChatWriter, names_in
+from qwen3llada_jax.text.conversations import Columns, read_conversation
+from qwen3llada_jax.text.tokens import load_tokenizer
+from train.checkpoint.base_model import find_start, settled
+from train.config.parse import read_config
+from train.config.schema import Config, DatasetConfig, EvaluationConfig, TrainingConfig
+from train.data import sources
+from train.data.batches import held_out_rows, trained_on_too, training_batches
+from train.data.rows import rows_of as made_of
+from train.data.show_rows import shown
+from train.data.tokenize import Reading, Recipe
 
 USER, ANSWER = {"role": "user", "content": "Who?"}, {"role": "assistant", "content": "I am."}
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"city": "string"}}}

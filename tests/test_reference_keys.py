@@ -11,8 +11,8 @@ import yaml
 from conftest import DATA, on_devices
 from test_train import params_of
 
-from train.metrics import read_lines
-from train.read_config import read_config
+from train.config.parse import read_config
+from train.monitor.jsonl import read_lines
 from train.run import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak]

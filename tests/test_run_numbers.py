@@ -20,8 +20,10 @@ from test_train import assert_same, finished, run  # noqa: F401
 
 import qwen3llada_jax as q
 from sample import generate
-from train import banner, hints, interval, loop
-from train.metrics import read_lines
+from train import loop
+from train.monitor import banner, interval
+from train.monitor.jsonl import read_lines
+from train.runtime import hints
 
 EVERY = {"evaluation.steps": 3}
 

@@ -20,8 +20,9 @@ from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
 import qwen3llada_jax as q
-from qwen3llada_jax import checkpoint, command_line
-from qwen3llada_jax.files import write_text
+from qwen3llada_jax import cli
+from qwen3llada_jax.io import model_folder
+from qwen3llada_jax.io.atomic_files import write_text
 from sample import answers, chat, compare, flags, generate, live, matching, opening, prompts, writing
 
 MASK = 1050
@@ -39,7 +40,7 @@ def here(start, tmp_path, monkeypatch):
 def typed(*arguments):
     """sample.generate in this process, as its command line would: its exit code."""
     with pytest.raises(SystemExit) as stopped:
-        command_line.run(lambda: generate.main(["--model", "model", *SHORT, *map(str, arguments)]))
+        cli.run(lambda: generate.main(["--model", "model", *SHORT, *map(str, arguments)]))
     return stopped.value.code
 
 
@@ -124,13 +125,11 @@ def test_k16_what_cannot_be_is_refused_before_the_weights_are_read(here, monkeyp
     def never(*_, **__):
         raise AssertionError("the weights were read")
 
-    monkeypatch.setattr(checkpoint, "load", never)
+    monkeypatch.setattr(model_folder, "load", never)
     before = {path.name for path in here.iterdir()}
     for line, part in PLACES.items():
         with pytest.raises(SystemExit) as stopped:
-            command_line.run(
-                lambda line=line: generate.main(["--model", "model", "--mask-token-id", "1050", *line.split(" ")])
-            )
+            cli.run(lambda line=line: generate.main(["--model", "model", "--mask-token-id", "1050", *line.split(" ")]))
         err = capsys.readouterr().err
         assert stopped.value.code == 2, line[:80]
         assert part in err, (line[:80], err)
@@ -144,7 +143,7 @@ def test_k16_what_cannot_be_is_refused_before_the_weights_are_read(here, monkeyp
 
 def assert_refused(capsys, arguments, part):
     with pytest.raises(SystemExit):
-        command_line.run(lambda: generate.main(["--model", "model", "--mask-token-id", "1050", *arguments]))
+        cli.run(lambda: generate.main(["--model", "model", "--mask-token-id", "1050", *arguments]))
     assert part in capsys.readouterr().err
 
 
@@ -168,7 +167,7 @@ def test_k16_memory_that_runs_out_is_one_line(capsys):
             raise error
 
         with pytest.raises(SystemExit) as stopped:
-            command_line.run(fail)
+            cli.run(fail)
         assert stopped.value.code == 2
         err = capsys.readouterr().err
         assert part in err
@@ -252,9 +251,7 @@ def test_k18_infilling_keeps_the_special_tokens_that_the_text_holds(here, tokeni
 
 def typed_infill(text, out):
     with pytest.raises(SystemExit) as stopped:
-        command_line.run(
-            lambda: generate.main(["--model", "model", "--mask-token-id", "1050", "--infill", text, "--out", out])
-        )
+        cli.run(lambda: generate.main(["--model", "model", "--mask-token-id", "1050", "--infill", text, "--out", out]))
     return stopped.value.code
 
 
@@ -388,7 +385,7 @@ def test_k1_a_history_that_is_not_there_is_no_broken_json(here):
 
 
 def test_k1_a_refusal_keeps_its_own_words_while_something_is_written():
-    with pytest.raises(q.InputError, match=r"^what it is$"), checkpoint.writing(Path("place")):
+    with pytest.raises(q.InputError, match=r"^what it is$"), model_folder.writing(Path("place")):
         raise q.InputError("what it is")
 
 
@@ -623,7 +620,7 @@ def test_k19_texts_are_utf_8_whatever_the_locale(here):
 
 def test_k19_every_file_names_its_encoding():
     """Of the programs and of what they write with."""
-    for path in [*(ROOT / "sample").glob("*.py"), ROOT / "qwen3llada_jax" / "files.py"]:
+    for path in [*(ROOT / "sample").rglob("*.py"), ROOT / "qwen3llada_jax" / "io" / "atomic_files.py"]:
         for line in path.read_text(encoding="utf-8").splitlines():
             opens = any(call in line for call in (".read_text(", ".write_text(", "open("))
             assert not opens or "encoding" in line or 'b")' in line or "os.open" in line, (path.name, line)

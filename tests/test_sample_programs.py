@@ -15,8 +15,10 @@ import torch
 from conftest import ROOT, TINY, assert_one_line_error, on_devices, run_program, torch_model, write
 
 import qwen3llada_jax as q
-from qwen3llada_jax import checkpoint, command_line, tokens
-from qwen3llada_jax.files import write_text
+from qwen3llada_jax import cli
+from qwen3llada_jax.io import model_folder
+from qwen3llada_jax.io.atomic_files import write_text
+from qwen3llada_jax.text import tokens
 from sample import chat, clock, compare, flags, generate, live, opening, prompts, quality, trace, writing
 
 MASK = 1050
@@ -637,11 +639,11 @@ def refused(start, tmp_path, monkeypatch):
         raise AssertionError("the weights were read")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(checkpoint, "load", never)
+    monkeypatch.setattr(model_folder, "load", never)
 
     def run(program, line, capsys):
         with pytest.raises(SystemExit) as stopped:
-            command_line.run(lambda: program.main(["--model", str(start), "--mask-token-id", str(MASK), *line.split()]))
+            cli.run(lambda: program.main(["--model", str(start), "--mask-token-id", str(MASK), *line.split()]))
         assert stopped.value.code == 2
         err = capsys.readouterr().err.splitlines()
         assert len(err) == 1, err

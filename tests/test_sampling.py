@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qwen3llada_jax as q
-from qwen3llada_jax import rules
-from qwen3llada_jax.canvas import bucket
-from qwen3llada_jax.config import VISIBILITIES
-from qwen3llada_jax.proposals import Proposal, draw, propose, propose_one
-from qwen3llada_jax.rules import CONFIDENCE_RULES
-from qwen3llada_jax.sampler_config import ADAPTIVE
-from qwen3llada_jax.unmasking import best_first, how_many
+from qwen3llada_jax.model.config import VISIBILITIES
+from qwen3llada_jax.sampling import rules
+from qwen3llada_jax.sampling.config import ADAPTIVE
+from qwen3llada_jax.sampling.proposals import Proposal, draw, propose, propose_one
+from qwen3llada_jax.sampling.rules import CONFIDENCE_RULES
+from qwen3llada_jax.sampling.state import bucket
+from qwen3llada_jax.sampling.step import best_first, how_many
 
 V, MASK = 62, 61
 

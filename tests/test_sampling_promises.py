@@ -11,8 +11,8 @@ import pytest
 from conftest import TINY, on_devices, save_torch, torch_model
 
 import qwen3llada_jax as q
-from qwen3llada_jax.text_ends import with_text_ends
-from qwen3llada_jax.unmasking import TIE, best_first
+from qwen3llada_jax.sampling.step import TIE, best_first
+from qwen3llada_jax.text.text_ends import with_text_ends
 
 V, MASK = 62, 61
 SHORT = q.SamplerConfig(mask_token_id=MASK, gen_length=8, block_length=4)

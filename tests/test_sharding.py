@@ -10,7 +10,8 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 import qwen3llada_jax as q
-from qwen3llada_jax import model, sharding
+from qwen3llada_jax import sharding
+from qwen3llada_jax.model import model
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,9 @@ from test_checkpoints import assert_same_lines, started, steps_of
 from test_train import assert_same, finished, run, settings  # noqa: F401
 
 import qwen3llada_jax as q
-from train import evaluate, signals
-from train.metrics import read_lines
+from train import evaluate
+from train.monitor.jsonl import read_lines
+from train.runtime import preemption
 
 
 def ask() -> None:
@@ -78,9 +79,9 @@ def test_k1_samples_are_given_up_and_made_up_for(start, tmp_path, monkeypatch):
 def test_k1_what_cannot_be_interrupted_is_saved_from_another_thread(monkeypatch):
     """And only where that is allowed."""
     ends, saved = [], threading.Event()
-    monkeypatch.setattr(signals, "GRACE", 0.2)
-    monkeypatch.setattr(signals.os, "_exit", ends.append)
-    with signals.stop_requests() as stop:
+    monkeypatch.setattr(preemption, "GRACE", 0.2)
+    monkeypatch.setattr(preemption.os, "_exit", ends.append)
+    with preemption.stop_requests() as stop:
         assert not stop()
         ask()
         time.sleep(0.5)
@@ -96,9 +97,9 @@ def test_k1_what_cannot_be_interrupted_is_saved_from_another_thread(monkeypatch)
 
 
 def test_k1_a_loop_that_answers_is_not_rescued(monkeypatch):
-    monkeypatch.setattr(signals, "GRACE", 0.2)
-    monkeypatch.setattr(signals.os, "_exit", lambda code: pytest.fail("ended"))
-    with signals.stop_requests() as stop, stop.rescued(lambda: pytest.fail("rescued")):
+    monkeypatch.setattr(preemption, "GRACE", 0.2)
+    monkeypatch.setattr(preemption.os, "_exit", lambda code: pytest.fail("ended"))
+    with preemption.stop_requests() as stop, stop.rescued(lambda: pytest.fail("rescued")):
         ask()
         while not stop():
             time.sleep(0.01)
@@ -116,7 +117,7 @@ def hang(*_):
         ctypes.CDLL(None).pthread_mutex_lock(lock)
 """
 STUCK = f"""{HANG}
-from train.signals import leave_on_sigterm
+from train.runtime.preemption import leave_on_sigterm
 with leave_on_sigterm():
     hang()
 """
@@ -137,14 +138,14 @@ def test_k1_a_notice_in_a_compile_before_the_first_update(notice):
 def test_k1_a_terminal_that_goes_away_asks_to_stop(monkeypatch):
     """Once it is gone, nothing can be written there; under `nohup` it is no matter."""
     before = signal.getsignal(signal.SIGHUP)
-    with monkeypatch.context() as patch, signals.stop_requests() as stop:
-        patch.setattr(signals.os, "write", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+    with monkeypatch.context() as patch, preemption.stop_requests() as stop:
+        patch.setattr(preemption.os, "write", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
         os.kill(os.getpid(), signal.SIGHUP)
         assert stop()
     assert signal.getsignal(signal.SIGHUP) == before
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with signals.leave_on_sigterm(), signals.stop_requests() as stop:
+        with preemption.leave_on_sigterm(), preemption.stop_requests() as stop:
             os.kill(os.getpid(), signal.SIGHUP)
             time.sleep(0.05)
             assert not stop()
@@ -155,7 +156,7 @@ def test_k1_a_terminal_that_goes_away_asks_to_stop(monkeypatch):
 OUTPUT = """
 import pathlib, sys
 from rich.console import Console
-from qwen3llada_jax import command_line
+from qwen3llada_jax import cli as command_line
 
 def main():
     if "product" in sys.argv:
@@ -208,19 +209,19 @@ def typed(program: str, place: str, *arguments: object) -> subprocess.CompletedP
 
 def test_k1_what_the_system_calls_is_put_back():
     """`jax.distributed` catches SIGTERM below Python, where only sigaction(2) can put it back."""
-    before = signals._c_handler()
+    before = preemption._c_handler()
     was = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
-        assert signals._c_handler().raw != before.raw
-        signals._set_c_handler(before)
-        assert signals._c_handler().raw[:8] == before.raw[:8]
+        assert preemption._c_handler().raw != before.raw
+        preemption._set_c_handler(before)
+        assert preemption._c_handler().raw[:8] == before.raw[:8]
     finally:
         signal.signal(signal.SIGTERM, was)
 
 
 WORKERS = """
 import multiprocessing, time
-from train.signals import leave_on_sigterm
+from train.runtime.preemption import leave_on_sigterm
 with leave_on_sigterm():
     worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
     worker.start()
@@ -239,9 +240,10 @@ def test_k1_sigterm_of_a_worker_is_none_of_the_run():
 
 RUN = f"""{HANG}
 import sys
-from train import loop, signals
+from train import loop
+from train.runtime import preemption as signals
 from train import run
-from train.read_config import read_config
+from train.config.parse import read_config
 
 signals.GRACE = 0.5
 what, pairs = sys.argv[1], [tuple(pair.split("=", 1)) for pair in sys.argv[2:]]
@@ -290,7 +292,7 @@ def test_k1_a_run_goes_on_when_nobody_reads_its_lines(start, finished, tmp_path,
     monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1"))
     out = tmp_path / "run"
     flags = [f"--{key}={value}" for key, value in settings(start, out, **{"mesh.data": 1})]
-    done = typed("from qwen3llada_jax import command_line\nfrom train import run\ncommand_line.run(run.main)",
+    done = typed("from qwen3llada_jax import cli as command_line\nfrom train import run\ncommand_line.run(run.main)",
                  "| head -1", *flags)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 1

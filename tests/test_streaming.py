@@ -9,9 +9,9 @@ import pytest
 from conftest import DATA, TINY, write
 
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.tokens import load_tokenizer
-from train.batches import held_out_rows, training_batches
-from train.config import Config, DatasetConfig, EvaluationConfig, ProjectConfig, SourceConfig, TrainingConfig
+from qwen3llada_jax.text.tokens import load_tokenizer
+from train.config.schema import Config, DatasetConfig, EvaluationConfig, ProjectConfig, SourceConfig, TrainingConfig
+from train.data.batches import held_out_rows, training_batches
 
 
 @pytest.fixture(scope="module")

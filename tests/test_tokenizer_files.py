@@ -8,7 +8,7 @@ import pytest
 from conftest import TINY
 
 import qwen3llada_jax as q
-from qwen3llada_jax.tokens import load_tokenizer
+from qwen3llada_jax.text.tokens import load_tokenizer
 
 
 @pytest.fixture

@@ -12,20 +12,22 @@ import torch
 from conftest import DATA, assert_one_line_error, on_devices, run_program, torch_model
 
 import qwen3llada_jax as q
-from qwen3llada_jax import checkpoint, model, sharding
-from qwen3llada_jax.checkpoint import read_model_config
-from qwen3llada_jax.hf_names import flatten
-from train import data
+from qwen3llada_jax import sharding
+from qwen3llada_jax.io import model_folder
+from qwen3llada_jax.io.hf_names import flatten
+from qwen3llada_jax.io.model_folder import read_model_config
+from qwen3llada_jax.model import model
 from train import step as training
-from train.config import Config, flat
-from train.data import Row
+from train.checkpoint.base_model import blocks_of, settled
+from train.config.parse import as_yaml, read_config
+from train.config.schema import Config, flat
+from train.data import loader
+from train.data.loader import Row
 from train.evaluate import evaluate
-from train.meter import MEASURED
-from train.metrics import read_lines
-from train.optim import is_matrix, optimiser, schedule
-from train.read_config import as_yaml, read_config
+from train.monitor.jsonl import read_lines
+from train.monitor.throughput import MEASURED
+from train.optim.optimizer import is_matrix, optimiser, schedule
 from train.run import parse, train
-from train.start import blocks_of, settled
 
 
 def settings(start: Path, out: Path, **more) -> list[tuple[str, str]]:
@@ -48,8 +50,8 @@ def run(start: Path, out: Path, *, devices: int = 1, **more) -> dict[str, np.nda
 
 
 def params_of(folder: Path) -> dict[str, np.ndarray]:
-    config = checkpoint.read_model_config(folder)
-    return {k: np.asarray(v) for k, v in flatten(checkpoint.load_params(folder, config)).items()}
+    config = model_folder.read_model_config(folder)
+    return {k: np.asarray(v) for k, v in flatten(model_folder.load_params(folder, config)).items()}
 
 
 def assert_same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
@@ -135,13 +137,13 @@ def test_soft_ce_and_every_noise_option_change_the_loss(start):
 
 def test_moments_lie_where_their_parameters_do_and_the_step_compiles_once(start):
     config = read_config(None, settings(start, Path("unused")))
-    architecture = checkpoint.read_model_config(start)
+    architecture = model_folder.read_model_config(start)
     mesh = sharding.make_mesh(2, 2, 2)
     tx = optimiser(config, 10)
     _, shardings = training.state_shardings(architecture, tx, mesh)
     graphdef, _, _ = model.abstract(architecture)
     with jax.set_mesh(mesh):
-        params = checkpoint.load_params(start, architecture, "float32", mesh)
+        params = model_folder.load_params(start, architecture, "float32", mesh)
         opt = jax.jit(tx.init, out_shardings=shardings["opt"])(params)
         state = {"params": params, "opt": opt, "step": jax.device_put(jnp.int32(0), shardings["step"])}
         step_fn = training.make_train_step(graphdef, config, tx, shardings, jax.random.key(0), 1050, 1050)
@@ -243,15 +245,15 @@ def test_held_out_loss_does_not_depend_on_the_micro_batch(start, finished, tmp_p
 @pytest.mark.parametrize("more", [{}, {"training.eos_padding": "false"}])
 def test_held_out_loss_of_answers_does_not_depend_on_the_micro_batch(start, more):
     """The EOS that pad a batch are part of its answers."""
-    rows = data.collect([Row(np.arange(size, dtype=np.int32), 3) for size in (5, 6, 7, 9, 12, 18, 24, 30)], "")
-    architecture = checkpoint.read_model_config(start)
+    rows = loader.collect([Row(np.arange(size, dtype=np.int32), 3) for size in (5, 6, 7, 9, 12, 18, 24, 30)], "")
+    architecture = model_folder.read_model_config(start)
     mesh, found = sharding.make_mesh(devices=jax.devices()[:1]), []
     for size in (8, 4, 2):
         more = {**more, "training.mode": "sft", "training.micro_batch_size": size, "evaluation.eval_max_batches": 1}
         config = read_config(None, settings(start, Path("unused"), **more))
         graphdef, _, _ = model.abstract(architecture, runtime=q.Runtime("float32"))
         eval_fn = training.make_eval_step(graphdef, config, 1050, 1050)
-        params = checkpoint.load_params(start, architecture, "float32", mesh)
+        params = model_folder.load_params(start, architecture, "float32", mesh)
         with jax.set_mesh(mesh):
             found.append(evaluate(eval_fn, params, rows, 1024, config, mesh)["eval_loss"])
     np.testing.assert_allclose(found, found[0], rtol=1e-5)
@@ -294,7 +296,7 @@ def test_sft_run_and_samples(start, tmp_path):
     assert np.isfinite([r["loss"] for r in records if "loss" in r]).all()
     samples = read_lines(tmp_path / "run" / "samples.jsonl")
     assert [s["prompt"] for s in samples] == ["Who is it?"]
-    config = checkpoint.read_model_config(tmp_path / "run")
+    config = model_folder.read_model_config(tmp_path / "run")
     assert (config.visibility, config.block_length) == ("block_bias", 8)
 
 

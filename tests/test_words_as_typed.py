@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 import qwen3llada_jax as q
 from train import run
-from train.config import Config, SourceConfig, flat
-from train.read_config import _known, as_yaml, read_config
-from train.values import from_text
+from train.config.parse import _known, as_yaml, read_config
+from train.config.schema import Config, SourceConfig, flat
+from train.config.values import from_text
 
 NEEDED = [("model.base_model_path", "m"), ("dataset.name", "d")]
 NEEDED_BY = {"dataset.columns": [("training.mode", "sft")]}  # which has no effect on pretraining

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from train import data
-from train.config import Config
-from train.step import DeviceBatch, rows_of_a_pass, summarise, to_devices
+from .config.schema import Config
+from .data import loader
+from .step import DeviceBatch, rows_of_a_pass, summarise, to_devices
 
 
 class StoppedError(Exception):
@@ -20,7 +20,7 @@ class StoppedError(Exception):
 def evaluate(
     eval_fn: Any,
     params: Any,
-    rows: data.Rows,
+    rows: loader.Rows,
     pad_id: int,
     config: Config,
     mesh: Mesh,
@@ -51,7 +51,7 @@ def evaluate(
     return metrics
 
 
-def batches_of(rows: data.Rows, pad_id: int, config: Config, mesh: Mesh) -> Iterator[DeviceBatch]:
+def batches_of(rows: loader.Rows, pad_id: int, config: Config, mesh: Mesh) -> Iterator[DeviceBatch]:
     """The batches of an evaluation, all of one shape.
 
     Answers are padded with EOS as in training: each to the longest of its update's worth of rows.
@@ -63,7 +63,7 @@ def batches_of(rows: data.Rows, pad_id: int, config: Config, mesh: Mesh) -> Iter
     for start in range(0, len(used), size):
         slots = np.arange(start, start + size)
         together = used[start // update * update :][:update]
-        batch = data.make_batch(
+        batch = loader.make_batch(
             rows, used[slots], pad_id, length=config.training.max_length, at_least=int(rows.sizes[together].max()),
             laid_out=int(rows.sizes[used].max()), pads_answers=config.pads_answers,
         )  # fmt: skip

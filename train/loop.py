@@ -10,17 +10,21 @@ from flax import nnx
 from jax.sharding import Mesh
 from orbax.checkpoint import CheckpointManager
 
-from train import checkpoints, data, guard, hints, interval, samples
-from train.batches import Batches
-from train.config import Config
-from train.evaluate import StoppedError, evaluate
-from train.meter import Meter, peak_of_run
-from train.optim import schedule
-from train.profile import Profile
-from train.signals import Stop, stop_requests
-from train.start import Start
-from train.step import DeviceBatch, State, weights
-from train.watch import Watch, say
+from .checkpoint import manager as checkpoints
+from .checkpoint.base_model import Start
+from .config.schema import Config
+from .data import loader
+from .data.batches import Batches
+from .evaluate import StoppedError, evaluate
+from .monitor import interval, samples
+from .monitor.profiler import Profile
+from .monitor.run_log import Watch, say
+from .monitor.throughput import Meter, peak_of_run
+from .optim import bad_updates
+from .optim.optimizer import schedule
+from .runtime import hints
+from .runtime.preemption import Stop, stop_requests
+from .step import DeviceBatch, State, weights
 
 EVALUATION, SAMPLES = "evaluation", "samples"
 
@@ -28,7 +32,7 @@ EVALUATION, SAMPLES = "evaluation", "samples"
 class Ahead(NamedTuple):
     """A batch, the same on its devices, and where the data stand after it."""
 
-    batch: data.Batch
+    batch: loader.Batch
     on_devices: DeviceBatch
     place: Any
 
@@ -48,7 +52,7 @@ class Ready(NamedTuple):
     start: Start
     mesh: Mesh
     batches: Batches
-    held_out: data.Rows | None
+    held_out: loader.Rows | None
     resumed: checkpoints.Resumed
     first: int
     steps: int
@@ -84,7 +88,7 @@ def run_loop(config: Config, output: Path, logs: Path, ready: Ready) -> None:
     if loop.done < ready.steps or loop.owes:
         say(loop.stopped())
         return
-    guard.check_learned(loop.metrics, ready.steps)
+    bad_updates.check_learned(loop.metrics, ready.steps)
     if best not in (None, ready.steps):
         say(f"lowest held-out loss at update {best}: {output}/checkpoints/{best}")
     say(f"{output}: {ready.steps} updates; sample from it with: {hints.sample(config, output)}")
@@ -137,7 +141,7 @@ class _Loop:
             self.count(batch)
             checkpoints.check_written(self.manager)
             if before is not None:  # one update late, while the devices are busy with the next
-                guard.report(step, before, config.training, watch.say, has_saved=self.has_saved)
+                bad_updates.report(step, before, config.training, watch.say, has_saved=self.has_saved)
             if ready.profile.after(self.done, metrics):
                 watch.say(f"{self.done:>7}  trace of {config.project.profile} update(s) in {ready.profile.folder}")
             logs, saves, due = self.due()
@@ -168,7 +172,7 @@ class _Loop:
         due = [EVALUATION] * evaluates + [SAMPLES] * bool(looks and every.prompts)
         return done % every.steps == 0 or is_last or done == 1, saves, due
 
-    def count(self, batch: data.Batch) -> None:
+    def count(self, batch: loader.Batch) -> None:
         """One update more."""
         self.meter.count(batch)
         self.watch.advance()
@@ -185,7 +189,7 @@ class _Loop:
         """Wait for the newest update, and stop the run if it may not stand."""
         metrics, self.unseen = self.unseen, None
         if metrics is not None:
-            guard.report(self.done, metrics, self.config.training, self.watch.say, has_saved=self.has_saved)
+            bad_updates.report(self.done, metrics, self.config.training, self.watch.say, has_saved=self.has_saved)
 
     def look(self, due: Iterable[str]) -> None:
         """Evaluate and write samples, unless somebody asks to stop.

@@ -24,22 +24,26 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from qwen3llada_jax import attention, command_line, model, sharding
-from qwen3llada_jax.checkpoint import read_model_config
-from qwen3llada_jax.config import PRESETS, ModelConfig
+from qwen3llada_jax import cli, sharding
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.files import check_file, write_text
 from qwen3llada_jax.head import positions_at_once
-from qwen3llada_jax.model import Runtime
-from train import activations, guard, hlo, run
-from train.batches import lengths_of
-from train.chips import Machine, machine
-from train.config import Config
-from train.flops import training_flops_per_token
-from train.plan_report import Memory, Plan, as_text
-from train.start import blocks_of, check_length, settled
-from train.step import DeviceBatch, make_train_step, rows_of_a_pass, rows_sharding, state_shardings
-from train.traced_flops import traced
+from qwen3llada_jax.io.atomic_files import check_file, write_text
+from qwen3llada_jax.io.model_folder import read_model_config
+from qwen3llada_jax.model import attention, model
+from qwen3llada_jax.model.config import PRESETS, ModelConfig
+from qwen3llada_jax.model.model import Runtime
+
+from . import run
+from .checkpoint.base_model import blocks_of, check_length, settled
+from .config.schema import Config
+from .data.batches import lengths_of
+from .monitor.model_flops import training_flops_per_token
+from .optim import bad_updates
+from .planning import hlo_analysis, saved_activations
+from .planning.hardware import Machine, machine
+from .planning.jaxpr_analysis import traced
+from .planning.plan_report import Memory, Plan, as_text
+from .step import DeviceBatch, make_train_step, rows_of_a_pass, rows_sharding, state_shardings
 
 _MOST_COMPILES = 6
 NOISED_SHARE = 0.5  # of the tokens go through the head: the mean noise level of a schedule symmetric in t
@@ -64,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise InputError(f"--json {options.json}: its folder does not exist; make it, or choose another place")
         check_file(options.json)
     else:
-        command_line.check_output()
+        cli.check_output()
     if options.model:  # the configuration must name a model to start from: this is it
         rest += ["--model.base_model_path", options.model]
     config = run.parse(rest)
@@ -112,7 +116,7 @@ def plan(config: Config, architecture: ModelConfig, place: Machine) -> Plan:
         memory=Memory(
             parameters=_local_bytes([shapes["params"], shapes.get("ema")]),
             moments=_local_bytes(shapes["opt"]),
-            activations=activations.kept(program.jaxpr, architecture.num_hidden_layers) // ways,
+            activations=saved_activations.kept(program.jaxpr, architecture.num_hidden_layers) // ways,
         ),
         ideal_flops=training_flops_per_token(architecture, lengths[-1]) * t.batch_size * lengths[-1],
     )
@@ -142,9 +146,9 @@ def plan(config: Config, architecture: ModelConfig, place: Machine) -> Plan:
         result,
         memory=memory.summed(),
         traced_flops=counted,
-        compiled_flops=hlo.matmul_flops(text, rounds) * len(place.devices) + counted.kernels,
-        hbm_bytes=hlo.hbm_bytes(text, rounds),
-        collectives=tuple(hlo.by_purpose(text, rounds)),
+        compiled_flops=hlo_analysis.matmul_flops(text, rounds) * len(place.devices) + counted.kernels,
+        hbm_bytes=hlo_analysis.hbm_bytes(text, rounds),
+        collectives=tuple(hlo_analysis.by_purpose(text, rounds)),
         compile_seconds=time.perf_counter() - started,
     )
 
@@ -157,7 +161,7 @@ def traced_step(config: Config, architecture: ModelConfig, mesh: Mesh) -> tuple[
     """
     t = config.training
     runtime = Runtime(config.dtype, t.attention, t.remat)
-    tx = guard.watched_optimiser(config, t.max_steps or 1000)
+    tx = bad_updates.watched_optimiser(config, t.max_steps or 1000)
     shapes, shardings = state_shardings(architecture, tx, mesh, ema=config.training.ema_decay > 0)
     state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
     live, mask_token = architecture.live_vocab_size, architecture.mask_token_id
@@ -279,8 +283,8 @@ def _local_bytes(tree: Any) -> int:
     )
 
 
-def _parser() -> command_line.Parser:
-    parser = command_line.Parser(f"{__doc__}\nEvery key of the configuration: python -m train.run --help")
+def _parser() -> cli.Parser:
+    parser = cli.Parser(f"{__doc__}\nEvery key of the configuration: python -m train.run --help")
     parser.add_argument("--topology", required=True, help="v5e:4x4, v5p:4x4x4, v6e:16x16, tpu7x:2x2x1, … or cpu:8")
     parser.add_argument("--model", choices=list(PRESETS), help="architecture (default: that of the model folder)")
     parser.add_argument(
@@ -294,4 +298,4 @@ def _parser() -> command_line.Parser:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

@@ -10,15 +10,16 @@ from pathlib import Path
 
 import yaml
 
-from qwen3llada_jax import command_line
-from qwen3llada_jax.command_line import flag
+from qwen3llada_jax import cli
+from qwen3llada_jax.cli import flag
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.files import check_file, make_folder, write_text
+from qwen3llada_jax.io.atomic_files import check_file, make_folder, write_text
 from qwen3llada_jax.pictures import pyplot, write_picture
-from train.curves import draw, svg
-from train.metrics import read_lines
-from train.owner import owner_of
-from train.page import Run, page
+
+from .monitor.jsonl import read_lines
+from .reporting.html import Run, page
+from .reporting.plots import draw, svg
+from .runtime.run_owner import owner_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,7 @@ class Flags:
 
 
 def main() -> None:
-    flags = command_line.parse(Flags)
+    flags = cli.parse(Flags)
     if flags.out.suffix != ".png":
         raise InputError(f"--out {flags.out}: unknown kind of picture; use .png")
     if len({run.resolve() for run in flags.runs}) < len(flags.runs):
@@ -114,4 +115,4 @@ def _settings(path: Path) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

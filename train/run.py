@@ -23,37 +23,35 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from qwen3llada_jax import attention, checkpoint, command_line, model, sharding
+from qwen3llada_jax import cli, sharding
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.files import check_folder, make_folder, remove_parts, write_text
-from qwen3llada_jax.model import Runtime
-from train import distributed, guard, order, samples, trackers
-from train.banner import banner, check_disk
-from train.batches import Batches, check_held_out, held_out_rows, lengths_of, trained_on_too, training_batches
-from train.check_config import MOST
-from train.config import Config
-from train.evaluate import batches_of
-from train.lock import only_run_in
-from train.loop import Ahead, Ready, compiler, run_loop
-from train.owner import Owner, check_owner, write_owner
-from train.prefetch import prefetch
-from train.profile import Profile
-from train.read_config import as_yaml, full_name, help_text, read_config
-from train.show_rows import shown
-from train.signals import leave_on_sigterm
-from train.start import Start, find_start, settled
-from train.state import check_before_data, first_state, newest_update, origin_of
-from train.step import (
-    make_eval_step,
-    make_train_step,
-    rows_of_a_pass,
-    rows_sharding,
-    state_shardings,
-    to_devices,
-    weights,
-)
-from train.versions import versions
-from train.watch import notice, say
+from qwen3llada_jax.io import model_folder
+from qwen3llada_jax.io.atomic_files import check_folder, make_folder, remove_parts, write_text
+from qwen3llada_jax.model import attention, model
+from qwen3llada_jax.model.model import Runtime
+
+from .checkpoint.base_model import Start, find_start, settled
+from .checkpoint.initial_state import check_before_data, first_state, newest_update, origin_of
+from .config.parse import as_yaml, full_name, help_text, read_config
+from .config.schema import Config
+from .config.validate import MOST
+from .data import shuffle
+from .data.batches import Batches, check_held_out, held_out_rows, lengths_of, trained_on_too, training_batches
+from .data.prefetch import prefetch
+from .data.show_rows import shown
+from .evaluate import batches_of
+from .loop import Ahead, Ready, compiler, run_loop
+from .monitor import samples, trackers
+from .monitor.banner import banner, check_disk
+from .monitor.profiler import Profile
+from .monitor.run_log import notice, say
+from .optim import bad_updates
+from .runtime import distributed
+from .runtime.preemption import leave_on_sigterm
+from .runtime.run_lock import only_run_in
+from .runtime.run_owner import Owner, check_owner, write_owner
+from .runtime.versions import versions
+from .step import make_eval_step, make_train_step, rows_of_a_pass, rows_sharding, state_shardings, to_devices, weights
 
 # Files that a run writes itself, beside the tokenizer's.
 WRITTEN = ("config.json", "training.yaml", "versions.json", "run.json", "metrics.jsonl", "samples.jsonl",
@@ -70,7 +68,7 @@ class Look(NamedTuple):
 def main() -> None:
     look, arguments = look_of(sys.argv[1:])
     if look.only:
-        command_line.check_output()
+        cli.check_output()
     config = parse(arguments)
     if config.project.device != "auto":
         jax.config.update("jax_platforms", "cuda" if config.project.device == "gpu" else config.project.device)
@@ -143,7 +141,7 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
     rows_of_a_pass(config, mesh)  # refuses those that do not divide
     steps = config.training.max_steps
     average = config.training.ema_decay > 0
-    shapes, _ = state_shardings(architecture, guard.watched_optimiser(config, steps or 1), mesh, ema=average)
+    shapes, _ = state_shardings(architecture, bad_updates.watched_optimiser(config, steps or 1), mesh, ema=average)
     check_before_data(config, origin, start, shapes)
     check_disk(output, shapes)
     if steps is not None:
@@ -152,7 +150,7 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
         check_held_out(config)
 
     # ---- data ---------------------------------------------------------------------------------------------
-    slots = order.host_slots(rows_sharding(mesh), config.training.batch_size)
+    slots = shuffle.host_slots(rows_sharding(mesh), config.training.batch_size)
     held_out = None
     if config.evaluation.do_eval_loss:  # the smaller ones first: what is wrong with them is told sooner
         held_out = held_out_rows(config, tokenizer, architecture.vocab_size)
@@ -176,7 +174,7 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
         return None
 
     # ---- state: 1. this run's newest checkpoint, 2. another run's, 3. the starting weights ----------------
-    tx = guard.watched_optimiser(config, steps)
+    tx = bad_updates.watched_optimiser(config, steps)
     shapes, shardings = state_shardings(architecture, tx, mesh, ema=average)
     with jax.set_mesh(mesh):
         resumed = first_state(config, output, origin, start, batches.fingerprint, tx, shapes, shardings, mesh)
@@ -234,10 +232,10 @@ def prepare_folder(output: Path, logs: Path, config: Config, start: Start, holds
     """Make the run folder a model folder, and say beside it what made it, and whose it is."""
     owner = hold_folders(output, logs, holds)
     for folder in (logs, output):
-        remove_parts(folder, (*WRITTEN, *checkpoint.TOKENIZER_FILES))
-    checkpoint.write_config(output, start.config)
+        remove_parts(folder, (*WRITTEN, *model_folder.TOKENIZER_FILES))
+    model_folder.write_config(output, start.config)
     if os.path.realpath(start.folder) != os.path.realpath(output):
-        checkpoint.copy_tokenizer(start.folder, output)
+        model_folder.copy_tokenizer(start.folder, output)
     write_text(output / "training.yaml", as_yaml(config))
     write_text(output / "versions.json", json.dumps(versions(), indent=2) + "\n")
     write_owner(output, logs, owner)
@@ -307,4 +305,4 @@ def parse(arguments: list[str]) -> Config:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

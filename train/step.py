@@ -12,15 +12,17 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from qwen3llada_jax import diffusion, model, sharding
+from qwen3llada_jax import diffusion, sharding
 from qwen3llada_jax.cross_entropy import cross_entropy
 from qwen3llada_jax.diffusion import NoiseConfig
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.masks import Mask
-from qwen3llada_jax.model import Qwen3LLaDA
-from train import freezing, guard, optim
-from train.config import BLOCK_LENGTH, BLOCK_VISIBILITY, Config
-from train.data import Batch
+from qwen3llada_jax.model import model
+from qwen3llada_jax.model.masks import Mask
+from qwen3llada_jax.model.model import Qwen3LLaDA
+
+from .config.schema import BLOCK_LENGTH, BLOCK_VISIBILITY, Config
+from .data.loader import Batch
+from .optim import bad_updates, freeze, optimizer
 
 State = dict[str, Any]  # {"params", "opt", "step"}, and "ema" where an average of the weights is kept
 _GOLDEN = 0.6180339887498949
@@ -92,7 +94,7 @@ def state_shardings(
     _, shapes, axes = model.abstract(config)
     of_params = sharding.shardings(axes, shapes, mesh)
     everywhere = NamedSharding(mesh, P())
-    opt, of_opt = jax.eval_shape(tx.init, shapes), optim.state_shardings(tx, shapes, of_params)
+    opt, of_opt = jax.eval_shape(tx.init, shapes), optimizer.state_shardings(tx, shapes, of_params)
     average = ({"ema": shapes}, {"ema": of_params}) if ema else ({}, {})
     return (
         {"params": shapes, "opt": opt, "step": jax.ShapeDtypeStruct((), jnp.int32), **average[0]},
@@ -193,7 +195,7 @@ def make_train_step(
     smoothing = config.training.loss_smoothing if config.training.loss_impl == "soft_ce" else 0.0
 
     def trained(params: Any) -> Any:
-        return freezing.stop_gradients(params, config.training.freeze)
+        return freeze.stop_gradients(params, config.training.freeze)
 
     def value_and_grad(params: Any, part: Prepared) -> Any:
         def loss(params: Any) -> tuple[Array, dict[str, Array]]:
@@ -222,20 +224,20 @@ def make_train_step(
             ((loss, sums), gradient), _ = jax.lax.scan(add, zero, parts)
         updates, opt = tx.update(gradient, state["opt"], state["params"], loss=loss)
         params = optax.apply_updates(state["params"], updates)
-        skipped = guard.is_skipped(opt, state["opt"])
+        skipped = bad_updates.is_skipped(opt, state["opt"])
         metrics = summarise(loss, sums) | {
             "grad_norm": optax.global_norm(gradient),
             "param_norm": optax.global_norm(params),
             "update_norm": optax.global_norm(updates),
             "taken": ~skipped,
             "sums": sums | {"weight": weight_of(prepared, config)},
-            **guard.metrics_of(opt),
+            **bad_updates.metrics_of(opt),
         }
         new = {"params": params, "opt": opt, "step": state["step"] + 1}
         if "ema" in state:
             keep = config.training.ema_decay
             average = jax.tree.map(lambda mean, x: keep * mean + (1 - keep) * x, state["ema"], params)
-            new["ema"] = guard.guarded(average, state["ema"], ~skipped)
+            new["ema"] = bad_updates.guarded(average, state["ema"], ~skipped)
         return new, metrics
 
     return train_step

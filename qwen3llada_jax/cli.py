@@ -1,0 +1,275 @@
+"""What the programs share: one grammar of flags, read off frozen dataclasses; errors in one line (exit code 2).
+
+A program declares its flags as the fields of a dataclass; `parse` makes an argparse parser of it, and an instance of it
+of the command line. shtab makes a shell's completions of the same parser (`--print-completion`).
+"""
+
+import argparse
+import dataclasses
+import difflib
+import re
+import shlex
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar
+
+import shtab
+
+from qwen3llada_jax.errors import InputError, brief
+from qwen3llada_jax.io.atomic_files import expanded
+from qwen3llada_jax.process import check_output as check_output
+from qwen3llada_jax.process import run as run
+
+T = TypeVar("T")
+
+
+class Place(str):
+    """A folder, or a model on the hub."""
+
+
+def whole(text: str) -> int:
+    """Read a whole number, in digits: Python would read 1_6, which is a name, as 16.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if not re.fullmatch(r"\s*[+-]?[0-9]{1,30}\s*", text):
+        raise ValueError(f"invalid whole number {text[:60]!r}")
+    return int(text)
+
+
+def ids(text: str) -> tuple[int, ...]:
+    """Read ids from `7,12`.
+
+    Raises:
+        argparse.ArgumentTypeError: anything else.
+    """
+    try:
+        return tuple(whole(part) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be ids, as 7,12, not {text!r}") from error
+
+
+def flag(
+    text: str,
+    default: Any = dataclasses.MISSING,
+    *,
+    names: Sequence[str] = (),
+    metavar: str | None = None,
+    positional: bool = False,
+    keys: Mapping[str, str] | None = None,
+) -> Any:
+    """Declare a flag: a dataclass's field, whose type says how it is typed.
+
+    `bool` is a switch, `bool | None` a switch with a `--no-` beside it, `Literal` a choice, `list` a flag that may be
+    repeated, and `Annotated[T, f]` what the function f reads. `dict[str, str]` holds the options of `keys` that were
+    given.
+
+    Args:
+        text: its help.
+        default: without one it must be given.
+        names: as what it is typed; like the field, with `-` for `_`, if left out.
+        metavar: what stands for its value in the help.
+        positional: it is typed without a name; a `list` takes one or more.
+        keys: names and helps of options with a text each, typed whole or, where no other ends so, by the last part.
+    """
+    metadata = {"help": text, "names": names, "metavar": metavar, "positional": positional, "keys": keys}
+    if keys is not None:
+        return dataclasses.field(default_factory=dict, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def parse(flags: type[T], arguments: Sequence[str] | None = None) -> T:
+    """Read an instance of the dataclass `flags` from `arguments` (default: the command line).
+
+    Raises:
+        InputError: an option that is unknown (with the nearest known one), is given twice or without its value; a value
+            that is none; a flag that must be given and is not.
+    """
+    return Parser(flags).read(sys.argv[1:] if arguments is None else arguments)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse over a dataclass, with the house's manners: one-line errors, `--gen_length` as good as `--gen-length`.
+
+    What a base class declares is a group of the help, named by its docstring (`Title: description`).
+    """
+
+    def __init__(self, flags: Any, **settings: Any):
+        super().__init__(
+            description=sys.modules[flags.__module__].__doc__,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **settings,
+        )
+        self.made, self.keys = flags, dict[str, str]()
+        if self.add_help:
+            self.add_argument("--print-completion", action=_PrintCompletion, choices=("bash", "zsh"), help=_COMPLETION)
+        fields = {f.name: f for f in dataclasses.fields(flags)}
+        declared: set[str] = set()
+        bases = [base for base in reversed(flags.__mro__[1:]) if dataclasses.is_dataclass(base)]
+        groups = []
+        for owner in (*bases, flags):
+            own = [fields[f.name] for f in dataclasses.fields(owner) if f.name not in declared]
+            declared.update(f.name for f in own)
+            groups.append((owner, own))
+        for owner, own in (groups[-1], *groups[:-1]):
+            title, _, text = (owner.__doc__ or "").partition(":")
+            group = self if owner is flags else self.add_argument_group(title.lower(), text.strip() or None)
+            for field in own:
+                if field.metadata["keys"] is None:
+                    _add(group, field)
+                else:
+                    self._add_keys(field.name, field.metadata["keys"])
+
+    def _add_keys(self, dest: str, keys: Mapping[str, str]) -> None:
+        groups: dict[str, Any] = {}
+        for name, text in keys.items():
+            section = name.rpartition(".")[0]
+            if section not in groups:
+                groups[section] = self.add_argument_group(section)
+            groups[section].add_argument(f"--{name}", dest=f"{dest} {name}", metavar="X", help=text.replace("%", "%%"))
+            self.keys[name] = dest
+        self.usage = "%(prog)s [--key value …]"
+
+    def read(self, typed: Sequence[str]) -> Any:
+        """Read an instance of the dataclass."""
+        found = vars(self.parse_args(self._spelled(typed)))
+        values = {f.name: found[f.name] for f in dataclasses.fields(self.made) if f.name in found}
+        values |= {dest: {} for dest in self.keys.values()}
+        for name, dest in self.keys.items():
+            if (text := found[f"{dest} {name}"]) is not None:
+                values[dest][name] = text
+        return self.made(**{name: _at_home(value) for name, value in values.items()})
+
+    def _spelled(self, typed: Sequence[str]) -> list[str]:
+        """What is typed, with options as they are declared and `=` before a value.
+
+        Refused here, before argparse complains of what is missing because of it, or takes it.
+        """
+        spelled: list[str] = []
+        given: dict[str, str] = {}
+        takes_words = any(not action.option_strings for action in self._actions)
+        words = list(reversed(typed))
+        while words:
+            word = words.pop()
+            name, equals, value = word.partition("=")
+            if not name.startswith("--") or word == "--":
+                if not takes_words and word != "-h":
+                    raise InputError(f"unexpected {word!r}: options are --key value (see --help)")
+                spelled.append(word)
+                continue
+            option = self._declared(name)
+            action = self._option_string_actions[option]
+            if action.nargs == 0:
+                if equals:
+                    raise InputError(f"{word}: {name} takes no value")
+                spelled.append(option)
+                continue
+            if not equals:
+                after = words[-1] if words else "--"
+                if after.startswith("--") and words:
+                    self._declared(after.split("=")[0], f" (as the value of {name}: {name}={shlex.quote(after)})")
+                if after.startswith("--"):
+                    raise InputError(f"{name} needs a value (one that begins with -- is written {name}=--…)")
+                value = words.pop()
+            if action.dest in given and isinstance(action, argparse._StoreAction):
+                both = f"{brief(given[action.dest])} and {brief(value)}"
+                raise InputError(f"{action.option_strings[0]} is given twice ({both}); leave one of the two out")
+            given[action.dest] = value
+            spelled.append(f"{option}={value}")
+        return spelled
+
+    def _declared(self, typed: str, more: str = "") -> str:
+        """The option that is meant; `more` ends the line of one that there is not."""
+        options = {option.replace("_", "-"): option for option in self._option_string_actions}
+        if option := options.get(typed.replace("_", "-")):
+            return option
+        if not self.keys:
+            raise InputError(f"unknown option {typed!r}{nearest(typed, [*options])}{more}")
+        return f"--{full_name(typed[2:].replace('-', '_'), self.keys, [o[2:] for o in options.values()])}"
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse in one line."""
+        raise InputError(f"{message if len(message) < 300 else message[:300] + '…'} (see --help)")
+
+
+class _PrintCompletion(argparse.Action):
+    """Print a shell's script, and stop."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        parser.prog = Path(parser.prog).stem  # as which a program that is typed `python -m …` can be an alias
+        print(shtab.complete(parser, values))
+        parser.exit()
+
+
+_COMPLETION = "print completions of what can be typed, for a shell to read, and stop"
+# The type of a field → what reads it from its text, and what stands for it in the help.
+_READERS: dict[Any, tuple[Callable[[str], Any], str | None]] = {
+    int: (whole, "N"),
+    float: (float, "X"),
+    tuple[int, ...]: (ids, "IDS"),
+}
+
+
+def _add(group: Any, field: dataclasses.Field) -> None:
+    """Add the argument that a field declares."""
+    data, kind = field.metadata, field.type
+    is_required = field.default is dataclasses.MISSING
+    options: dict[str, Any] = {"help": data["help"], "default": None if is_required else field.default}
+    is_optional = typing.get_origin(kind) in (types.UnionType, typing.Union)
+    if is_optional:
+        kind = typing.get_args(kind)[0]
+    if typing.get_origin(kind) is list:
+        kind = typing.get_args(kind)[0]
+        options |= {"nargs": "+"} if data["positional"] else {"action": "append"}
+    reader, letter = _READERS.get(kind, (kind, None))
+    if kind is bool:
+        options["action"] = argparse.BooleanOptionalAction if is_optional else "store_true"
+    elif typing.get_origin(kind) is Literal:
+        options["choices"] = typing.get_args(kind)
+    else:
+        options |= {"type": getattr(kind, "__metadata__", [reader])[0], "metavar": data["metavar"] or letter}
+    if data["positional"]:
+        action = group.add_argument(field.name, **options)
+    else:
+        names = data["names"] or [f"--{field.name.replace('_', '-')}"]
+        action = group.add_argument(*names, dest=field.name, required=is_required, **options)
+    if kind in (Path, Place):
+        action.complete = shtab.FILE
+
+
+def full_name(name: str, keys: Iterable[str], others: Iterable[str] = ()) -> str:
+    """Find `training.lr` of `lr`.
+
+    Raises:
+        InputError: no key ends so, or several do; the guess may be one of `others`.
+    """
+    keys = list(keys)
+    if name in keys:
+        return name
+    ends = [key for key in keys if key.rpartition(".")[2] == name]
+    if len(ends) == 1:
+        return ends[0]
+    if ends:
+        raise InputError(f"key {name!r} is ambiguous: {' or '.join(ends)}")
+    known = [*keys, *(key.rpartition(".")[2] for key in keys), *others]
+    raise InputError(f"unknown key {name!r}{nearest(name, known)}")
+
+
+def _at_home(value: Any) -> Any:
+    """A path with its `~` resolved; anything else as it is."""
+    if isinstance(value, list):
+        return [_at_home(one) for one in value]
+    if isinstance(value, Path):
+        return expanded(value)
+    return str(expanded(value)) if isinstance(value, Place) and value.startswith("~") else value
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """`; did you mean …?`, or nothing when no known word is near."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""

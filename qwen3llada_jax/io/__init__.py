@@ -1,0 +1,1 @@
+"""Files: model folders, checkpoints of Hugging Face, rows of data."""

@@ -1,0 +1,156 @@
+"""From a Hugging Face Qwen3 folder to our parameter tree, one stacked weight at a time."""
+
+import mmap
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from qwen3llada_jax import sharding
+from qwen3llada_jax.errors import InputError, listed
+from qwen3llada_jax.io.hf_names import TIED_HEAD, flatten, hf_tensors, likely_cause, unflatten
+from qwen3llada_jax.io.safetensors_folder import Reader, StoredTensor, reader, stored_tensors
+from qwen3llada_jax.model import model
+from qwen3llada_jax.model.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One of our weights and the stored tensors it is made of, in layer order."""
+
+    name: str
+    shape: tuple[int, ...]
+    parts: dict[str, StoredTensor]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The narrowest dtype that holds every part exactly."""
+        dtypes = {part.dtype for part in self.parts.values()}
+        return dtypes.pop() if len(dtypes) == 1 else max((np.dtype(np.float32), *dtypes), key=lambda d: d.itemsize)
+
+
+def plan(folder: Path, config: ModelConfig) -> list[Stack]:
+    """Pair every weight of the model with the tensors of a folder.
+
+    Raises:
+        InputError: tensors that are missing, unexpected or of another shape, all of them listed.
+    """
+    tensors = stored_tensors(folder)
+    _, shapes, axes = model.abstract(config)
+    flat_shapes, flat_axes = flatten(shapes), flatten(axes)
+    problems, stacks, expected = [], [], set()
+    for name, leaf in flat_shapes.items():
+        parts = hf_tensors(name, leaf.shape, flat_axes[name])
+        expected |= set(parts)
+        for hf, shape in parts.items():
+            if hf not in tensors:
+                untied = hf == TIED_HEAD and not config.tie_word_embeddings
+                problems.append(f"missing {hf}" + (" (tie_word_embeddings is false)" if untied else ""))
+            elif tensors[hf].shape != shape:
+                problems.append(f"{hf} has shape {list(tensors[hf].shape)} where the config says {list(shape)}")
+        stacks.append(Stack(name, leaf.shape, {hf: tensors[hf] for hf in parts if hf in tensors}))
+    if config.tie_word_embeddings:
+        expected.add(TIED_HEAD)
+    problems += [f"unexpected {name}" for name in sorted(set(tensors) - expected)]
+    if problems:
+        cause = likely_cause(expected, set(tensors)) or _of_another_shape(config, expected, set(tensors))
+        because = f" ({cause})" if cause else ""
+        raise InputError(f"{folder}: weights and config.json do not agree{because}: {listed(problems, '; ')}")
+    return stacks
+
+
+def _of_another_shape(config: ModelConfig, expected: set[str], stored: set[str]) -> str | None:
+    """What in the config is the likely cause of tensors that are missing or too many."""
+    missing, unexpected = expected - stored - {TIED_HEAD}, stored - expected
+    if unexpected and not missing and all(name.endswith(".bias") for name in unexpected):
+        return "they have biases; set attention_bias to true in config.json"
+    if missing and not unexpected and all(name.endswith(".bias") for name in missing):
+        return "they have no biases; set attention_bias to false in config.json"
+    if missing and all(re.search(r"self_attn\.[qk]_norm\.", name) for name in missing):
+        return "no norms of queries and keys: this is a Qwen2 or Llama, not a Qwen3"
+    layers = {int(name.split(".")[2]) for name in stored if re.match(r"model\.layers\.\d{1,6}\.", name)}
+    if layers and max(layers) + 1 != config.num_hidden_layers:
+        return f"config.json has num_hidden_layers {config.num_hidden_layers}, the weights {max(layers) + 1}"
+    return None
+
+
+def import_params(
+    folder: Path, config: ModelConfig, dtype: str | None = None, mesh: Mesh | None = None
+) -> dict[str, Any]:
+    """The parameters of a Hugging Face folder, on the mesh (default: the first device).
+
+    Holds the finished parameters and one stacked weight at a time.
+
+    Args:
+        dtype: of all parameters; None keeps each as it is stored.
+
+    Raises:
+        InputError: files or tensors that do not fit the config.
+    """
+    stacks = plan(folder, config)
+    tensors = stored_tensors(folder)
+    _, shapes, axes = model.abstract(config)
+    placed = None if mesh is None else flatten(sharding.shardings(axes, shapes, mesh))
+    params = {}
+    if config.tie_word_embeddings and TIED_HEAD in tensors and not tied_head_matches(tensors):
+        raise InputError(
+            f"{folder}: tie_word_embeddings is true but {TIED_HEAD} is not the embedding; "
+            "set it to false in config.json"
+        )
+    with reader(t.file for t in tensors.values()) as read:
+        for stack in stacks:
+            params[stack.name] = _to_device(
+                read_stack(stack, dtype, read), None if placed is None else placed[stack.name]
+            )
+    return unflatten(params)
+
+
+def read_stack(stack: Stack, dtype: str | None, read: Reader) -> np.ndarray:
+    """One of our weights as a numpy array of `dtype` (None: as stored)."""
+    out = _aligned_empty(stack.shape, np.dtype(dtype) if dtype else stack.dtype)
+    slices = out.reshape(len(stack.parts), -1)
+    read.fill(zip(stack.parts.values(), slices, strict=True))
+    return out
+
+
+def has_tied_head(folder: Path, config: ModelConfig) -> bool:
+    """Whether the folder stores the head although it is tied to the embedding."""
+    return config.tie_word_embeddings and TIED_HEAD in stored_tensors(folder)
+
+
+def tied_head_matches(tensors: dict[str, StoredTensor]) -> bool:
+    """Whether a stored head is, byte for byte, the embedding; compared some rows at a time."""
+    embedding, head = tensors["model.embed_tokens.weight"], tensors[TIED_HEAD]
+    if (embedding.shape, embedding.dtype) != (head.shape, head.dtype):
+        return False
+    rows, width = embedding.shape
+    with reader({embedding.file, head.file}) as read:
+        for start in range(0, rows, 4096):
+            count = min(4096, rows - start)
+            pair = np.empty((2, count, width), embedding.dtype)
+            skip = start * width * embedding.dtype.itemsize
+            parts = [replace(t, shape=(count, width), offset=t.offset + skip) for t in (embedding, head)]
+            read.fill(zip(parts, pair, strict=True))
+            if pair[0].tobytes() != pair[1].tobytes():
+                return False
+    return True
+
+
+def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Fresh memory on a page boundary: what JAX on CPU takes over without a copy.
+
+    Mapped directly because numpy asks for huge pages, whose first touch takes half as long again here.
+    """
+    size = int(np.prod(shape)) * dtype.itemsize
+    return np.frombuffer(mmap.mmap(-1, max(size, 1)), np.uint8, size).view(dtype).reshape(shape)
+
+
+def _to_device(array: np.ndarray, where: jax.sharding.Sharding | None) -> jax.Array:
+    if where is not None and not where.is_fully_addressable:  # several processes: each gives its devices' parts
+        return jax.make_array_from_callback(array.shape, where, lambda at: array[at])
+    # The array is never written again, so it may be taken over rather than copied.
+    return jax.block_until_ready(jax.device_put(array, where, may_alias=True))

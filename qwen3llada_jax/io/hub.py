@@ -1,0 +1,34 @@
+"""Models named the hub's way: a folder, or an id like `Qwen/Qwen3-0.6B` that is downloaded."""
+
+import re
+from pathlib import Path
+
+from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.io.atomic_files import expanded, put_back
+
+
+def model_folder(source: str) -> Path:
+    """The folder itself, or the local copy of a hub model (weights, config and tokenizer only).
+
+    Raises:
+        InputError: neither a folder nor a model the hub gives out.
+    """
+    path = expanded(source)
+    put_back(path)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise InputError(f"{source}: is a file; give the folder that holds it")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.startswith((".", "/")):
+        raise InputError(f"{source}: no such folder")
+    import huggingface_hub
+
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(source, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.jinja"])
+        )
+    except (OSError, ValueError) as error:  # every hub and network error is one of these
+        raise InputError(
+            f"{source}: no such folder, and the hub did not give a model of that name "
+            f"({type(error).__name__}); check the spelling, the network and your access"
+        ) from error

@@ -1,0 +1,1 @@
+"""The network: its configuration, layers, attention, and who sees whom."""

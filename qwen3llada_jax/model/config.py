@@ -1,0 +1,372 @@
+"""What a Qwen3 diffusion model is: the architecture, read from and written to Hugging Face's `config.json`.
+
+Whatever a config asks for and this project does not do (sliding windows, mixture of experts, another rope
+kind, …) is refused by name, never ignored.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qwen3llada_jax import arguments
+from qwen3llada_jax.errors import InputError, brief, listed, shown
+from qwen3llada_jax.io.atomic_files import home, put_back
+
+VISIBILITIES = ("full", "block_bias", "block_causal")
+ROPE_KINDS = ("default", "linear", "dynamic", "yarn", "llama3")
+
+# Keys of config.json that change nothing in the forward pass of a dense Qwen3.
+_INERT_KEYS = frozenset(
+    "architectures model_type transformers_version use_cache torch_dtype dtype max_window_layers name_or_path "  # noqa: SIM905
+    "_name_or_path output_hidden_states output_attentions return_dict is_causal chunk_size_feed_forward "
+    "problem_type id2label label2id is_encoder_decoder _attn_implementation attn_implementation "
+    "hf_export sliding_window".split()
+)
+
+_SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "max_position_embeddings",
+)  # fmt: skip
+_REALS = ("rms_norm_eps", "rope_theta", "initializer_range")
+_FLAGS = ("tie_word_embeddings", "attention_bias", "prompt_sees_answer", "enable_thinking")
+_IDS = ("bos_token_id", "pad_token_id", "mask_token_id")
+_MOST_SIZE = 2**31 - 1  # dimensions are counted in 32 bits in a program
+_MOST_LAYERS = 10_000  # beyond it a config is damaged, and going through its layers would take for ever
+
+# What each kind of rope scaling cannot do without.
+_ROPE_NEEDS = {
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+}
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Scaling of the rotary frequencies, with the parameters transformers knows for each kind."""
+
+    kind: str
+    factor: float = 1.0
+    original_max_position_embeddings: int | None = None
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
+    attention_factor: float | None = None
+    beta_fast: float | None = None
+    beta_slow: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            name, value = f"config: rope parameter {f.name}", getattr(self, f.name)
+            if f.name == "truncate":
+                arguments.flag(name, value)
+            elif f.name == "original_max_position_embeddings" and value is not None:
+                object.__setattr__(self, f.name, arguments.whole(name, value))
+            elif f.name != "kind" and value is not None:
+                object.__setattr__(self, f.name, arguments.number(name, value))
+            if f.name in ("kind", "truncate") or value is None:
+                continue
+            may_be_0 = f.name in ("mscale", "mscale_all_dim")
+            if not 0 <= value < float("inf") or (value == 0 and not may_be_0):
+                raise InputError(f"{name} must be a number above 0, not {shown(value)}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Architecture of a Qwen3 encoder and what makes it a diffusion model.
+
+    `mask_token_id` is the token that stands for "not known yet". `live_vocab_size` is the number of leading
+    embedding rows that a token owns (None: all); the rest can never be sampled. `visibility` and
+    `block_length` are what the model was trained with and the default when sampling; so is `enable_thinking`, whether
+    its answers in a chat begin with their reasoning.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int = 128
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 1_000_000.0
+    rope_scaling: RopeScaling | None = None
+    max_position_embeddings: int = 40_960
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    initializer_range: float = 0.02
+    bos_token_id: int | None = None
+    eos_token_id: int | tuple[int, ...] | None = None
+    pad_token_id: int | None = None
+    mask_token_id: int | None = None
+    live_vocab_size: int | None = None
+    visibility: str = "full"
+    block_length: int | None = None
+    prompt_sees_answer: bool = False
+    enable_thinking: bool = False
+
+    def __post_init__(self) -> None:
+        self._take(arguments.whole, *_SIZES, *_IDS, "live_vocab_size", "block_length")
+        self._take(arguments.number, *_REALS)
+        self._take(arguments.flag, *_FLAGS)
+        eos = self.eos_token_id
+        if eos is not None and not isinstance(eos, int):
+            object.__setattr__(self, "eos_token_id", arguments.ids("config: eos_token_id", eos))
+        for name in _SIZES:
+            most = _MOST_LAYERS if name == "num_hidden_layers" else _MOST_SIZE
+            if not 1 <= getattr(self, name) <= most:
+                value = shown(getattr(self, name))
+                raise InputError(f"config: {name} must be a whole number above 0 and at most {most}, not {value}")
+        for name in _REALS:
+            if not 0 < getattr(self, name) < float("inf") and (name, getattr(self, name)) != ("initializer_range", 0):
+                raise InputError(f"config: {name} must be a number above 0, not {getattr(self, name)}")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise InputError(
+                f"config: num_attention_heads {self.num_attention_heads} is not a multiple of "
+                f"num_key_value_heads {self.num_key_value_heads}"
+            )
+        if self.head_dim % 2:
+            raise InputError(f"config: head_dim {self.head_dim} is odd; rotary embedding needs an even one")
+        rows = f"the embedding table (0 … {self.vocab_size - 1})"
+        if self.mask_token_id is not None and not 0 <= self.mask_token_id < self.vocab_size:
+            raise InputError(
+                f"mask_token_id {shown(self.mask_token_id)} is outside {rows}; choose an id inside it, or `auto` for "
+                "its first row that no token uses"
+            )
+        if self.live_vocab_size is not None and not 0 < self.live_vocab_size <= self.vocab_size:
+            raise InputError(
+                f"config: live_vocab_size {shown(self.live_vocab_size)} is 0, or more rows than {rows} has"
+            )
+        if self.visibility not in VISIBILITIES:
+            raise InputError(f"visibility {shown(self.visibility)} is unknown; choose one of {', '.join(VISIBILITIES)}")
+        if self.block_length is not None and self.block_length < 1:
+            raise InputError(f"block_length must be at least 1, not {shown(self.block_length)}")
+        if self.visibility != "full" and not self.block_length:
+            raise InputError(f"visibility {self.visibility} needs a block_length")
+
+    def _take(self, kind: Callable[[str, Any], Any], *names: str) -> None:
+        """Values as Python's own; None stays where it may."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None or getattr(type(self), name, ...) is not None:
+                object.__setattr__(self, name, kind(f"config: {name}", value))
+
+    @classmethod
+    def from_hf(cls, source: Mapping[str, Any]) -> "ModelConfig":
+        """Read the dict of a Hugging Face `config.json` (any transformers version).
+
+        Raises:
+            InputError: another architecture, a missing key, or a feature this project does not have.
+        """
+        source = dict(source)
+        try:
+            return cls._from_hf(source)
+        except InputError:
+            raise
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise InputError(f"config.json: a value is of the wrong kind ({brief(error)})") from error
+
+    @classmethod
+    def _from_hf(cls, source: dict[str, Any]) -> "ModelConfig":
+        _refuse_what_we_do_not_do(source)
+        theta, scaling = _read_rope(source)
+        fields = {f.name for f in dataclasses.fields(cls)} - {"rope_theta", "rope_scaling"}
+        values = {k: source[k] for k in fields if k in source}
+        if values.get("num_key_value_heads") is None and "num_attention_heads" in values:
+            values["num_key_value_heads"] = values["num_attention_heads"]
+        if values.get("head_dim") is None:
+            values.pop("head_dim", None)
+        if isinstance(values.get("eos_token_id"), list):
+            values["eos_token_id"] = tuple(values["eos_token_id"])
+        required = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
+        missing = [name for name in required if values.get(name) is None]
+        if missing:
+            raise InputError(f"config.json lacks {listed(missing)}; is it the config of a Qwen3 model?")
+        # transformers' own default where the file is silent
+        values.setdefault("tie_word_embeddings", False)
+        values.setdefault("max_position_embeddings", 32_768)
+        return cls(**values, rope_theta=theta, rope_scaling=scaling)
+
+    def to_hf(self, dtype: str | None = None) -> dict[str, Any]:
+        """The dict of a `config.json` that transformers reads as the same (non-causal) Qwen3 model."""
+        values: dict[str, Any] = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_act": "silu"}
+        values |= {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        rope: dict[str, Any] = {"rope_type": "default", "rope_theta": values.pop("rope_theta")}
+        scaling = values.pop("rope_scaling")
+        if scaling is not None:
+            rope |= {k: v for k, v in dataclasses.asdict(scaling).items() if v is not None}
+            rope["rope_type"] = rope.pop("kind")
+            if scaling.kind != "yarn":
+                rope.pop("truncate")
+        # Older transformers (and other readers) know only these two, newer ones only the third.
+        values["rope_theta"] = self.rope_theta
+        values["rope_scaling"] = None if scaling is None else {k: v for k, v in rope.items() if k != "rope_theta"}
+        values["rope_parameters"] = rope
+        values |= {"attention_dropout": 0.0, "use_sliding_window": False, "is_causal": False}
+        if isinstance(self.eos_token_id, tuple):
+            values["eos_token_id"] = list(self.eos_token_id)
+        if dtype is not None:
+            values["dtype"] = dtype
+        return values
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Every id that ends a text, as a tuple."""
+        if self.eos_token_id is None:
+            return ()
+        return self.eos_token_id if isinstance(self.eos_token_id, tuple) else (self.eos_token_id,)
+
+
+def unknown_keys(source: Mapping[str, Any]) -> list[str]:
+    """Keys of a `config.json` that neither this project nor a plain Qwen3 uses: worth a notice at import."""
+    known = {f.name for f in dataclasses.fields(ModelConfig)} | _INERT_KEYS
+    known |= {"rope_parameters", "hidden_act", "attention_dropout", "use_sliding_window", "layer_types"}
+    return sorted(set(source) - known)
+
+
+def read_config_json(folder: Path) -> dict[str, Any]:
+    """The parsed `config.json` of a model folder, or of the run that a checkpoint's folder belongs to.
+
+    Raises:
+        InputError: no such folder or file, or not JSON.
+    """
+    put_back(folder)
+    path = home(folder) / "config.json"
+    if not Path(folder).is_dir():
+        raise InputError(f"{folder}: no such folder")
+    if not path.is_file():
+        raise InputError(f"{folder}: no config.json in it; a model folder holds config.json beside its weights")
+    try:
+        source = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, nested too deeply
+        raise InputError(f"{path}: not valid JSON ({brief(error)}); download it again") from error
+    if not isinstance(source, dict):
+        raise InputError(f"{path}: not a JSON object; download it again")
+    return source
+
+
+def read_model_config(folder: Path) -> ModelConfig:
+    """The architecture of a model folder, of a training run, or of one of its checkpoints.
+
+    Raises:
+        InputError: no such folder, or not the config of a Qwen3.
+    """
+    source = read_config_json(folder)
+    try:
+        return ModelConfig.from_hf(source)
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from error
+
+
+def _refuse_what_we_do_not_do(source: Mapping[str, Any]) -> None:
+    kind = source.get("model_type")
+    if kind == "qwen3_moe" or source.get("num_experts"):
+        raise InputError("config: mixture of experts (qwen3_moe) is not supported; use a dense Qwen3")
+    if kind != "qwen3":
+        raise InputError(f"config: model_type is {shown(kind)}, not 'qwen3'; only dense Qwen3 models can be imported")
+    layer_types = source.get("layer_types") or []
+    if not isinstance(layer_types, list):
+        raise InputError(f"config: layer_types must be a list, not {shown(layer_types)}")
+    if source.get("use_sliding_window") or any(t != "full_attention" for t in layer_types):
+        raise InputError("config: sliding-window layers are not supported; use_sliding_window must be false")
+    refusals = {
+        "hidden_act": ("silu", "only the SwiGLU activation 'silu' is supported"),
+        "attention_dropout": (0, "dropout is not supported; set it to 0"),
+        "partial_rotary_factor": (1, "rotary embedding of a part of the head is not supported"),
+        "quantization_config": (None, "quantised weights are not supported; import the unquantised model"),
+    }
+    for key, (only, mend) in refusals.items():
+        if source.get(key, only) not in (only, None):
+            raise InputError(f"config: {key} is {shown(source[key])}; {mend}")
+
+
+def _read_rope(source: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
+    """Base and scaling from `rope_parameters` (transformers ≥ 5) or `rope_theta` + `rope_scaling` (before)."""
+    rope = _without_contradiction(source)
+    theta = rope.pop("rope_theta", None)
+    if theta is None:
+        raise InputError("config: neither rope_theta nor rope_parameters.rope_theta is there; Qwen3 uses 1000000")
+    theta = arguments.number("config: rope_theta", theta)
+    kind = rope.pop("rope_type", "default")
+    if kind not in ROPE_KINDS:
+        raise InputError(f"config: rope kind {shown(kind)} is not supported; known kinds are {', '.join(ROPE_KINDS)}")
+    if rope.pop("partial_rotary_factor", 1.0) != 1:
+        raise InputError(
+            "config: partial_rotary_factor is not 1; rotary embedding of a part of the head is not supported"
+        )
+    known = {f.name for f in dataclasses.fields(RopeScaling)} if kind != "default" else set()
+    strangers = sorted(set(rope) - known)
+    if strangers:
+        hint = "; name the kind (rope_type) that it belongs to" if kind == "default" else ""
+        raise InputError(f"config: rope kind {kind!r} has the unknown parameter {shown(strangers[0])}{hint}")
+    if kind == "default":
+        return theta, None
+    missing = [name for name in _ROPE_NEEDS[kind] if name not in rope]
+    if missing:
+        raise InputError(f"config: rope kind {kind!r} needs {', '.join(missing)}")
+    if kind in ("yarn", "llama3"):
+        fallback = source.get("original_max_position_embeddings") or source.get("max_position_embeddings", 32_768)
+        rope.setdefault("original_max_position_embeddings", fallback)
+    return theta, RopeScaling(kind=kind, **rope)
+
+
+def _without_contradiction(source: Mapping[str, Any]) -> dict[str, Any]:
+    """What the three places that may speak of rope say together.
+
+    A file of one transformers version edited by the advice for another says it twice; taking one of the two would drop
+    a scaling without a word.
+    """
+    found: dict[str, Any] = {}
+    for place in ("rope_theta", "rope_scaling", "rope_parameters"):
+        said = source.get(place)
+        if place == "rope_theta":
+            said = None if said is None else {"rope_theta": said}
+        if said is not None and not isinstance(said, dict):
+            raise InputError(f"config: {place} must be an object with keys (or null), of the wrong kind: {shown(said)}")
+        said = {k: v for k, v in (said or {}).items() if v is not None}
+        if "type" in said:
+            kind = said.pop("type")
+            if said.setdefault("rope_type", kind) != kind:
+                raise InputError(f"config: {place} says type {shown(kind)} and rope_type {shown(said['rope_type'])}")
+        for name, value in said.items():
+            if found.setdefault(name, value) != value:
+                raise InputError(
+                    f"config: rope_theta, rope_scaling and rope_parameters contradict each other about {shown(name)} "
+                    f"({shown(found[name])} and {shown(value)}); leave one of them out"
+                )
+        if place == "rope_parameters" and said and "rope_type" not in said and "rope_type" not in found:
+            found["rope_type"] = "default"
+    return found
+
+
+def _qwen3(hidden: int, mlp: int, layers: int, heads: int, *, tied: bool) -> ModelConfig:
+    return ModelConfig(
+        vocab_size=151_936,
+        hidden_size=hidden,
+        intermediate_size=mlp,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=8,
+        tie_word_embeddings=tied,
+        bos_token_id=151_643,
+        eos_token_id=151_645,
+        live_vocab_size=151_669,
+    )
+
+
+PRESETS: dict[str, ModelConfig] = {
+    "qwen3-0.6b": _qwen3(1024, 3072, 28, 16, tied=True),
+    "qwen3-1.7b": _qwen3(2048, 6144, 28, 16, tied=True),
+    "qwen3-4b": _qwen3(2560, 9728, 36, 32, tied=True),
+    "qwen3-8b": _qwen3(4096, 12_288, 36, 32, tied=False),
+    "qwen3-14b": _qwen3(5120, 17_408, 40, 40, tied=False),
+    "qwen3-32b": _qwen3(5120, 25_600, 64, 64, tied=False),
+}

@@ -1,0 +1,226 @@
+"""Qwen3 (arXiv 2505.09388) as a bidirectional encoder: the backbone of a masked diffusion language model.
+
+The layers (layers.py) and weights are Qwen3's; only the causal mask is gone.
+
+Dims: B batch · L length · W some of its positions · D hidden · V vocabulary.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_policies
+from jaxtyping import Array, Bool, Float, Int
+
+from qwen3llada_jax import arguments
+from qwen3llada_jax.errors import InputError, shown
+from qwen3llada_jax.model import attention, masks
+from qwen3llada_jax.model.config import ModelConfig
+from qwen3llada_jax.model.embedding import lookup
+from qwen3llada_jax.model.layers import Layers, new_weight, rms_norm
+from qwen3llada_jax.model.masks import Mask
+from qwen3llada_jax.model.rope import rope_tables
+from qwen3llada_jax.sharding import constrain
+
+# What lies between a stored weight and its gathered form (`sharding.gather` is the custom_vjp_call).
+_ON_THE_WAY = ("custom_vjp_call", "sharding_constraint", "convert_element_type", "reshape", "transpose", "squeeze")
+
+
+def _all_but_gathered_weights(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Keep every activation for the backward pass, but no gathered weight: together they are the whole model."""
+    return primitive.name not in _ON_THE_WAY
+
+
+REMAT_POLICIES: dict[str, Callable[..., Any]] = {
+    "none": _all_but_gathered_weights,
+    "dots": checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": checkpoint_policies.nothing_saveable,
+}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How to compute, not what: none of it changes the weights.
+
+    Attributes:
+        dtype: compute dtype; None means the weights' own. Norms, softmax, RoPE and logits are float32 always.
+        attention: an implementation of `attention.IMPLEMENTATIONS`.
+        remat: what the backward pass recomputes, a key of `REMAT_POLICIES`.
+    """
+
+    dtype: str | None = None
+    attention: str = "auto"
+    remat: str = "none"
+
+    def __post_init__(self) -> None:
+        if self.dtype is not None:
+            object.__setattr__(self, "dtype", arguments.dtype("runtime dtype", self.dtype))
+        for name, known in (("attention", attention.IMPLEMENTATIONS), ("remat", tuple(REMAT_POLICIES))):
+            if getattr(self, name) not in known:
+                raise InputError(f"{name} {shown(getattr(self, name))} is unknown; choose one of {', '.join(known)}")
+
+
+class Qwen3LLaDA(nnx.Module):
+    """Tokens [B, L] in, a distribution over every position's token out.
+
+    Who sees whom is `config.visibility` unless a mask says otherwise: everyone sees everyone in a plain import.
+
+    A tied head is the embedding table itself, one array, in memory, in training and on disk.
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: str = "float32", runtime: Runtime = Runtime()):
+        """A model with freshly drawn weights of `dtype`."""
+        table, axes = (config.vocab_size, config.hidden_size), ("vocab", "embed")
+        self.config, self.runtime = config, runtime
+        self.embed_tokens = new_weight(rngs, dtype, table, axes, config.initializer_range)
+        self.layers: Layers | nnx.List = Layers(config, rngs=rngs, dtype=dtype)
+        self.norm = new_weight(rngs, dtype, (config.hidden_size,), ("norm",), None)
+        if not config.tie_word_embeddings:
+            self.lm_head = new_weight(rngs, dtype, table, axes, config.initializer_range)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B L"],
+        mask: Mask | Bool[Array, "R L L"] | None = None,
+        positions: Int[Array, "B L"] | None = None,
+    ) -> Float[Array, "B L V"]:
+        """Logits of every position, float32.
+
+        Args:
+            tokens: ids in [0, V); lists will do.
+            mask: who attends to whom: a rule, or a bool array (or one of 0 and 1) with R = B or 1, True = may attend;
+                None: the model's own visibility, with blocks counted from position 0 (an empty prompt).
+                `q.Mask("full")` asks for everyone to see everyone.
+            positions: rotary positions; None means those of the mask, which without any are 0 … L-1 in every row
+                (0 … L/2-1 twice under `block_diffusion`).
+
+        Raises:
+            InputError: an id outside the embedding table (checked when the ids are known, outside `jit`), or
+                arguments whose kind or shape does not fit.
+        """
+        tokens = arguments.rows("tokens", tokens)
+        check_tokens(tokens, self.config.vocab_size)
+        return self.logits(self.hidden(tokens, mask, positions))
+
+    def hidden(
+        self,
+        tokens: Int[Array, "B L"],
+        mask: Mask | Bool[Array, "R L L"] | None = None,
+        positions: Int[Array, "B L"] | None = None,
+        where: Int[Array, "B W"] | None = None,
+    ) -> Float[Array, "B W D"]:
+        """Final hidden states, normalised: what `logits` takes. Arguments as in `__call__`.
+
+        Args:
+            where: the positions to give, in [0, L); None: all, in order. The last layer computes no other.
+
+        Raises:
+            InputError: arguments whose kind or shape does not fit.
+        """
+        tokens = jnp.asarray(arguments.rows("tokens", tokens))
+        L = tokens.shape[1]
+        mask = masks.for_model(mask, self.config, *tokens.shape)
+        x = constrain(lookup(self.embed_tokens[...], tokens, self.compute_dtype), "batch", "length", "act_embed")
+        positions = masks.positions_of(mask, positions, *tokens.shape)
+        rope = rope_tables(self.config, positions)
+        kind = attention.choose(self.runtime.attention, x.dtype, L, self.config.head_dim)
+        if isinstance(mask, Mask) and kind in ("xla", "cudnn"):
+            mask = jnp.asarray(masks.dense(mask, L))  # once, not in every layer
+
+        def layer(x: Array, weights: Layers) -> Array:
+            return weights(x, rope, mask, kind)
+
+        if self.runtime.remat != "none" or not jax.sharding.get_abstract_mesh().empty:
+            layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT_POLICIES[self.runtime.remat])
+        count = self.config.num_hidden_layers
+        x = self.fold(lambda x, _, weights: layer(x, weights), x, count if where is None else count - 1)
+        if where is not None:
+            where = jnp.asarray(_places(where, *tokens.shape))
+            x = self._last_layer(x).only_at(where, x, rope, mask)
+        return rms_norm(x, self.norm[...], self.config.rms_norm_eps)
+
+    def fold(self, step: Callable[[Any, Array | int, Layers], Any], carry: Any, count: int) -> Any:
+        """`step(carry, number, layer)` over the first `count` layers: compiled once for all layers of a stack."""
+        layers = self.layers
+        if isinstance(layers, nnx.List):
+            for number in range(count):
+                carry = step(carry, number, layers[number])
+            return carry
+        numbers = jnp.arange(count)
+        if count < self.config.num_hidden_layers:  # a part of the stack would be a copy of it
+            return jax.lax.scan(lambda carry, n: (step(carry, n, layers.one(n)), None), carry, numbers)[0]
+        return jax.lax.scan(lambda carry, x: (step(carry, *x), None), carry, (numbers, layers))[0]
+
+    def _last_layer(self, x: Float[Array, "B L D"]) -> Layers:
+        if isinstance(self.layers, nnx.List):
+            return self.layers[-1]
+        last = self.config.num_hidden_layers - 1
+        # Were the number a constant, XLA would copy that layer once and hold it through all passes of a sampler.
+        return self.layers.one(jnp.minimum(last + jnp.isnan(x[0, 0, 0]), last))
+
+    @property
+    def compute_dtype(self) -> Any:
+        """What matmuls and activations are in: the runtime's dtype, else the weights' own."""
+        return self.runtime.dtype or self.embed_tokens.dtype
+
+    @property
+    def head(self) -> Float[Array, "V D"]:
+        """The output table: the embedding itself when tied."""
+        return (self.embed_tokens if self.config.tie_word_embeddings else self.lm_head)[...]
+
+    @jax.named_scope("head")
+    def logits(self, hidden: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
+        """Unnormalised log-probabilities of the given hidden states (any positions), float32."""
+        return jnp.einsum("bld,vd->blv", hidden, self.head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+
+def _places(where: Any, rows: int, length: int) -> Int[Array, "B W"]:
+    """The positions that are asked for.
+
+    Raises:
+        InputError: none in [0, L), or of other rows than the tokens'.
+    """
+    places = arguments.rows("where", where, "[B, W]")
+    if places.shape[0] != rows:
+        raise InputError(f"where must be [{rows}, W], as many rows as tokens, not of shape {list(places.shape)}")
+    arguments.within("where", places, length - 1)
+    return places
+
+
+def check_tokens(tokens: Int[Array, "..."] | np.ndarray, vocab_size: int) -> None:
+    """Refuse ids outside the table: indexing would clamp them in silence.
+
+    Raises:
+        InputError: naming the first id outside. Tracers, whose values are not known, pass.
+    """
+    if isinstance(tokens, jax.core.Tracer):
+        return
+    ids = np.asarray(tokens)
+    if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
+        wrong = ids[(ids < 0) | (ids >= vocab_size)][0]
+        raise InputError(
+            f"token id {wrong} is outside the embedding table (0 … {vocab_size - 1}); "
+            "was the text tokenised with another model's tokenizer?"
+        )
+
+
+def abstract(config: ModelConfig, dtype: str = "float32", runtime: Runtime = Runtime()) -> tuple[Any, dict, dict]:
+    """The model without its numbers.
+
+    Returns:
+        (graphdef, shapes, axes): `nnx.merge(graphdef, params)` makes a model of a tree like `shapes`, whose
+        leaves are ShapeDtypeStructs; `axes` is the same tree of logical axis names.
+    """
+    model = nnx.eval_shape(lambda: Qwen3LLaDA(config, rngs=nnx.Rngs(0), dtype=dtype, runtime=runtime))
+    graphdef, state = nnx.split(model, nnx.Param)
+    axes = jax.tree.map(lambda p: p.get_metadata("axes"), state, is_leaf=lambda p: isinstance(p, nnx.Variable))
+    return graphdef, nnx.to_pure_dict(state), nnx.to_pure_dict(axes)
+
+
+def parameter_count(config: ModelConfig) -> int:
+    """Number of parameters, a tied head counted once."""
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract(config)[1]))

@@ -1,0 +1,142 @@
+"""What a pass of the sampler computes of the model, and what it remembers from the passes before.
+
+With a cache (kv_cache.py) a pass computes the current block only:
+
+| visibility                       | cache  | remembered                 | renewed                   | tokens      |
+|----------------------------------|--------|----------------------------|---------------------------|-------------|
+| block_bias                       | prefix | prompt                     | never                     | the same    |
+| block_causal                     | prefix | prompt and finished blocks | when a block is finished  | the same    |
+| full, or the prompt sees answers | prefix | what stands before a block | at the block's beginning  | approximate |
+| full, or the prompt sees answers | dual   | also what follows it       | at the block's beginning  | approximate |
+
+Nothing after a block is visible under block_bias and block_causal, so there `dual` is `prefix`.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from qwen3llada_jax.model import kv_cache as kv
+from qwen3llada_jax.model.config import ModelConfig
+from qwen3llada_jax.model.masks import Mask
+from qwen3llada_jax.model.model import Qwen3LLaDA
+from qwen3llada_jax.sampling.config import SamplerConfig, keeps_prompt
+from qwen3llada_jax.sampling.state import Canvas, Page, Progress
+
+
+def streams(config: SamplerConfig) -> int:
+    """Forward passes of a step: guidance needs one more, without the prompt."""
+    return 2 if config.cfg_scale > 0 else 1
+
+
+def wide_differs(model: Qwen3LLaDA, config: SamplerConfig) -> bool:
+    """Does a row that begins a block need more computed than one within it?"""
+    return config.cache != "none" and not (keeps_prompt(config, model.config) and config.visibility == "block_bias")
+
+
+def hidden_of_blocks(
+    model: Qwen3LLaDA,
+    state: Progress,
+    page: Page,
+    where: Int[Array, "B S"],
+    config: SamplerConfig,
+    wide: bool,
+) -> tuple[Float[Array, "B S G D"], kv.Cache | None]:
+    """Hidden states at the block's positions, with and (under guidance) without the prompt."""
+    canvas, cache, (B, L) = state.canvas, state.cache, state.canvas.tokens.shape
+    if cache is None:
+        return _uncached(model, canvas, page, where, config), None
+    before_this_pass = cache
+    S, own = where.shape[1], (where < L) & ~state.done[:, None]
+
+    def at(where: Array, wanted: Array) -> tuple[Array, kv.Cache]:
+        return _cached(model, canvas, page, where, wanted, before_this_pass, config)
+
+    if keeps_prompt(config, model.config):
+        if not (wide and config.visibility == "block_causal"):
+            return at(where, own)
+        place = jnp.maximum(state.block[:, None] - 1, 0) * S + jnp.arange(S)  # the block before is final now
+        before = jnp.take_along_axis(canvas.places, place, axis=1, mode="fill", fill_value=L)
+        renewed = jnp.broadcast_to((state.begins & (state.block > 0))[:, None], before.shape)
+        hidden, cache = at(jnp.concatenate([before, where], axis=1), jnp.concatenate([renewed, own], axis=1))
+        return hidden[:, S:], cache
+    if wide:
+        whole = jnp.broadcast_to(jnp.arange(L), (B, L))
+        follows = (whole >= where[:, :1]) & ~state.done[:, None]  # what a row within its block computes
+        if config.cache == "dual":
+            follows = jnp.zeros((B, L), bool).at[jnp.arange(B)[:, None], where].set(own, mode="drop")
+        hidden, cache = at(whole, state.begins[:, None] | follows)
+        return _pick(hidden, where), cache
+    if config.cache == "dual":
+        return at(where, own)
+    follows = where[:, :1] + jnp.arange(canvas.places.shape[1])
+    hidden, cache = at(follows, (follows < L) & ~state.done[:, None])
+    return hidden[:, :S], cache
+
+
+def first_cache(model: Qwen3LLaDA, canvas: Canvas, page: Page, config: SamplerConfig) -> kv.Cache | None:
+    """An empty cache, or one that knows the prompt where it never changes."""
+    if config.cache == "none":
+        return None
+    B, L = canvas.tokens.shape
+    cache = kv.blank(model, B * streams(config), L)
+    P = L - canvas.places.shape[1]  # no prompt is longer
+    if keeps_prompt(config, model.config) and P:
+        where = jnp.broadcast_to(jnp.arange(P), (B, P))
+        _, cache = _cached(model, canvas, page, where, where < canvas.prompt_length[:, None], cache, config)
+    return cache
+
+
+def _pick(hidden: Float[Array, "B L G D"], where: Int[Array, "B S"]) -> Float[Array, "B S G D"]:
+    return jnp.take_along_axis(hidden, where[:, :, None, None], axis=1, mode="clip")
+
+
+def _uncached(
+    model: Qwen3LLaDA, canvas: Canvas, page: Page, where: Int[Array, "B S"], config: SamplerConfig
+) -> Float[Array, "B S G D"]:
+    inside = jnp.repeat(jnp.minimum(where, canvas.tokens.shape[1] - 1), streams(config), axis=0)
+    return _apart(model.hidden(*_inputs(model, canvas, page, config), where=inside), streams(config))
+
+
+def _cached(
+    model: Qwen3LLaDA,
+    canvas: Canvas,
+    page: Page,
+    where: Int[Array, "B W"],
+    wanted: Bool[Array, "B W"],
+    cache: kv.Cache,
+    config: SamplerConfig,
+) -> tuple[Float[Array, "B W G D"], kv.Cache]:
+    tokens, mask = _inputs(model, canvas, page, config)
+    where, wanted = (jnp.repeat(x, streams(config), axis=0) for x in (where, wanted))
+    hidden, cache = kv.hidden_at(model, tokens, where, wanted, mask, cache)
+    return _apart(hidden, streams(config)), cache
+
+
+def _inputs(model: Qwen3LLaDA, canvas: Canvas, page: Page, config: SamplerConfig) -> tuple[Array, Mask]:
+    """Tokens and visibility; under guidance each row twice, as it is and with masks for what was given."""
+    B, L = canvas.tokens.shape
+    tokens, prompt_length, length = canvas.tokens, canvas.prompt_length, canvas.length
+    if streams(config) == 2:
+        assert config.mask_token_id is not None
+        without = jnp.where(page.is_given, config.mask_token_id, tokens)
+        tokens = jnp.stack([tokens, without], axis=1).reshape(2 * B, L)
+        prompt_length, length = jnp.repeat(prompt_length, 2), jnp.repeat(length, 2)
+    return tokens, mask_of(model.config, config, prompt_length, length, L)
+
+
+def mask_of(
+    model: ModelConfig, config: SamplerConfig, prompt_length: Int[Array, " B"], length: Int[Array, " B"], L: int
+) -> Mask:
+    """Who sees whom in rows of `length` tokens, padded to L, for a complete config."""
+    in_blocks = config.visibility != "full"
+    return Mask(
+        config.visibility or "full",
+        config.block_length if in_blocks else None,
+        prompt_sees_answer=model.prompt_sees_answer and config.visibility == "block_bias",
+        prompt_length=prompt_length if in_blocks else None,
+        is_real=jnp.arange(L)[None] < length[:, None],
+    )
+
+
+def _apart(hidden: Float[Array, "GB W D"], G: int) -> Float[Array, "B W G D"]:
+    return hidden.reshape(-1, G, *hidden.shape[1:]).swapaxes(1, 2)

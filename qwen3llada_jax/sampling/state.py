@@ -1,0 +1,279 @@
+"""The page of the sampler: rows of tokens, which of them are still to be written, and how far the writing has come."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from qwen3llada_jax import arguments, sharding
+from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.model.config import ModelConfig
+from qwen3llada_jax.model.kv_cache import Cache
+from qwen3llada_jax.model.model import check_tokens
+from qwen3llada_jax.sampling.config import SamplerConfig
+from qwen3llada_jax.sampling.limits import check_memory, check_positions
+
+
+class Canvas(NamedTuple):
+    """What is on the page between two passes.
+
+    Attributes:
+        tokens: [B, L] ids; the mask token where nothing is written yet.
+        is_masked: [B, L] positions still to be written.
+        written_at: [B, L] the row's pass (0, 1, …) that wrote a position; -1: none did (yet).
+        confidence: [B, L] probability the model gave a token when it was written; 1 for what was given.
+        places: [B, T] the positions to write, in order; L where a row has fewer than T.
+        prompt_length, length: [B] tokens of each row's prompt, and of prompt and answer.
+        passes: [B] passes that each row has taken part in.
+        nfe: [B] its forward passes of the model: the same, twice that under guidance.
+    """
+
+    tokens: Int[Array, "B L"]
+    is_masked: Bool[Array, "B L"]
+    written_at: Int[Array, "B L"]
+    confidence: Float[Array, "B L"]
+    places: Int[Array, "B T"]
+    prompt_length: Int[Array, " B"]
+    length: Int[Array, " B"]
+    passes: Int[Array, " B"]
+    nfe: Int[Array, " B"]
+
+
+class Generation(NamedTuple):
+    """Finished texts, on the host.
+
+    Attributes:
+        tokens: [B, P + gen_length] prompts, each followed at once by its answer (then padding, where a prompt is
+            shorter than the longest); of `infill` the texts, filled.
+        prompt_length: [B].
+        written_at, confidence, places: as in `Canvas`.
+        nfe: [B] forward passes of the model that each row took part in. Filling a cache with the prompt, which
+            gives no logits, is not counted.
+        passes: of the whole batch.
+    """
+
+    tokens: Int[np.ndarray, "B L"]
+    prompt_length: Int[np.ndarray, " B"]
+    written_at: Int[np.ndarray, "B L"]
+    confidence: Float[np.ndarray, "B L"]
+    places: Int[np.ndarray, "B T"]
+    nfe: Int[np.ndarray, " B"]
+    passes: int
+
+    def answers(self) -> list[list[int]]:
+        """The written ids of each row."""
+        return [row[at[at < len(row)]].tolist() for row, at in zip(self.tokens, self.places, strict=True)]
+
+
+class NotFiniteError(InputError):
+    """The logits of some rows were NaN or infinite; `result` holds all rows, each as far as it was written.
+
+    Attributes:
+        rows: their numbers, from 0.
+    """
+
+    def __init__(self, result: Generation, rows: list[int]):
+        named = ", ".join(str(row + 1) for row in rows[:10]) + (f" and {len(rows) - 10} more" if len(rows) > 10 else "")
+        super().__init__(
+            f"row{'s' * (len(rows) > 1)} {named} of {len(result.tokens)}: the model's logits are not finite (NaN or "
+            "infinite), so nothing can be written; its weights are damaged, or float16 overflows: try float32"
+        )
+        self.result, self.rows = result, rows
+
+
+class Page(NamedTuple):
+    """What never changes while writing.
+
+    Attributes:
+        is_given: [B, L] tokens that were there before.
+        keys: [B] one a row.
+        steps: [B] passes of a block.
+    """
+
+    is_given: Bool[Array, "B L"]
+    keys: PRNGKeyArray
+    steps: Int[Array, " B"]
+
+
+class Progress(NamedTuple):
+    """Where every row stands.
+
+    Attributes:
+        canvas: what is on the page.
+        block, step: [B] the row's current block, and its passes in that block so far.
+        to_write: [B, G] masked positions of the current block(s) when begun; G is 1, or all blocks in parallel.
+        revised: [B, G] how many of its tokens have been masked again.
+        done: [B].
+        cache: keys and values, or None.
+    """
+
+    canvas: Canvas
+    block: Int[Array, " B"]
+    step: Int[Array, " B"]
+    to_write: Int[Array, "B G"]
+    revised: Int[Array, "B G"]
+    done: Bool[Array, " B"]
+    cache: Cache | None
+
+    @property
+    def begins(self) -> Bool[Array, " B"]:
+        """[B] the row's next pass is the first in its block."""
+        return (self.step == 0) & ~self.done
+
+
+def finish(written: Canvas) -> Generation:
+    """The texts of a canvas, without the padding of its bucket, on the host (over several hosts: on each of them)."""
+    return _texts(_on_host(written))
+
+
+def finish_checked(written: Canvas) -> Generation:
+    """`finish` of a canvas on which nothing more will be written.
+
+    Raises:
+        NotFiniteError: rows ended with places still masked.
+    """
+    canvas = _on_host(written)
+    unfinished = np.flatnonzero(canvas.is_masked.any(axis=1)).tolist()
+    if unfinished:
+        raise NotFiniteError(_texts(canvas), unfinished)
+    return _texts(canvas)
+
+
+def _on_host(written: Canvas) -> Canvas:
+    is_here = all(x.is_fully_addressable for x in written if isinstance(x, jax.Array))
+    canvas: Any = jax.device_get(written) if is_here else multihost_utils.process_allgather(written, tiled=True)
+    return canvas
+
+
+def _texts(canvas: Canvas) -> Generation:
+    end = int(canvas.length.max())
+    tokens, written_at, confidence = (np.asarray(x)[:, :end] for x in canvas[:1] + canvas[2:4])
+    places, prompt_length, nfe = (np.asarray(x) for x in (canvas.places, canvas.prompt_length, canvas.nfe))
+    return Generation(tokens, prompt_length, written_at, confidence, places, nfe, int(canvas.passes.max()))
+
+
+def bucket(length: int) -> int:
+    """A length rounded up, by at most a quarter, so that few lengths are compiled for."""
+    step = max(16, (1 << max(length - 1, 0).bit_length()) // 8)
+    return max(16, -(-length // step) * step)
+
+
+def continuation(
+    model: ModelConfig,
+    prompts: Int[Array, "B P"] | Sequence[Sequence[int]],
+    config: SamplerConfig,
+    key: PRNGKeyArray | int | None,
+    room: int = 0,
+) -> tuple[Canvas, Page]:
+    """Prompts followed by `gen_length` masks, on a canvas for prompts of at least `room` tokens."""
+    rows = [_ids(p, model.vocab_size) for p in arguments.rows_of_ids("prompts", prompts)]
+    if not rows:
+        raise InputError("no prompt to write after")
+    lengths = [len(row) for row in rows]
+    check_positions(model, lengths, config.gen_length)
+    length = max(bucket(max(lengths)), room) + config.gen_length
+    check_memory(model, len(rows), length, config)
+    rows = [np.concatenate([row, np.full(config.gen_length, -1, np.int32)]) for row in rows]
+    return _lay_out(model, rows, lengths, length, config, key)
+
+
+def for_holes(model: ModelConfig, texts: Sequence[Sequence[int | None]], config: SamplerConfig) -> SamplerConfig:
+    """The config of an infilling, complete: as many tokens as the fullest row has holes, in whole blocks.
+
+    Raises:
+        InputError: no holes, or settings that do not go with them.
+    """
+    holes = [sum(token is None for token in row) for row in arguments.rows_of_ids("texts", texts, holes=True)]
+    if not holes or not min(holes):
+        raise InputError("nothing to fill: every text needs at least one hole (None)")
+    block = config.block_length or model.block_length or min(32, max(holes))
+    longest = -(-max(holes) // block) * block
+    config = dataclasses.replace(config, gen_length=longest, block_length=block, stop_at_eos=False)
+    config.passes_of_a_block(holes)
+    config = config.for_model(model)
+    if config.visibility != "full":
+        raise InputError(
+            f"infilling needs every token to see all others: the visibility is {config.visibility}; set it to full"
+        )
+    if config.cache == "prefix":
+        raise InputError("infilling has no prefix to keep, text stands on both sides; use cache dual or none")
+    return config
+
+
+def with_holes(
+    model: ModelConfig, texts: Sequence[Sequence[int | None]], config: SamplerConfig, key: PRNGKeyArray | int | None
+) -> tuple[Canvas, Page]:
+    """Texts with masks for their holes."""
+    texts = arguments.rows_of_ids("texts", texts, holes=True)
+    lengths = [len(text) for text in texts]
+    check_positions(model, lengths, 0)
+    check_memory(model, len(texts), bucket(max(lengths)), config)
+    rows = []
+    for text in texts:
+        row = np.full(len(text), -1, np.int32)
+        row[[token is not None for token in text]] = _ids([t for t in text if t is not None], model.vocab_size)
+        rows.append(row)
+    return _lay_out(model, rows, [0] * len(rows), bucket(max(lengths)), config, key)
+
+
+def _lay_out(
+    model: ModelConfig,
+    rows: list[np.ndarray],
+    prompt_length: list[int],
+    length: int,
+    config: SamplerConfig,
+    key: PRNGKeyArray | int | None,
+) -> tuple[Canvas, Page]:
+    """Rows with -1 where something is to be written, padded to `length`."""
+    assert config.mask_token_id is not None
+    B = len(rows)
+    sharding.check_rows(B)
+    tokens = np.full((B, length), config.mask_token_id, np.int32)
+    is_masked, is_given = np.zeros((B, length), bool), np.zeros((B, length), bool)
+    places = np.full((B, config.gen_length), length, np.int32)
+    for i, row in enumerate(rows):
+        holes = np.flatnonzero(row == -1)
+        tokens[i, : len(row)] = np.where(row == -1, config.mask_token_id, row)
+        is_masked[i, holes], is_given[i, : len(row)] = True, row != -1
+        places[i, : len(holes)] = holes
+    zeros = np.zeros(B, np.int32)
+    # All of numpy: an operation for each of them, outside a program, would cost more than a pass.
+    arrays: list[Any] = [
+        tokens,
+        is_masked,
+        np.full((B, length), -1, np.int32),
+        is_given.astype(np.float32),
+        places,
+        np.asarray(prompt_length, np.int32),
+        np.asarray([len(row) for row in rows], np.int32),
+        zeros,
+        zeros,
+    ]
+    still: list[Any] = [is_given, _keys(key, B), config.passes_of_a_block([int(row.sum()) for row in is_masked])]
+    return Canvas(*arrays), Page(*still)
+
+
+def _ids(row: list[int], vocab_size: int) -> Int[np.ndarray, " P"]:
+    array = np.asarray(row, dtype=object)  # of any size: what lies outside the table is named
+    check_tokens(array, vocab_size)
+    return array.astype(np.int32)
+
+
+def _keys(key: PRNGKeyArray | int | None, rows: int) -> PRNGKeyArray:
+    key = arguments.key(0 if key is None else key)
+    if key.ndim:
+        if key.shape != (rows,):
+            raise InputError(f"key must be one, or one for each of the {rows} rows, not {key.shape}")
+        return key
+    return _of_rows(key, rows)
+
+
+@functools.partial(jax.jit, static_argnames="rows")
+def _of_rows(key: PRNGKeyArray, rows: int) -> PRNGKeyArray:
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows))

@@ -1,0 +1,1 @@
+"""Between text and ids: tokenizers, conversations, chat templates, where a text ends."""

@@ -1,0 +1,1 @@
+"""Where a run begins, what it keeps, and how it goes on."""

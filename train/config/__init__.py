@@ -1,0 +1,1 @@
+"""The configuration: its keys, reading and checking it."""

@@ -1,0 +1,43 @@
+"""Rows as they are trained on, decoded for people: what is prompt, what is learned, and what only fills the batch."""
+
+import itertools
+from typing import Any
+
+from .batches import Batches
+from .loader import Batch
+
+
+def shown(batches: Batches, tokenizer: Any, count: int) -> str:
+    """The first rows of the first updates, each with its parts marked."""
+    blocks: list[str] = []
+    step = 0
+    while len(blocks) < count:
+        batch = batches.take(step)
+        step += 1
+        blocks += [_row(batch, slot, tokenizer, step) for slot in range(min(len(batch.rows), count - len(blocks)))]
+    return "\n\n".join(blocks)
+
+
+def _row(batch: Batch, slot: int, tokenizer: Any, update: int) -> str:
+    ids = batch.tokens[slot].tolist()
+    prompt, real = int(batch.prompt_length[slot]), int(batch.real_length[slot])
+    end, length = int(batch.used_length[slot]), len(ids)
+    parts = [f"── update {update}, row {slot + 1}: {length} tokens"]
+    if prompt:
+        parts += [f"┌ prompt, {prompt} tokens, seen but not learned", tokenizer.decode(ids[:prompt])]
+    parts += [f"┌ learned, {real - prompt} tokens", *_documents(batch, slot, ids[prompt:real], prompt, tokenizer)]
+    if end > real:
+        parts.append(f"┌ padding that is learned, {end - real} tokens: {tokenizer.decode(ids[real])} × {end - real}")
+    if length > end:
+        parts.append(f"┌ fills the batch, {length - end} tokens that nobody sees")
+    return "\n".join(parts)
+
+
+def _documents(batch: Batch, slot: int, ids: list[int], begin: int, tokenizer: Any) -> list[str]:
+    """The text, divided where documents do not see each other."""
+    if batch.segment_ids is None:
+        return [tokenizer.decode(ids)]
+    segments = batch.segment_ids[slot, begin : begin + len(ids)].tolist()
+    cuts = [0, *(i for i in range(1, len(ids)) if segments[i] != segments[i - 1]), len(ids)]
+    texts = [tokenizer.decode(ids[a:b]) for a, b in itertools.pairwise(cuts)]
+    return [line for i, text in enumerate(texts) for line in (["┌ next document"] if i else []) + [text]]

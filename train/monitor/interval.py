@@ -1,0 +1,70 @@
+"""Metrics of all updates between two lines: sums are kept on the devices, so that no update is waited for.
+
+A line holds means over its interval, each weighted by what it is a mean of: `loss` by tokens (sft: rows), `ce` and its
+bands by noised tokens, norms by updates. Updates that were skipped count in none of them.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float
+
+from ..step import BANDS, summarise
+
+# Of one update, summed; `grad_norm_max` is the largest instead, and `param_norm` the last.
+_SUMS = ("loss", "weight", "ce", "noised", "tokens", "grad_norm", "update_norm", "updates")
+_BY_BAND = ("band_ce", "band_noised")
+
+# What `add` takes of an update's metrics.
+NEEDED = ("loss", "grad_norm", "update_norm", "param_norm", "taken", "sums")
+
+Total = dict[str, Float[Array, "*n"]]
+
+
+def fresh(mesh: Mesh, kept: Mapping[str, Any] | None = None) -> Total:
+    """Of no update, or of those that a checkpoint `kept` the total of."""
+    total: dict[str, Any] = {name: np.zeros((), np.float32) for name in (*_SUMS, "grad_norm_max", "param_norm")}
+    total |= {name: np.zeros(BANDS, np.float32) for name in _BY_BAND}
+    total = {name: np.asarray((kept or {}).get(name, value), np.float32) for name, value in total.items()}
+    everywhere = NamedSharding(mesh, P())  # as `add` leaves it, so that it is compiled once
+    return {name: jax.make_array_from_callback(x.shape, everywhere, x.__getitem__) for name, x in total.items()}
+
+
+@jax.jit
+def add(total: Total, metrics: Mapping[str, Any]) -> Total:
+    """The total with one update more, whose `metrics` the training step gave."""
+    sums, taken = metrics["sums"], metrics["taken"]
+    now = {
+        **{name: sums[name] for name in ("weight", "ce", "noised", "tokens", *_BY_BAND)},
+        "loss": metrics["loss"] * sums["weight"],
+        "grad_norm": metrics["grad_norm"],
+        "update_norm": metrics["update_norm"],
+        "updates": jnp.float32(1),
+    }
+    new = {name: total[name] + jnp.where(taken, value, 0.0) for name, value in now.items()}
+    norm = metrics["grad_norm"]
+    new["grad_norm_max"] = jnp.maximum(total["grad_norm_max"], jnp.where(jnp.isfinite(norm), norm, 0.0))
+    new["param_norm"] = metrics["param_norm"]
+    return new
+
+
+def read(total: Total) -> dict[str, float]:
+    """The line of an interval; NaN where it has nothing, as all where every update was skipped. Waits for the last."""
+    t: dict[str, Any] = {name: np.asarray(value, np.float64) for name, value in jax.device_get(total).items()}
+    updates = float(t["updates"])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values = {k: float(v) for k, v in summarise(t["loss"] / t["weight"], t).items()}
+        values |= {name: float(t[name] / updates) if updates else math.nan for name in ("grad_norm", "update_norm")}
+    largest = float(t["grad_norm_max"])
+    return values | {"grad_norm_max": largest if largest or updates else math.nan, "param_norm": float(t["param_norm"])}
+
+
+def to_json(total: Total) -> dict[str, Any]:
+    """The total as a checkpoint keeps it, bit for bit."""
+    return {name: np.asarray(value).tolist() for name, value in jax.device_get(total).items()}

@@ -1,0 +1,60 @@
+"""How many floating-point operations the model itself asks for, and how many a device could do.
+
+    training FLOPs per token = 6 · N_matmul + 12 · layers · L · N · H
+
+(PaLM, arXiv 2204.02311, appendix B): forward 2 and backward 4 for every weight of a matmul, the head included and
+the embedding lookup not; and QKᵀ and its product with V over all L keys, for attention here sees both ways.
+What remat computes twice does not count, nor is anything taken off for positions a mask hides or the loss leaves out.
+"""
+
+import jax
+
+from qwen3llada_jax.model import model
+from qwen3llada_jax.model.config import ModelConfig
+
+# Published dense bfloat16 peaks, TFLOP/s of one JAX device; the first name found in `device_kind` counts.
+PEAK_TFLOPS = (
+    ("tpu v4", 275.0),
+    ("tpu v5 lite", 197.0),
+    ("tpu v5e", 197.0),
+    ("tpu v5", 459.0),  # v5p, which names itself "TPU v5" too
+    ("tpu v6", 918.0),
+    ("tpu7x", 1153.5),  # two devices a chip of 2,307
+    ("gb200", 2500.0),
+    ("b200", 2250.0),
+    ("gh200", 989.4),
+    ("h200 nvl", 835.5),
+    ("h200", 989.4),
+    ("h100 nvl", 835.5),
+    ("h100 pcie", 756.5),
+    ("h100", 989.4),
+    ("a100", 311.9),
+    ("l40s", 362.0),
+    ("l4", 121.0),
+    ("a10g", 70.0),
+    ("a10", 125.0),
+)
+
+
+def matmul_parameters(config: ModelConfig) -> int:
+    """Weights that every token is multiplied with: all projections, and the head (tied or not)."""
+    shapes = model.abstract(config)[1]
+    projections = sum(w.size for name, w in shapes["layers"].items() if name.endswith("_proj"))
+    return projections + config.vocab_size * config.hidden_size
+
+
+def training_flops_per_token(config: ModelConfig, length: int) -> int:
+    """FLOPs of one token's share of forward and backward pass, in rows of `length` tokens."""
+    attention = config.num_hidden_layers * length * config.num_attention_heads * config.head_dim
+    return 6 * matmul_parameters(config) + 12 * attention
+
+
+def peak_flops(device: jax.Device) -> float | None:
+    """Published dense bfloat16 FLOP/s of a device; None where none is known (a CPU, say)."""
+    kind = device.device_kind.lower()
+    words = kind.replace("-", " ").split()
+    for name, tflops in PEAK_TFLOPS:
+        # Whole words, so that an L4 is no L40 and an A10 no A100; TPU kinds may carry a letter ("TPU v5p", "v6e").
+        if kind.startswith(name) if name.startswith("tpu") else f" {name} " in f" {' '.join(words)} ":
+            return tflops * 1e12
+    return None

@@ -1,0 +1,157 @@
+"""The optimiser, from optax: clipping, one of seven update rules, masked decay, a warm-up and a schedule."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array
+
+from ..config.schema import Config, OptimConfig
+from . import freeze
+from .eight_bit import in_8_bits
+
+# Axes of a stacked weight [layers, out …, in …] that are its matrix's inputs and outputs.
+_TO_HEADS = optax.contrib.MuonDimensionNumbers(reduction_axis=(3,), output_axis=(1, 2))
+_FROM_HEADS = optax.contrib.MuonDimensionNumbers(reduction_axis=(2, 3), output_axis=(1,))
+_PLAIN = optax.contrib.MuonDimensionNumbers(reduction_axis=(2,), output_axis=(1,))
+_MATRICES = {
+    "q_proj": _TO_HEADS, "k_proj": _TO_HEADS, "v_proj": _TO_HEADS, "o_proj": _FROM_HEADS,
+    "gate_proj": _PLAIN, "up_proj": _PLAIN, "down_proj": _PLAIN,
+}  # fmt: skip
+
+
+def schedule(config: Config, steps: int) -> optax.Schedule:
+    """Learning rate of update 0, 1, …: a linear warm-up, then the configured shape.
+
+    `wsd` (warm-up, stable, decay: MiniCPM, arXiv 2404.06395) stays at the peak until its last
+    `decay_ratio` · steps updates and falls linearly in them.
+    """
+    peak, warmup = config.training.lr, round(config.training.warmup_ratio * steps)
+    o, rest = config.optim, max(steps - warmup, 1)
+    floor = peak * o.min_lr_ratio
+    fall = max(round((0.1 if o.decay_ratio is None else o.decay_ratio) * steps), 1)
+    shapes = {
+        "constant": optax.constant_schedule(peak),
+        "linear": optax.linear_schedule(peak, floor, rest),
+        "cosine": optax.cosine_decay_schedule(peak, rest, o.min_lr_ratio),
+        "wsd": optax.linear_schedule(peak, floor, fall, transition_begin=max(rest - fall, 0)),
+    }
+    # The first update already moves: update i of the warm-up runs at (i + 1) / warmup of the peak.
+    climb = optax.linear_schedule(peak / max(warmup, 1), peak * (1 + 1 / max(warmup, 1)), max(warmup, 1))
+    return optax.join_schedules([climb, shapes[o.scheduler]], [warmup])
+
+
+def optimiser(config: Config, steps: int) -> optax.GradientTransformation:
+    """The whole chain, of parameters as in `model.py`. State is float32 unless the configuration says otherwise."""
+    t = config.training
+    tx = optax.chain(
+        *([optax.clip_by_global_norm(t.grad_clip)] if t.grad_clip > 0 else []),
+        rule(config.optim),
+        optax.add_decayed_weights(t.weight_decay, mask=is_matrix),
+        optax.scale_by_learning_rate(schedule(config, steps)),
+    )
+    return freeze.hold(tx, t.freeze) if t.freeze else tx
+
+
+def rule(o: OptimConfig) -> optax.GradientTransformation:
+    """Gradients to updates of learning rate 1, before decay.
+
+    AdamW (arXiv 1711.05101) · Lion (2302.06675) · Adafactor (1804.04235) without its momentum and relative step, so
+    that `lr` means what it means elsewhere · Muon, scaled to AdamW's size of update (2502.16982, equation 4).
+    """
+    b1, b2 = o.betas or ((0.9, 0.99) if o.name.startswith("lion") else (0.9, 0.95))
+    adam = optax.scale_by_adam(b1, b2, o.eps or 1e-8, mu_dtype=o.moment_dtype)
+    lion = optax.scale_by_lion(b1, b2, mu_dtype=o.moment_dtype)
+    match o.name:
+        case "adamw":
+            return adam
+        case "lion":
+            return lion
+        case "adamw8bit":
+            return in_8_bits(adam, is_matrix)
+        case "lion8bit":
+            return in_8_bits(lion, is_matrix)
+        case "adafactor":
+            return optax.chain(optax.scale_by_factored_rms(), optax.stateless(_clip_rms_of_each_layer))
+        case "muon":
+            muon = optax.contrib.scale_by_muon(mu_dtype=o.moment_dtype, weight_dimension_numbers=_dimensions)
+            muon = optax.chain(muon, optax.stateless(_scale_to_adam))
+            return optax.partition({"muon": muon, "adam": adam}, _muon_or_adam)
+    raise ValueError(f"no optimiser {o.name!r}")
+
+
+def state_shardings(tx: optax.GradientTransformation, params: Any, of_params: Any) -> Any:
+    """Where the optimiser's state lies: each array like the parameter it belongs to, as far as its axes go.
+
+    An axis that a scale has fewer of is split like the parameter's if that divides it; a factor (Adafactor's) that
+    lacks an axis is split along the others. What remains is everywhere.
+
+    Args:
+        params: shapes of the parameters.
+        of_params: their NamedShardings.
+    """
+    everywhere = NamedSharding(jax.tree.leaves(of_params)[0].mesh, P())
+
+    def one(leaf: Any, param: Any, where: NamedSharding) -> Any:
+        if isinstance(leaf, optax.MaskedNode):
+            return leaf
+        parts = [*where.spec, *[None] * (param.ndim - len(where.spec))]
+        for i in range(param.ndim):
+            if leaf.shape == param.shape[:i] + param.shape[i + 1 :]:
+                return NamedSharding(where.mesh, P(*parts[:i], *parts[i + 1 :]))
+        if leaf.ndim != param.ndim:
+            return everywhere
+        fits = [p if n % _ways(where, p) == 0 else None for n, p in zip(leaf.shape, parts, strict=True)]
+        return NamedSharding(where.mesh, P(*fits))
+
+    return optax.tree.map_params(
+        tx, one, jax.eval_shape(tx.init, params), params, of_params,
+        transform_non_params=lambda _: everywhere, is_leaf=lambda x: isinstance(x, optax.MaskedNode),
+    )  # fmt: skip
+
+
+def is_matrix(params: Any) -> Any:
+    """True for projections and tables; False for norms and biases, which are not decayed."""
+
+    def one(path: Any, _: Any) -> bool:
+        return path[-1].key.endswith(("_proj", "embed_tokens", "lm_head"))
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
+def _ways(where: NamedSharding, part: Any) -> int:
+    return math.prod(where.mesh.shape[a] for a in ((part,) if isinstance(part, str) else part or ()))
+
+
+def _muon_or_adam(params: Any) -> Any:
+    def one(path: Any, _: Any) -> str:
+        return "muon" if path[-1].key in _MATRICES else "adam"
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
+def _dimensions(params: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(lambda path, _: _MATRICES[path[-1].key], params)
+
+
+def _scale_to_adam(updates: Any, _: Any) -> Any:
+    def one(path: Any, u: Array) -> Array:
+        axes = _MATRICES[path[-1].key]
+        inputs, outputs = (math.prod(u.shape[i] for i in axis) for axis in axes)
+        return 0.2 * math.sqrt(max(inputs, outputs)) * u
+
+    return jax.tree_util.tree_map_with_path(one, updates)
+
+
+def _clip_rms_of_each_layer(updates: Any, _: Any) -> Any:
+    """Adafactor's clipping of a weight's update to a root mean square of 1, layer by layer of a stacked one."""
+
+    def one(path: Any, u: Array) -> Array:
+        rms = jnp.sqrt(jnp.mean(u * u, axis=range(path[0].key == "layers", u.ndim), keepdims=True))
+        return u / jnp.maximum(rms, 1.0)
+
+    return jax.tree_util.tree_map_with_path(one, updates)

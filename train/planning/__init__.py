@@ -1,0 +1,1 @@
+"""What `train.plan` reads off a compiled program."""

@@ -1,0 +1,1 @@
+"""The process and its neighbors: devices, signals, locks, versions."""

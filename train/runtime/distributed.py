@@ -1,0 +1,86 @@
+"""Several processes as one run: `jax.distributed`, started by flags or by what a cluster says in the environment."""
+
+import os
+import socket
+import time
+from collections.abc import Mapping
+
+import jax
+
+from qwen3llada_jax.errors import InputError
+
+from ..config.schema import DistributedConfig
+
+
+def start(config: DistributedConfig) -> None:
+    """Join the other processes, before anything else touches a device.
+
+    Raises:
+        InputError: an address or numbers that make no sense, or processes that did not come together.
+    """
+    if config.coordinator_address is None and not (
+        config.initialize == "always" or (config.initialize == "auto" and is_cluster(os.environ))
+    ):
+        return
+    if config.coordinator_address is not None and config.process_id != 0:
+        _wait_for(config.coordinator_address, config.timeout)
+    # Processes on CPUs talk through gloo; other platforms have their own ways and do not read this.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(
+            config.coordinator_address,
+            config.num_processes,
+            config.process_id,
+            initialization_timeout=config.timeout,
+        )
+    except (ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"the processes did not come together ({reason}); check distributed.coordinator_address, num_processes "
+            "and process_id, or set distributed.initialize: never for a single process"
+        ) from error
+
+
+def check() -> None:
+    """Refuse several processes that share devices but not `jax.distributed`: they would not stop or save together.
+
+    Raises:
+        InputError: that is so, as on a TPU slice whose environment does not name its hosts.
+    """
+    if jax.process_count() > 1 and not jax.distributed.is_initialized():
+        raise InputError(
+            f"JAX sees {jax.process_count()} processes here, but this one has not joined them; "
+            "set distributed.initialize: always"
+        )
+
+
+def _wait_for(address: str, seconds: int) -> None:
+    """Wait until process 0 answers: where nobody does, `jax.distributed` would abort the process."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit():
+        raise InputError(f"distributed.coordinator_address {address!r} is not host:port, as in 10.0.0.1:1234")
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=1).close()
+            return
+        except (OSError, OverflowError) as error:
+            if time.monotonic() > end:
+                raise InputError(
+                    f"nobody answers at distributed.coordinator_address {address} after {seconds} s ({error}); "
+                    "start process 0 there, or mend the address"
+                ) from error
+        time.sleep(0.2)
+
+
+def is_cluster(environment: Mapping[str, str]) -> bool:
+    """Whether SLURM, Open MPI, a TPU pod or JAX's own variables say that there is more than one process."""
+    several = any(environment.get(name, "1") not in ("", "1") for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
+    pod = "," in environment.get("TPU_WORKER_HOSTNAMES", "")
+    named = any(name in environment for name in ("JAX_COORDINATOR_ADDRESS", "MEGASCALE_COORDINATOR_ADDRESS"))
+    return several or pod or named
+
+
+def is_main() -> bool:
+    """Whether this process is the one that prints and writes files."""
+    return jax.process_index() == 0
