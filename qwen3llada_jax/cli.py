@@ -20,8 +20,9 @@ import shtab
 
 from qwen3llada_jax.errors import InputError, brief
 from qwen3llada_jax.io.atomic_files import expanded
-from qwen3llada_jax.process import check_output as check_output
-from qwen3llada_jax.process import run as run
+from qwen3llada_jax.process import check_output, run
+
+__all__ = ["Parser", "Place", "check_output", "flag", "full_name", "ids", "nearest", "parse", "run", "whole"]
 
 T = TypeVar("T")
 
