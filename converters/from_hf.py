@@ -9,7 +9,7 @@ written beside its place and moved there when it is whole.
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 
@@ -29,7 +29,7 @@ from qwen3llada_jax.text.mask_token import MaskToken
 class Flags:
     src: Place = flag("folder of a Qwen3 checkpoint, or its id on the hub")
     dst: Path = flag("model folder to write")
-    dtype: Literal["float32", "bfloat16", "float16"] | None = flag("of the parameters (default: as stored)", None)
+    dtype: str | None = flag("of the parameters (default: as stored)", None, choices=("float32", "bfloat16", "float16"))
     mask_token_id: str = flag(
         "mask token: an id, or auto: what config.json names, else the tokenizer's own mask token, else the first "
         "embedding row without a token (default: %(default)s)",

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -32,7 +32,7 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 class Flags:
     src: Path = flag("model folder or training run")
     dst: Path = flag("folder to write")
-    dtype: Literal["float32", "bfloat16", "float16"] | None = flag("of the tensors (default: as stored)", None)
+    dtype: str | None = flag("of the tensors (default: as stored)", None, choices=("float32", "bfloat16", "float16"))
     max_shard_size: str = flag("largest file, as 500MB or 5GB (default: %(default)s)", "5GB")
     overwrite: bool = flag("replace a folder that stands at --dst", False)
 

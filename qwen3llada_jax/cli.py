@@ -14,7 +14,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import shtab
 
@@ -60,27 +60,28 @@ def flag(
     *,
     names: Sequence[str] = (),
     metavar: str | None = None,
+    choices: Sequence[str] = (),
     positional: bool = False,
     keys: Mapping[str, str] | None = None,
 ) -> Any:
     """Declare a flag: a dataclass's field, whose type says how it is typed.
 
-    `bool` is a switch, `bool | None` a switch with a `--no-` beside it, `Literal` a choice, `list` a flag that may be
-    repeated, and `Annotated[T, f]` what the function f reads. `dict[str, str]` holds the options of `keys` that were
-    given.
+    `bool` is a switch, `bool | None` one with a `--no-` beside it, `list` a flag that may be repeated,
+    `Annotated[T, f]` what the function f reads; `dict[str, str]` holds the options of `keys` that were given.
 
     Args:
         text: its help.
         default: without one it must be given.
         names: as what it is typed; like the field, with `-` for `_`, if left out.
         metavar: what stands for its value in the help.
+        choices: the texts that it may be.
         positional: it is typed without a name; a `list` takes one or more.
         keys: names and helps of options with a text each, typed whole or, where no other ends so, by the last part.
     """
-    metadata = {"help": text, "names": names, "metavar": metavar, "positional": positional, "keys": keys}
+    how = {"names": names, "metavar": metavar, "choices": choices, "positional": positional, "keys": keys}
     if keys is not None:
-        return dataclasses.field(default_factory=dict, metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
+        return dataclasses.field(default_factory=dict, metadata=how)
+    return dataclasses.field(default=default, metadata={"help": text, **how})
 
 
 def parse(flags: type[T], arguments: Sequence[str] | None = None) -> T:
@@ -230,8 +231,8 @@ def _add(group: Any, field: dataclasses.Field) -> None:
     reader, letter = _READERS.get(kind, (kind, None))
     if kind is bool:
         options["action"] = argparse.BooleanOptionalAction if is_optional else "store_true"
-    elif typing.get_origin(kind) is Literal:
-        options["choices"] = typing.get_args(kind)
+    elif data["choices"]:
+        options["choices"] = data["choices"]
     else:
         options |= {"type": getattr(kind, "__metadata__", [reader])[0], "metavar": data["metavar"] or letter}
     if data["positional"]:
