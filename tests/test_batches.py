@@ -44,8 +44,8 @@ def test_a_mixture_draws_by_weight_and_each_source_in_epochs_of_its_own():
     batches = mixed((1.0, 2.5, 1.5), batch_size=1000)
     drawn = np.concatenate([batches.take(step).rows for step in range(30)])
     source = np.searchsorted([7, 307], drawn, side="right")
-    for deck in range(3):
-        here = source[deck * shuffle.DECK : (deck + 1) * shuffle.DECK]
+    for period in range(3):
+        here = source[period * shuffle.PERIOD : (period + 1) * shuffle.PERIOD]
         assert np.bincount(here).tolist() == [2000, 5000, 3000]
     thousand = np.bincount(source[:1000]) / 1000  # no block of the order is far off either
     np.testing.assert_allclose(thousand, [0.2, 0.5, 0.3], atol=0.06)
@@ -139,21 +139,21 @@ def test_each_host_assembles_the_rows_of_its_devices_and_no_others(shape, tmp_pa
     devices = list(mesh.devices.flat)
     seen = []
     for host in (devices[i : i + 2] for i in range(0, 8, 2)):
-        slots = shuffle.host_slots(rows_sharding, 8, set(host))
-        assert len(slots) == max(1, 2 * ways // 8) * 8 // ways
-        mine = mixed((1.0, 2.0, 3.0), slots=slots).take(5)
+        mine_rows = shuffle.host_rows(rows_sharding, 8, set(host))
+        assert len(mine_rows) == max(1, 2 * ways // 8) * 8 // ways
+        mine = mixed((1.0, 2.0, 3.0), host_rows=mine_rows).take(5)
         assert mine.tokens.shape == whole.tokens.shape
-        np.testing.assert_array_equal(mine.tokens[slots], whole.tokens[slots])
-        others = np.setdiff1d(np.arange(8), slots)
+        np.testing.assert_array_equal(mine.tokens[mine_rows], whole.tokens[mine_rows])
+        others = np.setdiff1d(np.arange(8), mine_rows)
         assert not mine.tokens[others].any()
         for name in ("prompt_length", "real_length", "rows"):
             np.testing.assert_array_equal(getattr(mine, name), getattr(whole, name))
         for device in host:  # what `make_array_from_callback` will ask this host for
             index = rows_sharding.devices_indices_map((8, 4))[device]
             np.testing.assert_array_equal(mine.tokens[index], whole.tokens[index])
-        seen.append(slots)
+        seen.append(mine_rows)
     assert set(np.concatenate(seen)) == set(range(8))
-    np.testing.assert_array_equal(shuffle.host_slots(rows_sharding, 8), np.arange(8))  # this process has all devices
+    np.testing.assert_array_equal(shuffle.host_rows(rows_sharding, 8), np.arange(8))  # this process has all devices
 
 
 def test_hosts_agree_on_the_length_of_a_ragged_batch():
@@ -162,7 +162,7 @@ def test_hosts_agree_on_the_length_of_a_ragged_batch():
         loader.Tokens([np.arange(1, 99, dtype=np.int32)]), np.cumsum([0, 3, 30, 5]), sizes, np.zeros(4, int), ""
     )
     lengths = {
-        loader.make_batch(ragged, np.arange(4), 0, length=64, slots=np.array([slot])).tokens.shape for slot in range(4)
+        loader.make_batch(ragged, np.arange(4), 0, length=64, host_rows=np.array([i])).tokens.shape for i in range(4)
     }
     assert lengths == {(4, 64)}
 

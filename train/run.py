@@ -162,11 +162,11 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
         check_held_out(config)
 
     # ---- data ---------------------------------------------------------------------------------------------
-    slots = shuffle.host_slots(rows_sharding(mesh), config.training.batch_size)
+    host_rows = shuffle.host_rows(rows_sharding(mesh), config.training.batch_size)
     held_out = None
     if config.evaluation.do_eval_loss:  # the smaller ones first: what is wrong with them is told sooner
         held_out = held_out_rows(config, tokenizer, architecture.vocab_size)
-    batches = training_batches(config, tokenizer, architecture.vocab_size, slots)
+    batches = training_batches(config, tokenizer, architecture.vocab_size, host_rows)
     say("training data: " + batches.report.replace("\n", "\n  "))
     if held_out is not None:
         say("held-out data: " + held_out.report.replace("\n", "\n  "))

@@ -33,7 +33,7 @@ class IndexedBatches:
     Attributes:
         parts: the rows of each dataset.
         weights: how often each is drawn, in any unit.
-        slots: rows of a batch that this host assembles; None: all.
+        host_rows: rows of a batch that this host assembles; None: all.
         pads_answers: the EOS up to a batch's longest row belong to its answers.
     """
 
@@ -43,7 +43,7 @@ class IndexedBatches:
     seed: int
     pad_id: int
     length: int
-    slots: Int[np.ndarray, " b"] | None = None
+    host_rows: Int[np.ndarray, " b"] | None = None
     pads_answers: bool = False
 
     def __post_init__(self) -> None:
@@ -74,7 +74,7 @@ class IndexedBatches:
         total = int(lengths.sum()) * self.batch_size
         said = [self._rows.report]
         if len(self.weights) > 1:
-            said.append(f"drawn {', '.join(f'{share / shuffle.DECK:.2%}' for share in shuffle.shares(self.weights))}")
+            said.append(f"drawn {', '.join(f'{share / shuffle.PERIOD:.2%}' for share in shuffle.shares(self.weights))}")
         shares = ", ".join(f"{size} ({(lengths == size).mean():.0%})" for size in np.unique(lengths))
         said.append(f"batches of {self.batch_size} rows, of length {shares}; {1 - filled / total:.1%} padding")
         learned = filled - int(prompts.sum())
@@ -92,7 +92,12 @@ class IndexedBatches:
         """The batch of update `step` (the first is 0)."""
         numbers = self._numbers(np.arange(step * self.batch_size, (step + 1) * self.batch_size))
         return loader.make_batch(
-            self._rows, numbers, self.pad_id, length=self.length, slots=self.slots, pads_answers=self.pads_answers
+            self._rows,
+            numbers,
+            self.pad_id,
+            length=self.length,
+            host_rows=self.host_rows,
+            pads_answers=self.pads_answers,
         )
 
     def state(self, step: int) -> dict[str, Any]:
@@ -106,9 +111,9 @@ class IndexedBatches:
         """Nothing more than `report` said."""
         return ""
 
-    def _numbers(self, slots: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
-        source, place = shuffle.deal(slots, self.weights, self.seed)
-        numbers = np.empty(len(slots), np.int64)
+    def _numbers(self, row_ids: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
+        source, place = shuffle.mixture_schedule(row_ids, self.weights, self.seed)
+        numbers = np.empty(len(row_ids), np.int64)
         for i, part in enumerate(self.parts):
             here = source == i
             first = sum(map(len, self.parts[:i]))
@@ -120,13 +125,13 @@ Batches = IndexedBatches | streaming.StreamedBatches
 
 
 def training_batches(
-    config: Config, tokenizer: Any, vocab_size: int, slots: Int[np.ndarray, " b"] | None = None
+    config: Config, tokenizer: Any, vocab_size: int, host_rows: Int[np.ndarray, " b"] | None = None
 ) -> Batches:
     """The batches to train on.
 
     Args:
         vocab_size: rows of the model's embedding, which ids must keep to.
-        slots: rows of a batch that this host needs (`order.host_slots`); None: all.
+        host_rows: rows of a batch that this host needs (`shuffle.host_rows`); None: all.
 
     Raises:
         InputError: data that is not there, cannot be read, or leaves nothing to train on.
@@ -154,7 +159,7 @@ def training_batches(
             **common,
         )
     parts = [_rows(config, tokenizer, vocab_size, part) for part in d.sources]
-    return IndexedBatches(parts, weights, slots=slots, **common)
+    return IndexedBatches(parts, weights, host_rows=host_rows, **common)
 
 
 def check_held_out(config: Config) -> None:

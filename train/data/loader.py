@@ -187,7 +187,7 @@ def make_batch(
     pad_id: int,
     *,
     length: int,
-    slots: Int[np.ndarray, " b"] | None = None,
+    host_rows: Int[np.ndarray, " b"] | None = None,
     at_least: int = 0,
     laid_out: int = 0,
     pads_answers: bool = False,
@@ -198,11 +198,11 @@ def make_batch(
         at_least: pad as if one of the rows had so many tokens.
         laid_out: fill up as if one of the rows had so many tokens.
         pads_answers: the EOS up to the longest row's end belong to answers.
-        slots: rows of the batch to fill in (those of this host's devices); None: all. Lengths are told of all rows,
+        host_rows: rows of the batch to fill in (those of this host's devices); None: all. Lengths are told of all rows,
             and the batch has the same shape on every host.
     """
-    wanted = range(len(numbers)) if slots is None else slots.tolist()
-    found = {slot: rows.row(int(numbers[slot])) for slot in wanted}
+    wanted = range(len(numbers)) if host_rows is None else host_rows.tolist()
+    found = {i: rows.row(int(numbers[i])) for i in wanted}
     return assemble(
         found, rows.sizes[numbers], rows.prompt_lengths[numbers], numbers, pad_id, length=length, at_least=at_least,
         laid_out=laid_out, pads_answers=pads_answers,
@@ -221,7 +221,7 @@ def assemble(
     laid_out: int = 0,
     pads_answers: bool = False,
 ) -> Batch:
-    """The batch of these rows by slot; what is known of all its rows, and the ids of some or all."""
+    """The batch of these rows, by their place in it; what is known of all its rows, and the ids of some or all."""
     sizes = np.minimum(sizes, length)
     longest = min(max(int(sizes.max()), at_least), length)
     shape = (len(sizes), int(padded_length(np.array([longest, laid_out]), length)))
@@ -229,13 +229,13 @@ def assemble(
     is_divided = any(row.documents is not None for row in rows.values())
     segment_ids = np.zeros(shape, np.int32) if is_divided else None
     positions = np.zeros(shape, np.int32) if is_divided else None
-    for slot, row in rows.items():
-        size = int(sizes[slot])
-        tokens[slot, :size], tokens[slot, size:] = row.ids[:size], pad_id
+    for i, row in rows.items():
+        size = int(sizes[i])
+        tokens[i, :size], tokens[i, size:] = row.ids[:size], pad_id
         if row.documents is not None and segment_ids is not None and positions is not None:
             place = np.arange(shape[1])
-            segment_ids[slot] = np.searchsorted(row.documents, place, side="right")
-            positions[slot] = place - np.append(0, row.documents)[segment_ids[slot]]
+            segment_ids[i] = np.searchsorted(row.documents, place, side="right")
+            positions[i] = place - np.append(0, row.documents)[segment_ids[i]]
     return Batch(
         tokens, prompt_lengths.astype(np.int32), sizes.astype(np.int32), numbers.astype(np.int64),
         np.full_like(sizes, longest, np.int32) if pads_answers else sizes.astype(np.int32), segment_ids, positions,

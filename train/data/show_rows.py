@@ -14,18 +14,18 @@ def shown(batches: Batches, tokenizer: Any, count: int) -> str:
     while len(blocks) < count:
         batch = batches.take(step)
         step += 1
-        blocks += [_row(batch, slot, tokenizer, step) for slot in range(min(len(batch.rows), count - len(blocks)))]
+        blocks += [_row(batch, row, tokenizer, step) for row in range(min(len(batch.rows), count - len(blocks)))]
     return "\n\n".join(blocks)
 
 
-def _row(batch: Batch, slot: int, tokenizer: Any, update: int) -> str:
-    ids = batch.tokens[slot].tolist()
-    prompt, real = int(batch.prompt_length[slot]), int(batch.real_length[slot])
-    end, length = int(batch.used_length[slot]), len(ids)
-    parts = [f"── update {update}, row {slot + 1}: {length} tokens"]
+def _row(batch: Batch, row: int, tokenizer: Any, update: int) -> str:
+    ids = batch.tokens[row].tolist()
+    prompt, real = int(batch.prompt_length[row]), int(batch.real_length[row])
+    end, length = int(batch.used_length[row]), len(ids)
+    parts = [f"── update {update}, row {row + 1}: {length} tokens"]
     if prompt:
         parts += [f"┌ prompt, {prompt} tokens, seen but not learned", tokenizer.decode(ids[:prompt])]
-    parts += [f"┌ learned, {real - prompt} tokens", *_documents(batch, slot, ids[prompt:real], prompt, tokenizer)]
+    parts += [f"┌ learned, {real - prompt} tokens", *_documents(batch, row, ids[prompt:real], prompt, tokenizer)]
     if end > real:
         parts.append(f"┌ padding that is learned, {end - real} tokens: {tokenizer.decode(ids[real])} × {end - real}")
     if length > end:
@@ -33,11 +33,11 @@ def _row(batch: Batch, slot: int, tokenizer: Any, update: int) -> str:
     return "\n".join(parts)
 
 
-def _documents(batch: Batch, slot: int, ids: list[int], begin: int, tokenizer: Any) -> list[str]:
+def _documents(batch: Batch, row: int, ids: list[int], begin: int, tokenizer: Any) -> list[str]:
     """The text, divided where documents do not see each other."""
     if batch.segment_ids is None:
         return [tokenizer.decode(ids)]
-    segments = batch.segment_ids[slot, begin : begin + len(ids)].tolist()
+    segments = batch.segment_ids[row, begin : begin + len(ids)].tolist()
     cuts = [0, *(i for i in range(1, len(ids)) if segments[i] != segments[i - 1]), len(ids)]
     texts = [tokenizer.decode(ids[a:b]) for a, b in itertools.pairwise(cuts)]
     return [line for i, text in enumerate(texts) for line in (["┌ next document"] if i else []) + [text]]

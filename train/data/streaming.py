@@ -256,7 +256,7 @@ class StreamedBatches:
     def _read_block(self, start: int) -> None:
         if self._at != start:
             self._restore_parts(self._states[start])
-        source, _ = shuffle.deal(np.arange(start, start + self._size), self._weights, self._seed)
+        source, _ = shuffle.mixture_schedule(np.arange(start, start + self._size), self._weights, self._seed)
         rows = [self._parts[number].next() for number in source]
         self._at = start + self._size
         if self._shuffles:
