@@ -22,12 +22,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.errors import InputError, brief
 from qwen3llada_jax.io.atomic_files import write_text
+from qwen3llada_jax.text.requests import Request
 
+from .clock import Timed
 from .places import part_of
-from .prompts import Request
-from .writing import Batch
 
 COLUMNS = ("text", "tokens", "error", "nfe", "seconds", "tokens_per_second", "seed", "number", "sample")
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # file systems without
@@ -62,23 +62,23 @@ def fingerprint(requests: Sequence[Request]) -> str:
     return digest.hexdigest()
 
 
-def records(batch: Batch, seed: int) -> list[dict[str, Any]]:
+def records(batch: Timed, seed: int) -> list[dict[str, Any]]:
     """The lines of a batch."""
     return [
         {
-            written.request.kind: written.request.given,
-            **written.request.extra,
-            "text": None if written.error else written.text,
-            "tokens": written.tokens,
-            **({"error": written.error} if written.error else {}),
-            "nfe": written.nfe,
+            completion.request.kind: completion.request.given,
+            **completion.request.extra,
+            "text": None if completion.error else completion.text,
+            "tokens": completion.tokens,
+            **({"error": completion.error} if completion.error else {}),
+            "nfe": completion.nfe,
             "seconds": round(batch.seconds, 4),
             "tokens_per_second": round(batch.tokens_per_second, 2),
             "seed": seed,
-            "number": written.request.number,
-            "sample": written.request.sample,
+            "number": completion.request.number,
+            "sample": completion.request.sample,
         }
-        for written in batch.written
+        for completion in batch.completions
     ]
 
 
@@ -171,4 +171,4 @@ def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     name = next(name for name in {**before, **now} if before.get(name) != now.get(name))
     if name == "asked":
         return "other prompts"
-    return f"{name} was {str(before.get(name))[:60]}, not {str(now.get(name))[:60]}"
+    return f"{name} was {brief(before.get(name), 60)}, not {brief(now.get(name), 60)}"

@@ -21,14 +21,16 @@ from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.io.atomic_files import check_file, write_text
 from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.sampling.config import SamplerConfig
-from qwen3llada_jax.text.tokens import up_to_stop
+from qwen3llada_jax.text.chat_template import ChatWriter
+from qwen3llada_jax.text.completions import answer_of
+from qwen3llada_jax.text.opening import Folder
+from qwen3llada_jax.text.requests import encode, encode_chat
+from qwen3llada_jax.text.turns import Message
 
 from . import flags as common
-from . import opening
+from . import inputs
+from .inputs import read_history
 from .live import show_live
-from .opening import Folder
-from .prompts import Turn, check_template, encode, encode_chat, read_history
-from .writing import text_of
 
 COMMANDS = {
     "/help": "this list",
@@ -52,15 +54,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         system, messages = messages[0]["content"], messages[1:]
     if messages and messages[-1]["role"] != "assistant":
         raise InputError(f"{flags.history}: the last message must be the assistant's, for you to go on")
-    folder = opening.look_at(flags)
-    check_template(folder.tokenizer)
+    folder = inputs.open_model(flags)
+    inputs.check_template(folder.tokenizer)
     encode(folder.tokenizer, system or "")
     settings = folder.ending(wanted)
     complete = settings.for_model(folder.config)
-    opening.say_if_unadapted(folder)
-    opening.say_if_approximate(complete, folder.config)
-    model = opening.load(folder, flags.dtype)
-    opening.say_if_rounded(model, complete)
+    inputs.say_if_unadapted(folder)
+    inputs.say_if_approximate(complete, folder.config)
+    model = folder.load(flags.dtype)
+    inputs.say_if_rounded(model, complete)
     turn = 0
     for line in lines_typed():
         word, _, rest = line.partition(" ")
@@ -127,7 +129,7 @@ def lines_typed() -> Iterator[str]:
             yield line
 
 
-def with_system(system: str | None, messages: list[Turn]) -> list[Turn]:
+def with_system(system: str | None, messages: list[Message]) -> list[Message]:
     """The conversation as the chat template takes it."""
     return ([] if system is None else [{"role": "system", "content": system}]) + messages
 
@@ -136,7 +138,7 @@ def reply(
     model: q.Qwen3LLaDA,
     folder: Folder,
     system: str | None,
-    messages: list[Turn],
+    messages: list[Message],
     settings: SamplerConfig,
     key: jax.Array,
     enable_thinking: bool = False,
@@ -153,13 +155,13 @@ def reply(
     except KeyboardInterrupt:
         print("stopped; the question is forgotten", file=sys.stderr)
         return None
-    text = text_of(folder.tokenizer, up_to_stop(q.finish(last).answers()[0], stops))
+    text = answer_of(folder.tokenizer, q.finish(last).answers()[0], stops)
     print(text, flush=True)
     return text
 
 
 def fitting(
-    folder: Folder, system: str | None, messages: list[Turn], settings: SamplerConfig, enable_thinking: bool
+    folder: Folder, system: str | None, messages: list[Message], settings: SamplerConfig, enable_thinking: bool
 ) -> list[int]:
     """The ids of the conversation; of one longer than the model's positions without its first turns, saying so.
 
@@ -167,8 +169,9 @@ def fitting(
         InputError: the question alone is too long.
     """
     config, kept = folder.config, messages
+    writer = ChatWriter(folder.tokenizer, enable_thinking=enable_thinking)
     while True:
-        ids = encode_chat(folder.tokenizer, with_system(system, kept), None, enable_thinking)
+        ids = encode_chat(writer, with_system(system, kept))
         if config.rope_scaling is not None or len(ids) + settings.gen_length <= config.max_position_embeddings:
             break
         later = [i for i, turn in enumerate(kept) if i and turn["role"] == "user"]
@@ -227,11 +230,11 @@ def changed(settings: SamplerConfig, text: str, folder: Folder) -> SamplerConfig
     if not equals:
         raise InputError(f"/set takes NAME=VALUE, as in /set temperature=0.7, not {text!r}")
     settings = folder.ending(common.changed(settings, {name: value}))
-    opening.say_if_approximate(settings.for_model(folder.config), folder.config)
+    inputs.say_if_approximate(settings.for_model(folder.config), folder.config)
     return settings
 
 
-def save(name: str, messages: list[Turn], history: Path | None) -> None:
+def save(name: str, messages: list[Message], history: Path | None) -> None:
     """Write the conversation as JSON, which --history reads.
 
     Raises:

@@ -2,8 +2,13 @@
 
 import time
 import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import jax.monitoring
+
+import qwen3llada_jax as q
+from qwen3llada_jax.text.completions import Batch, Completion
 
 _COMPILING = (
     "/jax/core/compile/jaxpr_trace_duration",
@@ -54,3 +59,35 @@ def length_of_union(intervals: list[tuple[float, float]]) -> float:
         total += max(0.0, b - max(a, end))
         end = max(end, b)
     return total
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A batch of texts, and what it took.
+
+    Attributes:
+        completions, result: as in `Batch`.
+        seconds: without compiling.
+        compiling: seconds of tracing and compiling.
+    """
+
+    completions: list[Completion]
+    result: q.Generation
+    seconds: float
+    compiling: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of all its texts together, without compiling."""
+        return sum(completion.tokens for completion in self.completions) / self.seconds
+
+
+def timed(batches: Iterator[Batch]) -> Iterator[Timed]:
+    """Time every batch while it is written."""
+    while True:
+        clock = Clock()
+        batch = next(batches, None)
+        if batch is None:
+            return
+        seconds, compiling = clock.seconds, clock.compiling
+        yield Timed(batch.completions, batch.result, max(seconds - compiling, 1e-9), compiling)

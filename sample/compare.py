@@ -29,18 +29,22 @@ from rich.table import Column, Table
 
 import qwen3llada_jax as q
 from qwen3llada_jax import cli
-from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.errors import InputError, brief
 from qwen3llada_jax.io.atomic_files import check_folder, make_folder, write_text
 from qwen3llada_jax.pictures import pyplot, write_picture
 from qwen3llada_jax.sampling.config import ADAPTIVE, SamplerConfig
 from qwen3llada_jax.sampling.rules import CONFIDENCE_RULES
+from qwen3llada_jax.text import completions
+from qwen3llada_jax.text.completions import Completion
 from qwen3llada_jax.text.conversations import answer_of
+from qwen3llada_jax.text.opening import Folder
+from qwen3llada_jax.text.requests import Request
 from qwen3llada_jax.text.tokens import up_to_stop
 
-from . import opening, prompts, quality, writing
+from . import inputs, quality
+from .clock import Timed, timed
 from .flags import SETTINGS, add_model_flags, add_setting_flags, add_thinking_flag, changed, settings_of, whole
 from .matching import KINDS, check_references, match_of, without_empty_thought
-from .opening import Folder
 from .places import check_place
 
 _SPEED = {"nfe": "NFE", "tokens_per_forward": "tokens a forward", "tokens_per_second": "tokens/s"}
@@ -60,7 +64,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     flags = parse(arguments)
     variants = variants_of(settings_of(flags), flags.rules, flags.steps_list)
     rows, answers = read(flags.data, flags.limit)
-    prompts.check_thinking(flags.enable_thinking, rows, chat=flags.chat)
     if answers[0] is not None:
         check_references(match_of(flags.match)[1], answers, flags.match)
     elif flags.match != "exact":
@@ -70,23 +73,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_folder(flags.out)
     else:
         cli.check_output()
-    folder = opening.look_at(flags)
+    folder = inputs.open_model(flags)
     variants = [dataclasses.replace(v, settings=folder.ending(v.settings)) for v in variants]
     for variant in variants:
-        opening.say_if_approximate(variant.settings.for_model(folder.config), folder.config)
-    requests = prompts.requests_of(
-        rows, folder.tokenizer, chat=flags.chat, enable_thinking=folder.thinks(flags.enable_thinking)
-    )
-    size = writing.rows_of_a_batch(len(requests), flags.batch_size, folder.ways)
+        inputs.say_if_approximate(variant.settings.for_model(folder.config), folder.config)
+    requests = inputs.requests_of(rows, folder, chat=flags.chat, enable_thinking=flags.enable_thinking)
+    size = completions.rows_of_a_batch(len(requests), flags.batch_size, folder.ways)
     for variant in variants:
-        writing.check(requests, variant.settings, folder.config, size)
+        inputs.check_fit(requests, variant.settings, folder.config, size)
     if flags.out:  # once nothing else is refused: no empty folder is left
         make_folder(flags.out)
         for name in ("compare.json", "compare.png"):
             check_place("--out", flags.out / name, {"--data": flags.data}, folder.path)
-    opening.say_if_unadapted(folder)
-    model = opening.load(folder, flags.dtype)
-    opening.say_if_rounded(model, variants[0].settings.for_model(folder.config), size)
+    inputs.say_if_unadapted(folder)
+    model = folder.load(flags.dtype)
+    inputs.say_if_rounded(model, variants[0].settings.for_model(folder.config), size)
     quiet = not sys.stderr.isatty()
     found = [
         measure(model, folder, requests, answers, variant, flags)
@@ -140,7 +141,7 @@ def read(path: Path, limit: int | None) -> tuple[list[dict[str, Any]], list[str 
         raise InputError(f"{path}: unknown kind of file; --data has rows with prompts and answers, as in a .jsonl")
     rows: list[dict[str, Any]] = []
     answers: list[str | None] = []
-    for line in prompts.from_file(path)[:limit]:
+    for line in inputs.from_file(path)[:limit]:
         row = line
         if "infill" in row:
             raise InputError(f"{path}: has texts with holes; --data asks with prompt or messages")
@@ -150,7 +151,7 @@ def read(path: Path, limit: int | None) -> tuple[list[dict[str, Any]], list[str 
             if not row["messages"]:
                 raise InputError(f"{path}: a chat has an answer and no question")
         if answer is not None and not isinstance(answer, str):
-            raise InputError(f"{path}: prompt {len(rows) + 1}: an answer must be a text, not {str(answer)[:60]}")
+            raise InputError(f"{path}: prompt {len(rows) + 1}: an answer must be a text, not {brief(answer, 60)}")
         rows.append(row)
         answers.append(answer)
     if len({answer is None for answer in answers}) > 1:
@@ -191,33 +192,33 @@ def variants_of(base: SamplerConfig, rules: str, steps: list[int | None]) -> lis
 def measure(
     model: q.Qwen3LLaDA,
     folder: Folder,
-    requests: Sequence[prompts.Request],
+    requests: Sequence[Request],
     answers: Sequence[str | None],
     variant: Variant,
     flags: Any,
 ) -> dict[str, Any]:
     """Quality, forward passes and speed of one way to sample. The tokens are those before the end of a text."""
-    size = writing.rows_of_a_batch(len(requests), flags.batch_size, folder.ways)
-    written: list[writing.Written] = []
+    size = completions.rows_of_a_batch(len(requests), flags.batch_size, folder.ways)
+    written: list[Completion] = []
     seconds = 0.0
     log_p: list[np.ndarray] = []
     stops, distinct = variant.settings.eos_token_ids or (), []
 
-    def write() -> Iterator[writing.Batch]:
-        return writing.write(model, folder, requests, variant.settings, seed=flags.seed, rows=size)
+    def write() -> Iterator[Timed]:
+        return timed(completions.write(model, folder, requests, variant.settings, seed=flags.seed, rows=size))
 
     next(write())  # a first call pays for more than compiling
     for batch in write():
         seconds += batch.seconds
         distinct += [
             quality.distinct_share(up_to_stop(ids, stops))
-            for _, ids in zip(batch.written, batch.result.answers(), strict=False)
+            for _, ids in zip(batch.completions, batch.result.answers(), strict=False)
         ]
         if answers[0] is None:
             with folder.on_mesh():
                 found = quality.log_probability(model, batch.result, variant.settings)
-            log_p += [x[np.isfinite(x)] for x in found[: len(batch.written)]]
-        written += batch.written
+            log_p += [x[np.isfinite(x)] for x in found[: len(batch.completions)]]
+        written += batch.completions
     if any(w.error for w in written):
         raise InputError(f"rule {variant.rule}: {next(w.error for w in written if w.error)}; weights are damaged")
     tokens, nfe = sum(w.tokens for w in written), sum(w.nfe for w in written)

@@ -22,40 +22,41 @@ import qwen3llada_jax as q
 from qwen3llada_jax import cli
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.sampling.config import SamplerConfig
-from qwen3llada_jax.sampling.limits import most_tokens
+from qwen3llada_jax.text import completions
+from qwen3llada_jax.text.completions import Completion, Watcher
+from qwen3llada_jax.text.opening import Folder
+from qwen3llada_jax.text.requests import Request
 
-from . import answers, opening, prompts, writing
+from . import answers, inputs
+from .clock import Timed, timed
 from .flags import add_model_flags, add_setting_flags, add_thinking_flag, settings_of, whole
 from .live import show_live
 from .places import check_place
 from .trace import Trace, check_trace_path, write_trace
-from .writing import Batch
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Whatever can be refused is refused before the weights are read."""
     flags = parse(arguments)
     wanted, rows = settings_of(flags), asked(flags)
-    prompts.check_thinking(flags.enable_thinking, rows, chat=flags.chat)
     check_places(flags)
-    folder = opening.look_at(flags)
+    folder = inputs.open_model(flags)
     wanted = folder.ending(wanted)
-    requests = prompts.requests_of(
+    requests = inputs.requests_of(
         rows,
-        folder.tokenizer,
+        folder,
         chat=flags.chat,
         system=flags.system,
-        enable_thinking=folder.thinks(flags.enable_thinking),
+        enable_thinking=flags.enable_thinking,
         samples=flags.num_samples,
-        most=most_tokens(folder.config),
     )
     if flags.out:
         answers.check_columns(requests)
-    size = writing.rows_of_a_batch(len(requests), flags.batch_size, folder.ways)
-    settings = writing.check(requests, wanted, folder.config, size)
-    opening.say_if_unadapted(folder)
-    opening.say_if_approximate(settings, folder.config)
-    texts: list[writing.Written] = []
+    size = completions.rows_of_a_batch(len(requests), flags.batch_size, folder.ways)
+    settings = inputs.check_fit(requests, wanted, folder.config, size)
+    inputs.say_if_unadapted(folder)
+    inputs.say_if_approximate(settings, folder.config)
+    texts: list[Completion] = []
     with _output(flags, folder, requests, wanted, size) as (stream, begin):
         if begin < len(requests):
             texts = _write(flags, folder, requests[begin:], settings, wanted, size, stream)
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 @contextlib.contextmanager
 def _output(
-    flags: Any, folder: opening.Folder, requests: Sequence[prompts.Request], settings: SamplerConfig, size: int
+    flags: Any, folder: Folder, requests: Sequence[Request], settings: SamplerConfig, size: int
 ) -> Iterator[tuple[BinaryIO | None, int]]:
     """(the file of --out, if there is one; how many answers it has already)."""
     if not flags.out:
@@ -74,7 +75,7 @@ def _output(
         return
     command = {
         **{name: getattr(value, "__name__", value) for name, value in vars(settings).items()},
-        "model": opening.identity(folder.path),
+        "model": folder.identity(),
         "dtype": flags.dtype,
         "seed": flags.seed,
         "trace": str(flags.trace),
@@ -86,38 +87,36 @@ def _output(
 
 def _write(
     flags: Any,
-    folder: opening.Folder,
-    requests: Sequence[prompts.Request],
+    folder: Folder,
+    requests: Sequence[Request],
     settings: SamplerConfig,
     wanted: SamplerConfig,
     size: int,
     stream: BinaryIO | None,
-) -> list[writing.Written]:
+) -> list[Completion]:
     """Read the weights, write every text, and say what it took."""
-    model = opening.load(folder, flags.dtype)
-    opening.say_if_rounded(model, settings, size)
+    model = folder.load(flags.dtype)
+    inputs.say_if_rounded(model, settings, size)
     trace = Trace() if flags.trace and wanted.revise else None
     watcher = watcher_of(flags, folder.tokenizer, trace, wanted.eos_token_ids or ())
-    batches: Iterable[Batch] = writing.write(
-        model, folder, requests, wanted, seed=flags.seed, rows=size, watcher=watcher
-    )
+    written = completions.write(model, folder, requests, wanted, seed=flags.seed, rows=size, watcher=watcher)
     count = -(-len(requests) // size)
     quiet = count == 1 or flags.live or not sys.stderr.isatty()
-    batches = track(batches, "batches", count, console=Console(stderr=True), disable=quiet, transient=True)
-    done = put_out(batches, flags, folder.tokenizer, settings, trace, stream)
+    batches = track(timed(written), "batches", count, console=Console(stderr=True), disable=quiet, transient=True)
+    done = emit(batches, flags, folder.tokenizer, settings, trace, stream)
     print(summary(done, flags.seed), file=sys.stderr)
     return done[0]
 
 
-def check_written(texts: Sequence[writing.Written]) -> None:
+def check_written(texts: Sequence[Completion]) -> None:
     """Refuse to end as if all were well.
 
     Raises:
         InputError: naming the texts that could not be written.
     """
-    failed = [written for written in texts if written.error]
+    failed = [text for text in texts if text.error]
     if failed:
-        named = ", ".join(str(w.request.number + 1) for w in failed[:10]) + (", …" if len(failed) > 10 else "")
+        named = ", ".join(str(text.request.number + 1) for text in failed[:10]) + (", …" if len(failed) > 10 else "")
         raise InputError(
             f"{len(failed)} of {len(texts)} texts could not be written: {failed[0].error}; weights are damaged, or "
             f"float16 overflows (--dtype float32). Prompts: {named}"
@@ -196,13 +195,13 @@ def asked(flags: Any) -> list[dict[str, Any]]:
             raise InputError("--history belongs to a chat; add --chat")
         if given not in ([], ["--prompt"]):
             raise InputError(f"--history goes on with --prompt, not with {given[0]}")
-        said = prompts.read_history(flags.history)
+        said = inputs.read_history(flags.history)
         asks = [[*said, {"role": "user", "content": text}] for text in flags.prompt or ()] or [said]
         return [{"messages": messages} for messages in asks]
     if not given:
         raise InputError("nothing to write; give --prompt TEXT, --prompts FILE or --infill TEXT (see --help)")
     if flags.prompts is not None:
-        rows = prompts.from_file(flags.prompts)
+        rows = inputs.from_file(flags.prompts)
     else:
         rows = [{given[0][2:]: text} for text in flags.prompt or flags.infill]
     if "infill" in rows[0]:
@@ -214,7 +213,7 @@ def asked(flags: Any) -> list[dict[str, Any]]:
     return rows
 
 
-def watcher_of(flags: Any, tokenizer: Any, trace: Trace | None, stops: tuple[int, ...]) -> writing.Watcher | None:
+def watcher_of(flags: Any, tokenizer: Any, trace: Trace | None, stops: tuple[int, ...]) -> Watcher | None:
     """What looks at the canvases: the live view, the trace's memory of what was masked again, or nobody."""
     if not flags.live and trace is None:
         return None
@@ -233,38 +232,38 @@ def watcher_of(flags: Any, tokenizer: Any, trace: Trace | None, stops: tuple[int
     return look
 
 
-def put_out(
-    batches: Iterable[Batch],
+def emit(
+    batches: Iterable[Timed],
     flags: Any,
     tokenizer: Any,
     settings: SamplerConfig,
     trace: Trace | None,
     stream: BinaryIO | None,
-) -> tuple[list[writing.Written], float, float]:
+) -> tuple[list[Completion], float, float]:
     """Print or write every text when its batch is done; (all of them, seconds, seconds of compiling)."""
-    done: list[writing.Written] = []
+    done: list[Completion] = []
     seconds = compiling = 0.0
     for batch in batches:
         if flags.trace and not done:  # before the lines, so that whoever goes on behind them has it
-            rows = [i for i, written in enumerate(batch.written) if not written.error]
+            rows = [i for i, completion in enumerate(batch.completions) if not completion.error]
             note = write_trace(flags.trace, trace or Trace(), batch.result, tokenizer, settings, rows)
             print(f"{flags.trace}: {note}", file=sys.stderr)
         if stream is not None:
             answers.add(stream, answers.records(batch, flags.seed))
         else:
-            for written in batch.written:
-                goes_on = written.request.kind == "prompt" and not flags.chat
-                if not written.error:
-                    print(written.request.given + written.text if goes_on else written.text, flush=True)
-        done += batch.written
+            for completion in batch.completions:
+                goes_on = completion.request.kind == "prompt" and not flags.chat
+                if not completion.error:
+                    print(completion.request.given + completion.text if goes_on else completion.text, flush=True)
+        done += batch.completions
         seconds, compiling = seconds + batch.seconds, compiling + batch.compiling
     return done, seconds, compiling
 
 
-def summary(done: tuple[list[writing.Written], float, float], seed: int) -> str:
+def summary(done: tuple[list[Completion], float, float], seed: int) -> str:
     """Forward passes, tokens, speed and seed, in a line."""
     texts, seconds, compiling = done
-    nfe, tokens = [written.nfe for written in texts], sum(written.tokens for written in texts)
+    nfe, tokens = [text.nfe for text in texts], sum(text.tokens for text in texts)
     each = f"{nfe[0]}" if min(nfe) == max(nfe) else f"{sum(nfe) / len(nfe):.1f} ({min(nfe)} to {max(nfe)})"
     speed = f"{tokens / seconds:.1f} tokens/s · {tokens / sum(nfe):.2f} tokens per forward"
     took = f"{seconds:.2f} s, with compiling {seconds + compiling:.2f} s"

@@ -22,7 +22,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,6 +32,7 @@ import torch
 from no_skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401 (hooks)
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.text.tokens import load_tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -118,6 +119,17 @@ def assert_one_line_error(done: subprocess.CompletedProcess, *parts: str) -> Non
     assert len(errors) == 1, done.stderr
     for part in parts:
         assert part in errors[0], f"{part!r} not in {errors[0]!r}"
+
+
+def refuses(call: Callable[[], object], *parts: str) -> str:
+    """The line of the InputError that a call ends with: short, and with these parts."""
+    with pytest.raises(InputError) as caught:
+        call()
+    line = str(caught.value)
+    assert "\n" not in line
+    assert len(line) < 500
+    assert all(part in line for part in parts), line
+    return line
 
 
 def write(path: Path, rows: list[dict]) -> str:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, assert_one_line_error, logits_of, run_program, save_torch, torch_model
+from conftest import TINY, assert_one_line_error, logits_of, refuses, run_program, save_torch, torch_model
 from safetensors.torch import load_file, save_file
 from transformers import Qwen3ForCausalLM
 
@@ -184,12 +184,9 @@ def test_analyze_exit_codes(hf, tmp_path):
 # ---- bad input -----------------------------------------------------------------------------------------------
 
 
-def refuses(src: Path | str, tmp_path: Path, *parts: str, **options) -> None:
+def refuses_to_import(src: Path | str, tmp_path: Path, *parts: str, **options) -> None:
     """The import raises one clear error and leaves nothing behind."""
-    with pytest.raises(q.InputError) as caught:
-        import_(src, tmp_path / "dst", **options)
-    for part in parts:
-        assert part in str(caught.value), str(caught.value)
+    refuses(lambda: import_(src, tmp_path / "dst", **options), *parts)
     assert not any(p.name.startswith((".dst", "dst")) for p in tmp_path.iterdir())
 
 
@@ -201,32 +198,32 @@ def change_config(hf: Path, folder: Path, **changes) -> Path:
 
 
 def test_missing_folder(tmp_path):
-    refuses(tmp_path / "nowhere", tmp_path, "nowhere: no such folder")
+    refuses_to_import(tmp_path / "nowhere", tmp_path, "nowhere: no such folder")
 
 
 def test_unknown_hub_model(tmp_path):
-    refuses("nobody/no-such-model", tmp_path, "the hub did not give")
+    refuses_to_import("nobody/no-such-model", tmp_path, "the hub did not give")
 
 
 def test_no_config_and_broken_config(hf, tmp_path):
     (tmp_path / "empty").mkdir()
-    refuses(tmp_path / "empty", tmp_path, "no config.json")
+    refuses_to_import(tmp_path / "empty", tmp_path, "no config.json")
     broken = change_config(hf, tmp_path / "broken")
     (broken / "config.json").write_text('{"model_type": ')
-    refuses(broken, tmp_path, "not valid JSON")
+    refuses_to_import(broken, tmp_path, "not valid JSON")
 
 
 def test_no_safetensors(hf, tmp_path):
     folder = change_config(hf, tmp_path / "hf")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    refuses(folder, tmp_path, "no .safetensors", "PyTorch .bin")
+    refuses_to_import(folder, tmp_path, "no .safetensors", "PyTorch .bin")
 
 
 def test_index_names_an_absent_shard(tmp_path):
     folder = save_torch(torch_model(2), tmp_path / "hf", max_shard_size="40KB")
     gone = sorted(folder.glob("*.safetensors"))[1]
     gone.unlink()
-    refuses(folder, tmp_path, gone.name, "not there")
+    refuses_to_import(folder, tmp_path, gone.name, "not there")
 
 
 def test_truncated_and_corrupt_safetensors(hf, tmp_path):
@@ -241,7 +238,7 @@ def test_truncated_and_corrupt_safetensors(hf, tmp_path):
     for name, data in spoiled.items():
         folder = change_config(hf, tmp_path / name)
         (folder / "model.safetensors").write_bytes(data)
-        refuses(folder, tmp_path, "model.safetensors: truncated or corrupt")
+        refuses_to_import(folder, tmp_path, "model.safetensors: truncated or corrupt")
 
 
 def test_all_wrong_tensors_are_listed_at_once(hf, tmp_path):
@@ -250,7 +247,7 @@ def test_all_wrong_tensors_are_listed_at_once(hf, tmp_path):
         tensors["surplus"] = torch.zeros(2)
         tensors["model.layers.1.self_attn.q_proj.weight"] = torch.zeros(3, 3)
 
-    refuses(
+    refuses_to_import(
         rewrite(hf, tmp_path / "bad", spoil),
         tmp_path,
         "missing model.norm.weight",
@@ -262,13 +259,13 @@ def test_all_wrong_tensors_are_listed_at_once(hf, tmp_path):
 
 def test_integer_tensors_are_refused(hf, tmp_path):
     bad = rewrite(hf, tmp_path / "bad", lambda t: t.update({"model.norm.weight": torch.zeros(48, dtype=torch.int8)}))
-    refuses(bad, tmp_path, "model.norm.weight (I8)", "unquantised")
+    refuses_to_import(bad, tmp_path, "model.norm.weight (I8)", "unquantised")
 
 
 def test_untied_without_head_and_tied_with_another_head(hf, tmp_path):
-    refuses(change_config(hf, tmp_path / "a", tie_word_embeddings=False), tmp_path, "missing lm_head.weight")
+    refuses_to_import(change_config(hf, tmp_path / "a", tie_word_embeddings=False), tmp_path, "missing lm_head.weight")
     other = rewrite(hf, tmp_path / "b", lambda t: t.update({"lm_head.weight": torch.zeros(211, 48)}))
-    refuses(other, tmp_path, "tie_word_embeddings is true but lm_head.weight is not the embedding")
+    refuses_to_import(other, tmp_path, "tie_word_embeddings is true but lm_head.weight is not the embedding")
 
 
 @pytest.mark.parametrize(
@@ -295,7 +292,7 @@ def test_untied_without_head_and_tied_with_another_head(hf, tmp_path):
     ],
 )
 def test_configs_we_cannot_honour(hf, tmp_path, changes, part):
-    refuses(change_config(hf, tmp_path / "hf", **changes), tmp_path, part)
+    refuses_to_import(change_config(hf, tmp_path / "hf", **changes), tmp_path, part)
 
 
 @pytest.mark.parametrize(
@@ -308,16 +305,16 @@ def test_rope_of_older_configs_is_read(hf, tmp_path, old):
 
 
 def test_mask_token_out_of_range(hf, tmp_path):
-    refuses(hf, tmp_path, "mask_token_id 211 is outside", mask_token_id="211")
-    refuses(hf, tmp_path, "mask_token_id 126336 is outside", mask_token_id="126336")
-    refuses(hf, tmp_path, "neither a number nor 'auto'", mask_token_id="first")
+    refuses_to_import(hf, tmp_path, "mask_token_id 211 is outside", mask_token_id="211")
+    refuses_to_import(hf, tmp_path, "mask_token_id 126336 is outside", mask_token_id="126336")
+    refuses_to_import(hf, tmp_path, "neither a number nor 'auto'", mask_token_id="first")
 
 
 def test_tokenizer_of_another_model(tmp_path):
     reference = save_torch(torch_model(2), tmp_path / "hf")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(TINY / name, reference / name)
-    refuses(reference, tmp_path, "they belong to different models", mask_token_id="7")
+    refuses_to_import(reference, tmp_path, "they belong to different models", mask_token_id="7")
 
 
 def test_destination_that_holds_something_is_kept(hf, tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import save_torch, torch_model
+from conftest import refuses, save_torch, torch_model
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
@@ -36,16 +36,6 @@ def sharded(tmp_path_factory) -> Path:
 def folder(sharded, tmp_path) -> Path:
     shutil.copytree(sharded, tmp_path / "hf")
     return tmp_path / "hf"
-
-
-def refused(call, *parts: str) -> str:
-    with pytest.raises(q.InputError) as caught:
-        call()
-    line = str(caught.value)
-    assert "\n" not in line
-    assert len(line) < 500
-    assert all(part in line for part in parts), line
-    return line
 
 
 def edit(file: Path, change) -> None:
@@ -88,7 +78,7 @@ def test_k6_notes_for_the_export_that_no_import_wrote(folder, tmp_path, notes):
     convert(str(folder), tmp_path / "ours", dtype=None, mask_token_id="7")
     edit(tmp_path / "ours" / "config.json", lambda c: c.update(hf_export=notes))
     if notes:
-        refused(lambda: export(tmp_path / "ours", tmp_path / "back"), "hf_export")
+        refuses(lambda: export(tmp_path / "ours", tmp_path / "back"), "hf_export")
 
 
 @pytest.mark.parametrize("text", ["", "nope", "[]", "[" * 100_000, '{"a": 1', "9" * 5000, "null", '"x"', "{}"])
@@ -96,9 +86,9 @@ def test_k6_a_config_json_that_is_none(folder, text):
     for name in ("config.json", INDEX):
         kept = (folder / name).read_text()
         (folder / name).write_text(text)
-        refused(lambda: q.load(folder), str(folder))
+        refuses(lambda: q.load(folder), str(folder))
         (folder / name).write_bytes(b"\xff\xfe" + text.encode())
-        refused(lambda: q.load(folder), str(folder))
+        refuses(lambda: q.load(folder), str(folder))
         (folder / name).write_text(kept)
 
 
@@ -116,7 +106,7 @@ def test_k4_rope_that_is_said_twice_is_not_taken_from_one_place_in_silence(folde
     """A relative of K4: Qwen3's advice for long texts (a rope_scaling), added to a newer file, had no effect."""
     change = {"rope_theta": 1e6, "rope_scaling": scaling, "rope_parameters": parameters}
     edit(folder / "config.json", lambda c: c.update(change))
-    refused(lambda: q.load(folder), part)
+    refuses(lambda: q.load(folder), part)
 
 
 def test_rope_said_twice_alike_is_taken(folder):
@@ -145,16 +135,16 @@ def test_rope_said_twice_alike_is_taken(folder):
 )
 def test_k6_many_wrong_tensors_are_ten_and_a_count_and_a_cause(folder, rename, part):
     renamed(folder, rename)
-    line = refused(lambda: q.load(folder), part)
+    line = refuses(lambda: q.load(folder), part)
     assert line.count("missing") + line.count("unexpected") <= 10
     assert "more" in line or "Qwen2" in part  # whose four norms are all of them
 
 
 def test_k6_biases_and_layers_of_another_config(folder):
     edit(folder / "config.json", lambda c: c.update(attention_bias=True))
-    refused(lambda: q.load(folder), "they have no biases; set attention_bias to false")
+    refuses(lambda: q.load(folder), "they have no biases; set attention_bias to false")
     edit(folder / "config.json", lambda c: c.update(attention_bias=False, num_hidden_layers=900))
-    refused(lambda: q.load(folder), "config.json has num_hidden_layers 900, the weights 2", "more")
+    refuses(lambda: q.load(folder), "config.json has num_hidden_layers 900, the weights 2", "more")
 
 
 def test_k6_no_error_line_is_longer_than_a_screen():
@@ -181,7 +171,7 @@ def test_k6_no_error_line_is_longer_than_a_screen():
 )
 def test_k6_an_index_that_names_no_file(folder, shard):
     edit(folder / INDEX, lambda c: c["weight_map"].update({"model.norm.weight": shard}))
-    refused(lambda: q.load(folder), INDEX, "is no file of this folder")
+    refuses(lambda: q.load(folder), INDEX, "is no file of this folder")
 
 
 def test_k6_an_index_that_names_the_wrong_shard(folder):
@@ -192,7 +182,7 @@ def test_k6_an_index_that_names_the_wrong_shard(folder):
         content["weight_map"]["model.norm.weight"] = next(s for s in shards if s != here)
 
     edit(folder / INDEX, swap)
-    refused(lambda: q.load(folder), "names tensors that its shards do not hold: model.norm.weight")
+    refuses(lambda: q.load(folder), "names tensors that its shards do not hold: model.norm.weight")
 
 
 def test_k6_tensors_that_two_files_hold(folder):
@@ -200,7 +190,7 @@ def test_k6_tensors_that_two_files_hold(folder):
     (folder / INDEX).unlink()
     first = sorted(folder.glob("*.safetensors"))[0]
     save_file({name: t + 1 for name, t in load_file(first).items()}, folder / "zzz.safetensors")
-    refused(lambda: q.load(folder), "tensors that several of its files hold")
+    refuses(lambda: q.load(folder), "tensors that several of its files hold")
 
 
 # ---- any mutation --------------------------------------------------------------------------------------------

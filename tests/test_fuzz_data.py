@@ -89,7 +89,7 @@ def check(folder: Path, lines: list[bytes], mode: str, template: str, tokenizer)
         except q.InputError as error:
             assert len(str(error)) < 500, error  # noqa: PT017
         else:
-            part = streamed._parts[0]
+            part = streamed.parts[0]
             while part.epoch == 0:
                 part.next()
             assert part.account.rows == rows

@@ -136,12 +136,12 @@ def test_k4_what_generation_config_says_ends_a_text_is_no_mask_token(start, tmp_
 def test_k18_samples_of_training_end_where_the_models_texts_end(start, tmp_path, monkeypatch):
     folder, said = changed(start, tmp_path / "run"), []
 
-    def generate(model, prompts, settings, key):
+    def write(model, folder, asked, settings, **_):
         said.append(settings.eos_token_ids)
-        return SimpleNamespace(answers=lambda: [[7]])
+        return iter(())
 
     (folder / "generation_config.json").write_text('{"eos_token_id": [1024, 5]}')
-    monkeypatch.setattr(samples, "generate", generate)
+    monkeypatch.setattr(samples.completions, "write", write)
     config = read_config(None, settings(start, folder, **{"evaluation.prompts": "a"}))
     model = SimpleNamespace(config=q.ModelConfig.from_hf(json.loads((folder / "config.json").read_text())))
     watch, mesh = SimpleNamespace(sample=said.append), SimpleNamespace(shape={"data": 1, "fsdp": 1})

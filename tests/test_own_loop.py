@@ -1,6 +1,5 @@
 """K13, K10: a model trained in one's own loop becomes a model folder; text in, text out; manners of the library."""
 
-import argparse
 import dataclasses
 import gc
 import json
@@ -13,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import ROOT, TINY, run_program
+from conftest import ROOT, TINY, refuses, run_program
 from flax import nnx
 
 import qwen3llada_jax as q
 from converters.to_hf import export
 from qwen3llada_jax.model.config import read_model_config
-from sample import clock, opening
+from qwen3llada_jax.text.opening import open_folder
+from sample import clock
 
 SHORT = q.SamplerConfig(gen_length=8, steps=8, block_length=8)
 
@@ -45,13 +45,6 @@ def trained(start):
     losses = [float(update(model, optimizer, jax.random.key(0))) for _ in range(2)]
     assert losses[1] < losses[0]
     return model
-
-
-def refuses(call, *parts: str) -> None:
-    with pytest.raises(q.InputError) as caught:
-        call()
-    assert len(str(caught.value)) < 500
-    assert all(part in str(caught.value) for part in parts), str(caught.value)
 
 
 def test_k13_a_model_of_ones_own_loop_becomes_a_model_folder(trained, start, tmp_path):
@@ -233,8 +226,7 @@ def test_the_bundled_config_is_read_alike_by_every_door():
     assert read_model_config(TINY) == config
     # Opening it adds what the files beside config.json say, and nothing else.
     opened = dataclasses.replace(config, eos_token_id=(1024, 1026), live_vocab_size=1050)
-    flags = argparse.Namespace(model=str(TINY), mesh_data=None, mesh_fsdp=None, mesh_tensor=None)
-    assert q.load(TINY).config == opening.look_at(flags).config == opened
+    assert q.load(TINY).config == open_folder(TINY).config == opened
 
 
 def test_k13_a_model_folder_may_be_called_like_a_checkpoint(trained, start, tmp_path, monkeypatch):

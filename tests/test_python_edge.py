@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import logits_of, rule, save_torch, torch_model
+from conftest import logits_of, refuses, rule, save_torch, torch_model
 
 import qwen3llada_jax as q
 from qwen3llada_jax import arguments, diffusion
@@ -30,15 +30,6 @@ def in_blocks(model, **changes):
     other = jax.tree.map(lambda x: x, model)
     other.config = dataclasses.replace(model.config, **changes)
     return other
-
-
-def refuses(call, *parts: str) -> None:
-    with pytest.raises(q.InputError) as caught:
-        call()
-    line = str(caught.value)
-    assert "\n" not in line
-    assert len(line) < 500
-    assert all(part in line for part in parts), line
 
 
 # ---- K9: numbers that are what their name says ---------------------------------------------------------------

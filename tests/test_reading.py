@@ -556,10 +556,14 @@ def evaluated(name, split, eval_split, eval_name=None, streaming=False):
     )
 
 
+def warned(config: Config, tokenizer) -> str | None:
+    return trained_on_too(config, training_batches(config, tokenizer, 1088), held_out_rows(config, tokenizer, 1088))
+
+
 def test_k3_held_out_rows_of_a_file_of_the_folder_are_trained_on_too(tmp_path, tokenizer):
     for name in ("a", "b"):
         write(tmp_path / f"{name}.jsonl", [{"text": f"{name} {i} is long enough"} for i in range(5)])
-    said = trained_on_too(evaluated(tmp_path, "train", "validation", str(tmp_path / "a.jsonl")))
+    said = warned(evaluated(tmp_path, "train", "validation", str(tmp_path / "a.jsonl")), tokenizer)
     assert "held-out rows are trained on too" in said
 
 
@@ -577,14 +581,14 @@ def test_k3_a_single_file_can_be_divided_and_rows_trained_on_too_are_told(tmp_pa
     config = evaluated(name, "train[:80%]", "train[80%:]")
     assert "rows: 2 = 2 used" in held_out_rows(config, tokenizer, 1088).report
     assert "rows: 8 = 8 used" in training_batches(config, tokenizer, 1088).report
-    assert trained_on_too(config) is None
+    assert warned(config, tokenizer) is None
     for split, eval_split, eval_name, streaming in (
         ("train", "train[80%:]", None, False),
         ("train[:90%]", "train[80%:]", None, False),
         ("train", "validation", name, False),
         ("train", "validation", name, True),
     ):
-        said = trained_on_too(evaluated(name, split, eval_split, eval_name, streaming))
+        said = warned(evaluated(name, split, eval_split, eval_name, streaming), tokenizer)
         assert "held-out rows are trained on too" in said
     with pytest.raises(q.InputError, match=r"divide it \(dataset.split: train\[:90%\] and evaluation.eval_split"):
         held_out_rows(evaluated(name, "train", "validation"), tokenizer, 1088)

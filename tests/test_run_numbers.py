@@ -19,7 +19,7 @@ from test_checkpoints import assert_same_lines, at_update  # noqa: F401
 from test_train import assert_same, finished, run  # noqa: F401
 
 import qwen3llada_jax as q
-from sample import generate
+from sample import generate, inputs
 from train import loop
 from train.monitor import banner, interval
 from train.monitor.jsonl import read_lines
@@ -254,10 +254,10 @@ def test_k14_the_hint_at_the_end_runs_as_pasted(start, tmp_path, monkeypatch, ca
     asked = generate.parse(arguments)
     generate.settings_of(asked)
     assert generate.asked(asked)
-    folder = generate.opening.look_at(asked)
+    folder = inputs.open_model(asked)
     assert folder.path == Path("my runs/it's one")
-    requests = generate.prompts.requests_of(generate.asked(asked), folder.tokenizer, chat=asked.chat)
-    assert len(requests) == 1
+    (request,) = inputs.requests_of(generate.asked(asked), folder, chat=asked.chat)
+    assert request.ids
 
 
 def test_k14_a_hint_names_this_python(monkeypatch, tmp_path):

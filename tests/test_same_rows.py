@@ -6,14 +6,15 @@ from conftest import write
 from pyarrow import parquet
 
 import qwen3llada_jax as q
-from sample import compare, prompts
+from qwen3llada_jax.text import requests
+from sample import compare, inputs
 
 ASKED = "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 
 
 def texts(path, tokenizer, **more):
-    rows = prompts.from_file(path)
-    return [tokenizer.decode(r.ids) for r in prompts.requests_of(rows, tokenizer, **{"chat": False, **more})]
+    rows = inputs.from_file(path)
+    return [tokenizer.decode(r.ids) for r in requests.from_rows(rows, tokenizer, **{"chat": False, **more})]
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,9 @@ import qwen3llada_jax as q
 from qwen3llada_jax import cli
 from qwen3llada_jax.io import model_folder
 from qwen3llada_jax.io.atomic_files import write_text
-from sample import answers, chat, compare, flags, generate, live, matching, opening, prompts, writing
+from qwen3llada_jax.text import completions, requests
+from qwen3llada_jax.text.opening import open_folder
+from sample import answers, chat, compare, flags, generate, inputs, live, matching
 
 MASK = 1050
 SHORT = ["--mask-token-id", str(MASK), "--gen-length", "8", "--block-length", "4"]
@@ -183,14 +185,14 @@ def test_k18_the_same_command_goes_on_and_another_is_refused(here, monkeypatch, 
     assert typed(*command) == 0
     whole = lines_of(here / "o.jsonl")
     (here / "o.jsonl").unlink()
-    real = writing.write
+    real = completions.write
 
     def stopped(*arguments, **options):
         yield next(real(*arguments, **options))
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(writing, "write", stopped)
+        patch.setattr(completions, "write", stopped)
         assert typed(*command) == 130
     part = here / "o.jsonl.part"
     first = part.read_bytes()
@@ -214,8 +216,8 @@ def test_k18_the_same_command_goes_on_and_another_is_refused(here, monkeypatch, 
 def test_k18_a_job_killed_before_the_last_rename_writes_nothing_anew(here, capsys):
     assert typed("--prompt", "a", "--out", "o.jsonl") == 0
     write(here / "one.jsonl", [{"prompt": "a"}])
-    requests = [prompts.Request(0, 0, "prompt", "a", (1,))]
-    with answers.growing(here / "p.jsonl", {"seed": 0}, requests, 1) as (stream, done):
+    asked = [requests.Request(0, 0, "prompt", "a", (1,))]
+    with answers.growing(here / "p.jsonl", {"seed": 0}, asked, 1) as (stream, done):
         assert done == 0
         answers.add(stream, [{"number": 0, "sample": 0}])
         shutil.copy(here / "p.jsonl.part", here / "copy.part")
@@ -223,14 +225,14 @@ def test_k18_a_job_killed_before_the_last_rename_writes_nothing_anew(here, capsy
     (here / "p.jsonl").unlink()
     (here / "copy.part").rename(here / "p.jsonl.part")
     (here / "copy.json").rename(here / ".p.jsonl.command.json")
-    with answers.growing(here / "p.jsonl", {"seed": 0}, requests, 1) as (_, done):
+    with answers.growing(here / "p.jsonl", {"seed": 0}, asked, 1) as (_, done):
         assert done == 1
     assert lines_of(here / "p.jsonl") == [{"number": 0, "sample": 0}]
 
 
 def test_k18_two_jobs_never_write_one_file(here, capsys):
-    requests = [prompts.Request(0, 0, "prompt", "a", (1,))]
-    with answers.growing(here / "o.jsonl", {}, requests, 1) as (stream, _):
+    asked = [requests.Request(0, 0, "prompt", "a", (1,))]
+    with answers.growing(here / "o.jsonl", {}, asked, 1) as (stream, _):
         answers.add(stream, [{"number": 0, "sample": 0}])
         assert typed("--prompt", "a", "--out", "o.jsonl") == 2
         assert "o.jsonl.part is being written by another job" in capsys.readouterr().err
@@ -243,10 +245,10 @@ def test_k18_infilling_keeps_the_special_tokens_that_the_text_holds(here, tokeni
     (row,) = lines_of(here / "o.jsonl")
     assert row["text"].startswith("<|im_start|>user\nTo")
     assert row["text"].endswith(" be<|im_end|>\n")
-    (end,) = prompts.encode(tokenizer, "<|endoftext|>")
-    request = prompts.requests_of([{"infill": text}], tokenizer, chat=False)[0]
+    (end,) = requests.encode(tokenizer, "<|endoftext|>")
+    request = requests.from_rows([{"infill": text}], tokenizer, chat=False)[0]
     filled = [end if token is None else token for token in request.ids]  # what was written is no text
-    assert writing._filled(tokenizer, request, filled) == text.replace("<mask:2>", "")
+    assert completions._filled(tokenizer, request, filled) == text.replace("<mask:2>", "")
 
 
 def typed_infill(text, out):
@@ -378,7 +380,7 @@ def test_k1_a_history_that_is_not_there_is_no_broken_json(here):
     (here / "none.json").write_text("[]", encoding="utf-8")
     for name, part in (("nope", "cannot be read (No such file"), ("broken", "is not JSON ("), ("none", "no messages")):
         with pytest.raises(q.InputError) as told:
-            prompts.read_history(Path(f"{name}.json"))
+            inputs.read_history(Path(f"{name}.json"))
         assert str(told.value).startswith(f"{name}.json: {'' if name == 'none' else part}")
         assert str(told.value).count(".json") == 1
         assert part in str(told.value)
@@ -428,9 +430,9 @@ ROWS = [
 def test_k15_the_formats_that_training_reads_are_asked_and_compared(tmp_path, qwen3_tokenizer):
     """And the empty think block of Qwen3's own template is part of the prompt."""
     write(tmp_path / "rows.jsonl", ROWS)
-    rows = prompts.from_file(tmp_path / "rows.jsonl")
-    requests = prompts.requests_of(rows, qwen3_tokenizer, chat=False)
-    for number, request in enumerate(requests):
+    rows = inputs.from_file(tmp_path / "rows.jsonl")
+    found = requests.from_rows(rows, qwen3_tokenizer, chat=False)
+    for number, request in enumerate(found):
         question = "Say\n\nwho" if number == 2 else "Who?"
         text = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
         assert qwen3_tokenizer.decode(request.ids) == text
@@ -439,9 +441,9 @@ def test_k15_the_formats_that_training_reads_are_asked_and_compared(tmp_path, qw
         }
     asked, right = compare.read(tmp_path / "rows.jsonl", None)
     assert right == ["I."] * 5
-    again = prompts.requests_of(asked, qwen3_tokenizer, chat=False)
-    assert [request.ids for request in again] == [request.ids for request in requests]
-    (thinking,) = prompts.requests_of(rows[:1], qwen3_tokenizer, chat=False, enable_thinking=True)
+    again = requests.from_rows(asked, qwen3_tokenizer, chat=False)
+    assert [request.ids for request in again] == [request.ids for request in found]
+    (thinking,) = requests.from_rows(rows[:1], qwen3_tokenizer, chat=False, enable_thinking=True)
     assert qwen3_tokenizer.decode(thinking.ids).endswith("<|im_start|>assistant\n")
 
 
@@ -484,8 +486,8 @@ def test_k15_matches_that_cannot_be_are_refused():
 
 def test_k9_compare_strips_the_think_block_that_the_template_adds(here, monkeypatch, capsys):
     said = "<think>\n\n</think>\n\n42"
-    real = writing.text_of
-    monkeypatch.setattr(writing, "text_of", lambda *a, **k: said if real(*a, **k) is not None else "")
+    real = completions.text_of
+    monkeypatch.setattr(completions, "text_of", lambda *a, **k: said if real(*a, **k) is not None else "")
     data = write(here / "d.jsonl", [{"prompt": "x", "answer": "42"}, {"prompt": "y", "answer": said}])
     compare.main(["--model", "model", *SHORT, "--data", data, "--rules", "low_confidence", "--out", "out"])
     (found,) = json.loads((here / "out" / "compare.json").read_text(encoding="utf-8"))["results"]
@@ -508,8 +510,7 @@ def test_k14_an_unadapted_model_says_so_once(here, monkeypatch, capsys):
     line = "is fresh from its import and has not learned to fill masks"
     for change, times in (({}, 1), ({"mask_token_id": MASK}, 0), ({"mask_token_id": MASK, "is_adapted": False}, 1)):
         (here / "model" / "config.json").write_text(json.dumps(config | change), encoding="utf-8")
-        folder = opening.look_at(generate.parse(["--model", "model", "--prompt", "x"]))
-        opening.say_if_unadapted(folder)
+        inputs.say_if_unadapted(open_folder("model"))
         assert capsys.readouterr().err.count(line) == times
 
 
@@ -531,8 +532,8 @@ def canvas_of(ids, start, masked=(), step=1):
 
 
 def test_k14_the_live_view_shows_the_first_of_many_ends(tokenizer):
-    (end,) = prompts.encode(tokenizer, "<|im_end|>")
-    text = prompts.encode(tokenizer, "To be")
+    (end,) = requests.encode(tokenizer, "<|im_end|>")
+    text = requests.encode(tokenizer, "To be")
     canvas = canvas_of([*text, end, end, end, end], len(text) - 1, masked=[len(text) + 1])
     ((_, shown),) = live._rows(canvas, tokenizer, (end,))
     assert shown.plain == "To be<|im_end|>·"
@@ -540,8 +541,8 @@ def test_k14_the_live_view_shows_the_first_of_many_ends(tokenizer):
 
 @pytest.mark.parametrize(("rows", "height"), [(1, 24), (8, 24), (40, 24), (1, 6)])
 def test_k19_the_live_view_shows_the_writing_whatever_the_terminal(tokenizer, rows, height):
-    prompt = prompts.encode(tokenizer, "A long prompt, line after line of it. " * 80)
-    answer = prompts.encode(tokenizer, "HERE it is")
+    prompt = requests.encode(tokenizer, "A long prompt, line after line of it. " * 80)
+    answer = requests.encode(tokenizer, "HERE it is")
     one = canvas_of([*prompt, *answer, MASK], len(prompt), masked=[len(prompt) + len(answer)])
     canvas = q.Canvas(*(np.repeat(x, rows, axis=0) for x in one))
     console = Console(file=io.StringIO(), width=80, height=height, force_terminal=True)

@@ -18,8 +18,9 @@ import qwen3llada_jax as q
 from qwen3llada_jax import cli
 from qwen3llada_jax.io import model_folder
 from qwen3llada_jax.io.atomic_files import write_text
-from qwen3llada_jax.text import tokens
-from sample import chat, clock, compare, flags, generate, live, opening, prompts, quality, trace, writing
+from qwen3llada_jax.text import completions, requests, tokens
+from qwen3llada_jax.text.opening import open_folder
+from sample import chat, clock, compare, flags, generate, inputs, live, quality, trace
 
 MASK = 1050
 SHORT = ["--mask-token-id", str(MASK), "--gen-length", "8", "--block-length", "4"]
@@ -81,17 +82,17 @@ def test_help_says_what_approximates(capsys):
 def test_requests_are_what_the_template_and_the_tokenizer_say(tokenizer):
     said = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "I."}]
     said += [{"role": "user", "content": "And?"}]
-    (request,) = prompts.requests_of([{"messages": said, "id": 7}], tokenizer, chat=False, system="Be brief.")
+    (request,) = requests.from_rows([{"messages": said, "id": 7}], tokenizer, chat=False, system="Be brief.")
     text = "".join(
         f"<|im_start|>{role}\n{content}<|im_end|>\n"
         for role, content in [("system", "Be brief."), ("user", "Who?"), ("assistant", "I."), ("user", "And?")]
     )
     assert tokenizer.decode(request.ids) == text + "<|im_start|>assistant\n"
     assert request.extra == {"id": 7}
-    (asked,) = prompts.requests_of([{"prompt": "Who?"}], tokenizer, chat=True)
+    (asked,) = requests.from_rows([{"prompt": "Who?"}], tokenizer, chat=True)
     assert tokenizer.decode(asked.ids) == "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n"
-    a, b = prompts.encode(tokenizer, "To be"), prompts.encode(tokenizer, " to be")
-    assert prompts.encode_holes(tokenizer, "To be<mask:3> to be<mask>") == [*a, None, None, None, *b, None]
+    a, b = requests.encode(tokenizer, "To be"), requests.encode(tokenizer, " to be")
+    assert requests.encode_holes(tokenizer, "To be<mask:3> to be<mask>") == [*a, None, None, None, *b, None]
 
 
 def test_history_goes_before_the_prompt(tmp_path):
@@ -149,27 +150,26 @@ def test_prompts_from_a_file_to_a_file(write_with, tmp_path):
 
 
 def test_the_last_batch_compiles_nothing(start, tokenizer):
-    folder = opening.look_at(generate.parse(["--model", str(start), "--prompt", "x"]))
-    model = opening.load(folder, None)
-    requests = prompts.requests_of([{"prompt": t} for t in ("a", "b", "c")], tokenizer, chat=False)
+    folder = open_folder(start)
+    asked = requests.from_rows([{"prompt": t} for t in ("a", "b", "c")], tokenizer, chat=False)
     settings = folder.ending(q.SamplerConfig(mask_token_id=MASK, gen_length=8, block_length=4))
-    batches = writing.write(model, folder, requests, settings, seed=0, rows=2)
+    batches = completions.write(folder.load(), folder, asked, settings, seed=0, rows=2)
     first, compiled = next(batches), q.compilations()
     (second,) = batches
     assert q.compilations() == compiled
-    assert [len(first.written), len(second.written)] == [2, 1]
+    assert [len(first.completions), len(second.completions)] == [2, 1]
 
 
 def test_an_interrupted_run_keeps_its_lines_and_the_older_file(write_with, tmp_path, monkeypatch):
     out, data = tmp_path / "out.jsonl", write(tmp_path / "in.jsonl", [{"prompt": t} for t in "abc"])
     out.write_text("old\n")
-    real = writing.write
+    real = completions.write
 
     def stopped(*arguments, **options):
         yield next(real(*arguments, **options))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(writing, "write", stopped)
+    monkeypatch.setattr(completions, "write", stopped)
     with pytest.raises(KeyboardInterrupt):
         write_with("--prompts", data, "--out", out, "--batch-size", "2")
     assert out.read_text() == "old\n"
@@ -192,7 +192,7 @@ def test_a_cache_that_approximates_is_named(start, capsys, monkeypatch):
     def stop(*_, **__):
         raise Reached
 
-    monkeypatch.setattr(opening, "load", stop)
+    monkeypatch.setattr(model_folder, "load", stop)
     for more, is_named in {
         "--cache dual": True,
         "--cache prefix": True,
@@ -207,10 +207,10 @@ def test_a_cache_that_approximates_is_named(start, capsys, monkeypatch):
 
 def test_texts_end_where_the_flag_says(tokenizer):
     """And by default at the model's end, the tokenizer's, and the end of a turn."""
-    ends = [prompts.encode(tokenizer, text) for text in ("<|endoftext|>", "<|im_end|>")]
+    ends = [requests.encode(tokenizer, text) for text in ("<|endoftext|>", "<|im_end|>")]
     assert all(len(end) == 1 for end in ends)
     config = q.ModelConfig.from_hf(json.loads((TINY / "config.json").read_text()))
-    folder = opening.look_at(generate.parse(["--model", str(TINY), "--prompt", "x"]))
+    folder = open_folder(TINY)
     assert set(folder.ending(q.SamplerConfig()).eos_token_ids) == {*config.eos_token_ids, ends[0][0], ends[1][0]}
     assert folder.ending(q.SamplerConfig(eos_token_ids=(7,))).eos_token_ids == (7,)
     assert tokens.up_to_stop([5, 6, 7, 8], (7,)) == [5, 6]
@@ -245,7 +245,7 @@ def test_trace_is_what_the_sampler_did(write_with, start, tokenizer, tmp_path):
     record = json.loads(file.read_text())
     assert record["settings"]["threshold"] == 0.002
     settings = q.SamplerConfig(mask_token_id=MASK, gen_length=8, block_length=4, threshold=0.002)
-    ids = [prompts.encode(tokenizer, text) for text in ("ROMEO:", "O")]
+    ids = [requests.encode(tokenizer, text) for text in ("ROMEO:", "O")]
     model = q.load(start)
     model.config = dataclasses.replace(model.config, live_vocab_size=len(tokenizer))
     result = q.generate(model, ids, settings)
@@ -310,7 +310,7 @@ def test_picture_has_the_colours_of_the_passes(tmp_path):
 
 def test_token_texts_make_the_whole_text(tokenizer):
     text = "To be — 🎭 or 文 not\n"
-    ids = prompts.encode(tokenizer, text)
+    ids = requests.encode(tokenizer, text)
     texts = trace.texts_of(ids, tokenizer)
     assert len(texts) == len(ids)
     assert "".join(texts) == text
@@ -331,8 +331,8 @@ def test_a_picture_without_some_characters_says_so_once(write_with, tmp_path, re
 
 def test_live_view_leaves_out_what_the_end_filled_up(tokenizer):
     """The prompt's own end token and the one that a pass wrote are shown, a mask among the fill too."""
-    (end,) = prompts.encode(tokenizer, "<|endoftext|>")
-    ids = [end, *prompts.encode(tokenizer, "IJ"), end, end, end, end]
+    (end,) = requests.encode(tokenizer, "<|endoftext|>")
+    ids = [end, *requests.encode(tokenizer, "IJ"), end, end, end, end]
     written = len(ids) - 4
     L = len(ids) + 2  # and padding
     canvas = q.Canvas(
@@ -479,7 +479,7 @@ def test_log_probability_is_that_of_torch(start, tokenizer):
     """Each stride masked by hand, one row at a time, in PyTorch."""
     model = q.load(start)
     settings = q.SamplerConfig(mask_token_id=MASK, gen_length=8, block_length=4, stop_at_eos=False)
-    ids = [prompts.encode(tokenizer, text) for text in ("ROMEO:", "O")]
+    ids = [requests.encode(tokenizer, text) for text in ("ROMEO:", "O")]
     result = q.generate(model, ids, settings)
     found = quality.log_probability(model, result, settings)
     reference = torch_model(0, vocab_size=1088, hidden_size=32, num_hidden_layers=2, intermediate_size=48)
@@ -661,14 +661,14 @@ def test_bad_input_gets_one_line_before_the_weights_are_read(program, table, ref
 
 
 def test_a_tokenizer_without_template_is_refused(start, tmp_path, monkeypatch):
-    real = opening.look_at
+    real = inputs.open_model
 
     def without(parsed):
         folder = real(parsed)
         folder.tokenizer.chat_template = None
         return folder
 
-    monkeypatch.setattr(opening, "look_at", without)
+    monkeypatch.setattr(inputs, "open_model", without)
     for program, more in ((generate, ["--chat", "--prompt", "x"]), (chat, [])):
         with pytest.raises(q.InputError, match="has no chat template"):
             program.main(["--model", str(start), *SHORT, *more])

@@ -12,6 +12,7 @@ from conftest import TINY, on_devices, save_torch, torch_model
 
 import qwen3llada_jax as q
 from qwen3llada_jax.sampling.step import TIE, best_first
+from qwen3llada_jax.text.opening import open_folder
 from qwen3llada_jax.text.text_ends import with_text_ends
 
 V, MASK = 62, 61
@@ -132,9 +133,7 @@ def test_k18_a_loaded_model_stops_where_the_programs_do(tmp_path):
     assert set(config.eos_token_ids) == {names["<|endoftext|>"], names["<|im_end|>"]}
     assert config.live_vocab_size == 1 + max(names.values())
 
-    from sample import generate, opening
-
-    opened = opening.look_at(generate.parse(["--model", str(TINY), "--prompt", "x"]))
+    opened = open_folder(TINY)
     assert opened.config == config
     assert opened.ending(q.SamplerConfig()).eos_token_ids == config.eos_token_ids
 

@@ -5,9 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import TINY
+from conftest import TINY, refuses
 
-import qwen3llada_jax as q
 from qwen3llada_jax.text.tokens import load_tokenizer
 
 
@@ -24,14 +23,8 @@ def edit(file: Path, change) -> None:
     file.write_text(json.dumps(content))
 
 
-def refuses(folder: Path, *parts: str) -> None:
-    with pytest.raises(q.InputError) as caught:
-        load_tokenizer(folder)
-    line = str(caught.value)
-    assert str(folder) in line
-    assert "\n" not in line
-    assert len(line) < 500 + len(str(folder))
-    assert all(part in line for part in parts), line
+def unopened(folder: Path, *parts: str) -> None:
+    refuses(lambda: load_tokenizer(folder), str(folder), *parts)
 
 
 def as_vocab_and_merges(folder: Path) -> tuple[dict[str, int], list[str]]:
@@ -52,15 +45,15 @@ def test_k5_a_folder_without_tokenizer_json_is_no_tokenizer_of_26_tokens(folder)
     """transformers makes a tokenizer of a few tokens of it, on which a run trains EOS only."""
     (folder / "tokenizer.json").unlink()
     edit(folder / "tokenizer_config.json", lambda c: c.update(tokenizer_class="Qwen2Tokenizer"))
-    refuses(folder, "neither tokenizer.json nor vocab.json and merges.txt", "copy the model's tokenizer.json there")
+    unopened(folder, "neither tokenizer.json nor vocab.json and merges.txt", "copy the model's tokenizer.json there")
     (folder / "vocab.json").write_text("{}")
-    refuses(folder, "neither tokenizer.json nor merges.txt")
+    unopened(folder, "neither tokenizer.json nor merges.txt")
     (folder / "vocab.json").unlink()
     (folder / "tokenizer.model").write_bytes(b"sentences")
-    refuses(folder, "neither tokenizer.json nor vocab.json and merges.txt")
+    unopened(folder, "neither tokenizer.json nor vocab.json and merges.txt")
     (folder / "tokenizer_config.json").unlink()
     (folder / "tokenizer.model").unlink()
-    refuses(folder, "no tokenizer in it")
+    unopened(folder, "no tokenizer in it")
 
 
 def test_k5_vocab_and_merges_make_the_tokenizer_that_they_say_or_none(folder):
@@ -74,9 +67,11 @@ def test_k5_vocab_and_merges_make_the_tokenizer_that_they_say_or_none(folder):
     edit(
         folder / "tokenizer_config.json", lambda c: c.update(tokenizer_class="LlamaTokenizer", added_tokens_decoder={})
     )
-    refuses(folder, "makes another tokenizer of this folder than vocab.json (1,024 tokens) and merges.txt (768 merges)")
+    unopened(
+        folder, "makes another tokenizer of this folder than vocab.json (1,024 tokens) and merges.txt (768 merges)"
+    )
     (folder / "vocab.json").write_text("nope")
-    refuses(folder, "cannot be read")
+    unopened(folder, "cannot be read")
 
 
 def test_k5_another_tokenizer_than_tokenizer_json_says(folder):
@@ -92,7 +87,7 @@ def test_k5_another_tokenizer_than_tokenizer_json_says(folder):
 
     edit(folder / "tokenizer.json", other)
     edit(folder / "tokenizer_config.json", lambda c: c.update(tokenizer_class="Qwen2Tokenizer"))
-    refuses(folder, "another tokenizer of this folder than its tokenizer.json describes", "PreTrainedTokenizerFast")
+    unopened(folder, "another tokenizer of this folder than its tokenizer.json describes", "PreTrainedTokenizerFast")
     edit(folder / "tokenizer_config.json", lambda c: c.update(tokenizer_class="PreTrainedTokenizerFast"))
     assert load_tokenizer(folder) is not None
 
@@ -102,7 +97,7 @@ def test_k5_added_tokens_that_the_library_numbers_anew(folder):
         folder / "tokenizer.json",
         lambda c: c["added_tokens"].append({**c["added_tokens"][-1], "id": 1060, "content": "<|mask|>"}),
     )
-    refuses(folder, "token 1060 is '<|mask|>', but transformers makes it 1050", "must leave no gap")
+    unopened(folder, "token 1060 is '<|mask|>', but transformers makes it 1050", "must leave no gap")
 
 
 @pytest.mark.parametrize(
@@ -115,7 +110,7 @@ def test_k5_added_tokens_that_the_library_numbers_anew(folder):
 )
 def test_k5_a_tokenizer_of_another_model(folder, changes, part):
     edit(folder / "config.json", lambda c: c.update(changes))
-    refuses(folder, part)
+    unopened(folder, part)
 
 
 @pytest.mark.parametrize(
@@ -123,13 +118,13 @@ def test_k5_a_tokenizer_of_another_model(folder, changes, part):
 )
 def test_k6_a_tokenizer_json_that_is_none(folder, text):
     (folder / "tokenizer.json").write_text(text)
-    refuses(folder, "its tokenizer cannot be read")
+    unopened(folder, "its tokenizer cannot be read")
 
 
 def test_k6_a_tokenizer_json_of_a_newer_library(folder):
     """The Rust library raises a bare Exception of it."""
     edit(folder / "tokenizer.json", lambda c: c["model"].update(type="BPE-2027"))
-    refuses(folder, "its tokenizer cannot be read", "install a newer transformers")
+    unopened(folder, "its tokenizer cannot be read", "install a newer transformers")
 
 
 @pytest.mark.parametrize(
@@ -138,4 +133,4 @@ def test_k6_a_tokenizer_json_of_a_newer_library(folder):
 )
 def test_k6_keys_of_a_wrong_type_in_tokenizer_config(folder, changes):
     edit(folder / "tokenizer_config.json", lambda c: c.update(changes))
-    refuses(folder, "its tokenizer cannot be read")
+    unopened(folder, "its tokenizer cannot be read")

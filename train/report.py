@@ -12,7 +12,7 @@ import yaml
 
 from qwen3llada_jax import cli
 from qwen3llada_jax.cli import flag
-from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.errors import InputError, brief
 from qwen3llada_jax.io.atomic_files import check_file, make_folder, write_text
 from qwen3llada_jax.pictures import pyplot, write_picture
 
@@ -98,7 +98,7 @@ def _settings(path: Path) -> dict[str, object]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())[:120]})") from error
+        raise InputError(f"{path}: cannot be read as YAML ({brief(error)})") from error
     if not isinstance(tree, dict):
         raise InputError(f"{path}: does not hold the settings of a run")
     flat: dict[str, object] = {}

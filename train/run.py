@@ -170,7 +170,7 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
     say("training data: " + batches.report.replace("\n", "\n  "))
     if held_out is not None:
         say("held-out data: " + held_out.report.replace("\n", "\n  "))
-        if (warning := trained_on_too(config)) is not None:
+        if (warning := trained_on_too(config, batches, held_out)) is not None:
             notice(warning)
     if look.rows:
         say(shown(batches, tokenizer, look.rows))

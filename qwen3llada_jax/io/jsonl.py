@@ -41,7 +41,7 @@ def parse_row(text: str) -> dict[str, Any]:
     except BadRowError:
         raise
     except (ValueError, RecursionError) as error:
-        raise BadRowError("is not valid JSON", " ".join(str(error).split())[:120]) from error
+        raise BadRowError("is not valid JSON", brief(error)) from error
     if not isinstance(row, dict):
         raise BadRowError("is no JSON object", shortened(row))
     return row

@@ -24,7 +24,7 @@ from flax import nnx
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from qwen3llada_jax import arguments, sharding
-from qwen3llada_jax.errors import InputError, listed
+from qwen3llada_jax.errors import InputError, brief, listed
 from qwen3llada_jax.io import hf_import
 from qwen3llada_jax.io.atomic_files import copy_file, expanded, home, write_text
 from qwen3llada_jax.io.hf_names import flatten
@@ -126,7 +126,7 @@ def writing(place: Path) -> Iterator[None]:
     except InputError:  # says by itself what it is
         raise
     except (ValueError, OSError) as error:
-        raise InputError(f"{place}: cannot be written ({short(error)})") from error
+        raise InputError(f"{place}: cannot be written ({cause_of(error)})") from error
 
 
 def check_finite(params: Any, whose: Path | str) -> None:
@@ -240,13 +240,11 @@ def reading(damaged: Callable[[str], Exception], refused: Callable[[str], Except
             raise
         is_damage = isinstance(cause, (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError))
         is_damage |= str(cause).startswith(_DAMAGE)
-        raise (damaged if is_damage else refused)(short(cause)) from error
+        raise (damaged if is_damage else refused)(cause_of(cause)) from error
 
 
-def short(error: Exception) -> str:
+def cause_of(error: Exception) -> str:
     """The part of an error's text that says what happened, on one line."""
     text = " ".join(str(error).split())
     cause = re.search(r"Failed to (write|open|read)[^\[]*", text)  # at the end of tensorstore's long chain
-    if cause:
-        return cause.group().strip()
-    return text if len(text) < 300 else text[:300] + "…"
+    return cause.group().strip() if cause else brief(text, 300)

@@ -145,7 +145,7 @@ def _csv(path: Path) -> Iterator[Line]:
             if names is None:
                 names = row
                 if len(set(names)) < len(names):
-                    raise InputError(f"{path}: two columns of its first line have one name ({', '.join(names)[:200]})")
+                    raise InputError(f"{path}: two columns of its first line have one name ({listed(names)})")
             elif len(row) == len(names):
                 yield begin, json.dumps(dict(zip(names, row, strict=True))), None
             else:

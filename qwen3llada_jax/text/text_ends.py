@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.errors import InputError, brief
 from qwen3llada_jax.io.atomic_files import home
 from qwen3llada_jax.model.config import ModelConfig
 
@@ -31,7 +31,7 @@ def with_text_ends(config: ModelConfig, folder: Path) -> ModelConfig:
         if isinstance(error, InputError):
             raise
         raise InputError(
-            f"{folder}: its tokenizer files cannot be read ({str(error)[:100]}); copy them again"
+            f"{folder}: its tokenizer files cannot be read ({brief(error, 100)}); copy them again"
         ) from error
     named = [ids.get(_content(_read(folder / name).get("eos_token"))) for name in _NAMING_EOS]
     of_generation = _read(folder / "generation_config.json").get("eos_token_id")
@@ -75,7 +75,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({str(error)[:100]}); copy it again") from error
+        raise InputError(f"{path}: cannot be read as JSON ({brief(error, 100)}); copy it again") from error
     if not isinstance(found, dict):
         raise InputError(f"{path}: is no JSON object; copy it again")
     return found

@@ -10,11 +10,11 @@ from jaxtyping import PRNGKeyArray
 
 from qwen3llada_jax import sharding
 from qwen3llada_jax.errors import InputError, shown
-from qwen3llada_jax.io.jsonl import BadRowError, check_text
+from qwen3llada_jax.io.jsonl import BadRowError
 from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.sampling.api import generate
 from qwen3llada_jax.sampling.config import SamplerConfig
-from qwen3llada_jax.text import mask_token, tokens
+from qwen3llada_jax.text import completions, mask_token, requests, tokens
 from qwen3llada_jax.text.chat_template import ChatWriter
 from qwen3llada_jax.text.conversations import read_messages
 
@@ -45,7 +45,8 @@ def write(
         The answer to one text or chat, or the list of answers to several.
 
     Raises:
-        InputError: prompts that are none, no chat template or one that refuses them, or settings that do not fit.
+        InputError: prompts that are none, a chat whose last message the model has not to answer, no chat template or
+            one that refuses them, or settings that do not fit.
     """
     if isinstance(prompts, str):
         return write(model, tokenizer, [prompts], config, key=key, chat=chat)[0]
@@ -56,21 +57,30 @@ def write(
         return write(model, tokenizer, [one], config, key=key, chat=chat)[0]
     if not isinstance(prompts, Sequence) or not prompts:
         raise InputError(f"prompts must be a text, or a list of texts or chats, not {shown(prompts)}")
-    writer = (
-        ChatWriter(tokenizer, enable_thinking=model.config.enable_thinking)
-        if chat or not all(isinstance(prompt, str) for prompt in prompts)
-        else None
-    )
-    rows = [_ids(tokenizer, prompt, writer if chat or not isinstance(prompt, str) else None) for prompt in prompts]
+    rows = _encode(tokenizer, prompts, chat, model.config.enable_thinking)
     rows += rows[-1:] * (-len(rows) % sharding.ways("batch"))  # rows fill the mesh
     if config.eos_token_ids is None:
         config = dataclasses.replace(config, eos_token_ids=tokens.stop_ids(model.config, tokenizer))
     result = generate(_told_of(model, tokenizer), rows, config, key=key)
-    answers = result.answers()[: len(prompts)]
-    return [
-        tokenizer.decode(tokens.up_to_stop(answer, config.eos_token_ids or ()), skip_special_tokens=True)
-        for answer in answers
-    ]
+    stops = config.eos_token_ids or ()
+    return [completions.answer_of(tokenizer, answer, stops) for answer in result.answers()[: len(prompts)]]
+
+
+def _encode(tokenizer: Any, prompts: Sequence[str | Turns], chat: bool, enable_thinking: bool) -> list[list[int]]:
+    is_text = [isinstance(prompt, str) and not chat for prompt in prompts]
+    writer = None if all(is_text) else ChatWriter(tokenizer, enable_thinking=enable_thinking)
+    rows = []
+    for prompt, is_plain in zip(prompts, is_text, strict=True):
+        turns: Any = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        try:
+            if writer is None or is_plain:
+                rows.append(requests.encode(tokenizer, str(prompt)))
+            else:
+                messages = read_messages(list(turns) if isinstance(turns, tuple) else turns)
+                rows.append(requests.encode_chat(writer, messages))
+        except (BadRowError, InputError) as error:
+            raise InputError(f"prompts: {error.in_full if isinstance(error, BadRowError) else error}") from error
+    return rows
 
 
 def _told_of(model: Qwen3LLaDA, tokenizer: Any) -> Qwen3LLaDA:
@@ -85,13 +95,3 @@ def _told_of(model: Qwen3LLaDA, tokenizer: Any) -> Qwen3LLaDA:
         model = jax.tree.map(lambda x: x, model)  # a shallow copy
         model.config = dataclasses.replace(model.config, **known)
     return model
-
-
-def _ids(tokenizer: Any, prompt: Any, writer: ChatWriter | None) -> list[int]:
-    try:
-        if writer is not None:
-            turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-            prompt = writer.prompt(read_messages(list(turns) if isinstance(turns, tuple) else turns))
-        return tokenizer(check_text(prompt), add_special_tokens=False).input_ids
-    except BadRowError as error:
-        raise InputError(f"prompts: {error.in_full}") from error

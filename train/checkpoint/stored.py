@@ -10,7 +10,8 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from qwen3llada_jax.io.model_folder import params_handler, reading, short
+from qwen3llada_jax.errors import brief
+from qwen3llada_jax.io.model_folder import cause_of, params_handler, reading
 
 from ..step import State
 from .resume_check import OtherRunError
@@ -52,7 +53,7 @@ def read_meta(step: Path) -> dict[str, Any]:
             meta.setdefault(newer, {})
         return {k: dict(meta[k]) for k in ("config", "model", "data", "versions", "checksums", "ledger")}
     except (ValueError, FileNotFoundError, KeyError, TypeError) as error:
-        raise DamagedError(f"meta: {type(error).__name__} {short(error)}"[:200]) from error
+        raise DamagedError(f"meta: {type(error).__name__} {brief(cause_of(error), 180)}") from error
     except OSError as error:
         raise RefusedError(f"meta: {error.strerror}") from error
 
@@ -110,6 +111,6 @@ def _reading(item: Path) -> AbstractContextManager[None]:
     """Errors of an item's reading as damage or refusal; without its path, which whoever tells them has named."""
 
     def told(reason: str) -> str:
-        return f"{item.name}: {reason.replace(f' at {item}', '').removesuffix('.')[:200]}"
+        return f"{item.name}: {brief(reason.replace(f' at {item}', '').removesuffix('.'), 200)}"
 
     return reading(lambda reason: DamagedError(told(reason)), lambda reason: RefusedError(told(reason)))

@@ -196,25 +196,21 @@ def held_out_rows(config: Config, tokenizer: Any, vocab_size: int) -> loader.Row
         return dataclasses.replace(rows, report=f"{rows.report}\n{said}")
     source = _stream(config, tokenizer, part, "evaluation.eval_split")
     found = source.first(e.eval_max_batches * config.training.batch_size)
-    rows = loader.collect(found, f"{source.report}, the first {len(found):,} rows")
+    rows = loader.collect(found, f"{source.report}, the first {len(found):,} rows", source.source)
     model.check_tokens(np.array([rows.values.min(), rows.values.max()]), vocab_size)
     return rows
 
 
-def trained_on_too(config: Config) -> str | None:
+def trained_on_too(config: Config, batches: Batches, held_out: loader.Rows) -> str | None:
     """A warning where held-out rows are also trained on; None: they are not."""
     d, e = config.dataset, config.evaluation
-    if not e.do_eval_loss:
-        return None
-    name, split = e.eval_name or d.name, e.eval_split
-    assert name is not None
-    opened = sources.stream if d.streaming else sources.load
-    held_out = opened(name, d.config, split, split_key="evaluation.eval_split")
-    for part in d.sources:
-        assert part.name is not None
-        assert part.split is not None
-        if sources.shares_rows(opened(part.name, part.config, part.split), held_out):
-            return f"held-out rows are trained on too: {name} {split} shares rows with {part.name} {part.split}"
+    parts: Sequence[loader.Rows | streaming.StreamedRows] = batches.parts
+    for part, rows in zip(d.sources, parts, strict=True):
+        assert rows.source is not None
+        assert held_out.source is not None
+        if sources.shares_rows(rows.source, held_out.source):
+            name = f"{e.eval_name or d.name} {e.eval_split}"
+            return f"held-out rows are trained on too: {name} shares rows with {part.name} {part.split}"
     return None
 
 
@@ -258,7 +254,7 @@ def _rows(
     with sources.readable(part.name):
         rows = rows_of(source, recipe_of(config), tokenizer, _reading(part), num_proc=workers)
     model.check_tokens(np.array([rows.values.min(), rows.values.max()]), vocab_size)
-    return rows
+    return dataclasses.replace(rows, source=source)
 
 
 def _stream(

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from .sources import Source
+
 _UNIT = 128
 
 
@@ -62,6 +64,7 @@ class Rows:
         report: what was read, cut and dropped, in words.
         documents: [d] where documents begin in `values`, ascending; None when rows are not divided.
         digest: tells what training sees of them from anything else, where that is known already.
+        source: of a dataset's rows, where they come from.
     """
 
     values: Tokens
@@ -71,6 +74,7 @@ class Rows:
     report: str
     documents: Int[np.ndarray, " d"] | None = None
     digest: str | None = None
+    source: Source | None = None
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -141,7 +145,7 @@ def join(parts: Sequence[Rows]) -> Rows:
     )
 
 
-def collect(rows: Sequence[Row], report: str) -> Rows:
+def collect(rows: Sequence[Row], report: str, source: Source | None = None) -> Rows:
     """Rows held in memory."""
     sizes = np.array([len(row.ids) for row in rows], np.int64)
     starts = np.cumsum([0, *sizes])[:-1]
@@ -157,6 +161,7 @@ def collect(rows: Sequence[Row], report: str) -> Rows:
         np.array([row.prompt_length for row in rows], np.int64),
         report,
         np.concatenate(divided) if divided else None,
+        source=source,
     )
 
 

@@ -4,14 +4,14 @@ What is read is found here and said: which files of a folder are, which are left
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from qwen3llada_jax.cli import nearest
-from qwen3llada_jax.errors import InputError, listed
+from qwen3llada_jax.errors import InputError, brief, listed
 from qwen3llada_jax.io.readers import FEATURES, SUFFIXES, raw_rows
 
 from . import files as data_files
@@ -55,11 +55,11 @@ class Source:
             said += f"; files left out: {_all(self.left_out)}"
         return said
 
-    def where(self, number: int) -> str:
-        """A row, as it is shown to people: its file and line, or its number."""
+    def where(self, number: int, row: Mapping[str, Any] | None = None) -> str:
+        """Name a row to people: by its file and line, or its number in the split; `row` spares reading it again."""
         if not self.is_raw:
             return f"{self.name}: row {self._in_split(number)}"
-        found = self.dataset[number]
+        found = self.dataset[number] if row is None else row
         return f"{found['file']}:{found['line']}"
 
     def _in_split(self, number: int) -> int:
@@ -207,8 +207,7 @@ def unreadable(name: str, error: Exception) -> InputError:
         return cause
     if isinstance(error, StopIteration) or "corresponds to no data" in str(error):
         return InputError(f"{name}: the dataset is empty")
-    reason = " ".join(str(cause).split())[:200]
-    return InputError(f"{name}: cannot be read as a dataset ({type(cause).__name__}: {reason})")
+    return InputError(f"{name}: cannot be read as a dataset ({type(cause).__name__}: {brief(cause, 200)})")
 
 
 # ---- splits ---------------------------------------------------------------------------------------------------

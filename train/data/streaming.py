@@ -35,7 +35,7 @@ class StreamedRows:
 
     def __init__(self, source: sources.Source, tokenise: Tokenise, recipe: Recipe):
         self.name, self.identity, self.report = source.name, source.identity, source.report
-        self._source, self._tokenise, self._recipe = source, tokenise, recipe
+        self.source, self._tokenise, self._recipe = source, tokenise, recipe
         self._dataset = source.dataset
         self._read: dict[str, Any] | None = None
         self.restore(None)
@@ -103,7 +103,7 @@ class StreamedRows:
             self._examples = None
             return False
         numbers = range(self._at, self._at + len(examples))
-        if not self._source.is_raw:
+        if not self.source.is_raw:
             examples = [{name: readers.from_column(value) for name, value in example.items()} for example in examples]
         entry = self._tokenise(examples, numbers)
         rows, self._carry = cut_rows(entry, self._recipe, self._carry)
@@ -134,8 +134,8 @@ class StreamedRows:
         found = list(zip(entry["row"], entry["why"], entry["detail"], strict=True))
         for number, group in groupby(found, lambda one: one[0]):
             example = examples[number - numbers[0]]
-            place = f"{example['file']}:{example['line']}" if self._source.is_raw else f"{self.name}: row {number}"
-            self.account.count_row([(why, detail) for _, why, detail in group], partial(str, place))
+            where = partial(self.source.where, number, example)
+            self.account.count_row([(why, detail) for _, why, detail in group], where)
         for seen, times in Counter(filter(None, entry["seen"])).items():
             self.account.count_seen(seen, times)
 
@@ -167,7 +167,7 @@ class StreamedBatches:
         pads_answers: bool = False,
     ):
         self.fingerprint = fingerprint
-        self._parts, self._weights = parts, weights
+        self.parts, self._weights = parts, weights
         self._batch_size, self._seed, self._pad_id, self._length = batch_size, seed, pad_id, length
         self._vocab_size, self._pads_answers = vocab_size, pads_answers
         self._shuffles, self._size = shuffle_buffer > 1, shuffle_buffer if shuffle_buffer > 1 else _PLAIN_BLOCK
@@ -183,7 +183,7 @@ class StreamedBatches:
         """What will be read, and what its first rows were found to be, in words."""
         how = f"shuffled in blocks of {self._size:,} rows" if self._shuffles else "in its own order"
         said = []
-        for part, found in zip(self._parts, self._found, strict=True):
+        for part, found in zip(self.parts, self._found, strict=True):
             said += [f"stream of {part.report}, {how}; of its first rows:", found]
         lengths = ", ".join(map(str, buckets(self._length)))
         return "\n".join([*said, f"batches of {self._batch_size} rows, of length {lengths}"])
@@ -191,7 +191,7 @@ class StreamedBatches:
     def counts(self) -> str:
         """What has been read, left out, cut and padded, in words; resumed runs count on (but for padding)."""
         said = []
-        for part in self._parts:
+        for part in self.parts:
             counts = ", ".join(f"{number:,} {what}" for what, number in part.counts.items() if number)
             said += [f"{part.name}: {part.epoch} whole passes, {counts or 'nothing'} read", part.account.report]
         return "\n".join([*said, f"{self._padding[0] / max(1, self._padding[1]):.1%} padding"])
@@ -230,12 +230,12 @@ class StreamedBatches:
     def restore(self, state: dict[str, Any] | None, step: int) -> None:
         """Go on with `take(step)` from its `state`; None: the stream begins anew with that step."""
         if state is None:
-            state = {"row": step * self._batch_size, "sources": [None] * len(self._parts)}
+            state = {"row": step * self._batch_size, "sources": [None] * len(self.parts)}
         # Where another run goes on from this state with batches of another size, its rows are numbered from here.
         self._shift = state.get("next", step * self._batch_size) - step * self._batch_size
         self._first = self._at = state["row"]
         self._restore_parts(state["sources"])
-        self._states: dict[int, list] = {self._at: [part.state() for part in self._parts]}
+        self._states: dict[int, list] = {self._at: [part.state() for part in self.parts]}
         self._blocks: dict[int, list[Row]] = {}
 
     def _number(self, step: int) -> int:
@@ -257,18 +257,18 @@ class StreamedBatches:
         if self._at != start:
             self._restore_parts(self._states[start])
         source, _ = shuffle.mixture_schedule(np.arange(start, start + self._size), self._weights, self._seed)
-        rows = [self._parts[number].next() for number in source]
+        rows = [self.parts[number].next() for number in source]
         self._at = start + self._size
         if self._shuffles:
             draw = np.random.default_rng([self._seed, start, 0, _BLOCK_STREAM])
             rows = [rows[number] for number in draw.permutation(len(rows))]
         self._blocks[start] = rows
-        self._states[self._at] = [part.state() for part in self._parts]
+        self._states[self._at] = [part.state() for part in self.parts]
         while len(self._blocks) > 2:
             del self._blocks[next(iter(self._blocks))]  # the one read longest ago
         while len(self._states) > _KEPT:
             del self._states[min(self._states)]
 
     def _restore_parts(self, states: list) -> None:
-        for part, state in zip(self._parts, states, strict=True):
+        for part, state in zip(self.parts, states, strict=True):
             part.restore(state)

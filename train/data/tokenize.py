@@ -103,7 +103,7 @@ def tokeniser(recipe: Recipe, tokenizer: Any, source: sources.Source, reading: R
             found += [(number, entry, seen if i == 0 else "") for i, entry in enumerate(of_row)]
             bad = next((e.refusal for e in of_row if e.refusal is not None and e.refusal.is_malformed), None)
             if bad is not None and recipe.on_bad_row == "stop":
-                where = f"{raw['file']}:{raw['line']}" if source.is_raw else f"{source.name}: row {number}"
+                where = source.where(number, raw)
                 raise InputError(f"{where}: {bad.in_full}; mend the row, or set dataset.on_bad_row: skip")
         texts = [text for _, entry, _ in found for text in entry.texts]
         encoded = iter(tokenizer(texts, add_special_tokens=False, verbose=False).input_ids if texts else [])

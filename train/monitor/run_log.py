@@ -69,9 +69,10 @@ class Watch:
         self._progress.show(record)
 
     def sample(self, record: Mapping[str, Any]) -> None:
-        """A `prompt` and its `answer` after `step` updates."""
+        """A `prompt` and its `answer` after `step` updates, or the `error` for which there is none."""
         self._samples.write(self._placed(record))
-        self._progress.say(f"{record['step']:>7}  {record['prompt']!r} → {record['answer']!r}")
+        said = record["error"] if record["answer"] is None else repr(record["answer"])
+        self._progress.say(f"{record['step']:>7}  {record['prompt']!r} → {said}")
 
     def say(self, text: str) -> None:
         """A line for the person watching."""

@@ -1,22 +1,19 @@
-"""What the model writes while it is being trained."""
+"""What the model writes while it is being trained: the texts that `sample.generate` would write on its checkpoint."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.io.jsonl import BadRowError
 from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.model.model import Qwen3LLaDA
-from qwen3llada_jax.sampling.api import generate
 from qwen3llada_jax.sampling.config import SamplerConfig
-from qwen3llada_jax.sampling.limits import check_positions
+from qwen3llada_jax.text import completions, requests
 from qwen3llada_jax.text.chat_template import ChatWriter
+from qwen3llada_jax.text.opening import Folder
+from qwen3llada_jax.text.requests import Request
 from qwen3llada_jax.text.text_ends import with_text_ends
-from qwen3llada_jax.text.tokens import stop_ids
 
 from ..config.schema import Config
 from .run_log import Watch
@@ -26,38 +23,43 @@ def check(config: Config, architecture: ModelConfig, tokenizer: Any) -> None:
     """Refuse what would fail at the first evaluation.
 
     Raises:
-        InputError: settings that do not fit the model, or a tokenizer without a usable template.
+        InputError: settings that do not fit the model, a tokenizer without a usable template, or prompts that positions
+            or memory do not hold.
     """
+    settings = sampler(config)
     try:
-        sampler(config).for_model(architecture)
+        settings.for_model(architecture)
     except InputError as error:
         raise InputError(f"evaluation: {error} (gen_length is max_new_tokens here, steps sampling_steps)") from error
-    lengths = [len(ids) for ids in _prompts(config, tokenizer)]
-    check_positions(architecture, lengths, config.evaluation.max_new_tokens, "evaluation.prompts:")
+    asked = _requests(config, architecture, tokenizer)
+    rows = min(len(asked), completions.BATCH_SIZE)
+    completions.check(asked, settings, architecture, rows, "evaluation.prompts:")
 
 
 def write_samples(model: Qwen3LLaDA, tokenizer: Any, config: Config, step: int, watch: Watch, mesh: Mesh) -> None:
     """Answer `evaluation.prompts`, to samples.jsonl and the terminal; all processes take part."""
-    e = config.evaluation
-    ending = with_text_ends(model.config, Path(config.project.output_dir))  # the run folder is a model folder
-    settings = dataclasses.replace(sampler(config), eos_token_ids=stop_ids(ending, tokenizer))
-    prompts = _prompts(config, tokenizer)
-    prompts += prompts[-1:] * (-len(prompts) % (mesh.shape["data"] * mesh.shape["fsdp"]))  # rows fill the mesh
-    result = generate(model, prompts, settings, key=jax.random.key(config.project.seed))
-    for prompt, answer in zip(e.prompts, result.answers(), strict=False):
-        text = tokenizer.decode(answer)
-        watch.sample({"step": step, "prompt": prompt, "answer": text})
+    run = Path(config.project.output_dir)  # a model folder too
+    folder = Folder(run, with_text_ends(model.config, run), tokenizer, mesh)
+    asked = _requests(config, folder.config, tokenizer)
+    rows = completions.rows_of_a_batch(len(asked), completions.BATCH_SIZE, folder.ways)
+    settings = folder.ending(sampler(config))
+    for batch in completions.write(model, folder, asked, settings, seed=config.project.seed, rows=rows):
+        for completion in batch.completions:
+            said = {"answer": None, "error": completion.error} if completion.error else {"answer": completion.text}
+            watch.sample({"step": step, "prompt": completion.request.given, **said})
 
 
-def _prompts(config: Config, tokenizer: Any) -> list[list[int]]:
-    texts = list(config.evaluation.prompts)
-    if config.training.mode == "sft":  # ask as the model is being taught
-        writer = ChatWriter(tokenizer, config.dataset.template, bool(config.dataset.enable_thinking))
-        try:
-            texts = [writer.prompt([{"role": "user", "content": text}]) for text in texts]
-        except BadRowError as error:
-            raise InputError(f"evaluation.prompts: {error.in_full}; mend chat_template.jinja or them") from error
-    return [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+def _requests(config: Config, architecture: ModelConfig, tokenizer: Any) -> list[Request]:
+    """The prompts, asked as the model is being taught."""
+    is_chat, template, thinks = config.training.mode == "sft", config.dataset.template, architecture.enable_thinking
+    if is_chat:
+        ChatWriter(tokenizer, template, thinks)  # what is wrong with the template itself is no prompt's fault
+    rows = [{"prompt": text} for text in config.evaluation.prompts]
+    try:
+        return requests.from_rows(rows, tokenizer, chat=is_chat, template=template, enable_thinking=thinks)
+    except InputError as error:
+        fix = "; mend chat_template.jinja or them" if is_chat else ""
+        raise InputError(f"evaluation.prompts: {error}{fix}") from error
 
 
 def sampler(config: Config) -> SamplerConfig:

@@ -146,7 +146,7 @@ def _samples(runs: Sequence[Run]) -> str:
         out.append(f"<h3>{escape(prompt)}</h3><div class=columns>")
         for index, run in enumerate(runs):
             texts = [
-                f"<p><b>{s['step']:,}</b>{escape(str(s.get('answer', '')))}</p>"
+                f"<p><b>{s['step']:,}</b>{escape(str(s.get('answer') or s.get('error', '')))}</p>"
                 for s in reversed(run.samples)
                 if str(s.get("prompt", "")) == prompt
             ]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import jax
 
-from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.errors import InputError, brief
 
 from ..config.schema import DistributedConfig
 
@@ -34,10 +34,10 @@ def start(config: DistributedConfig) -> None:
             initialization_timeout=config.timeout,
         )
     except (ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"the processes did not come together ({reason}); check distributed.coordinator_address, num_processes "
-            "and process_id, or set distributed.initialize: never for a single process"
+            f"the processes did not come together ({brief(error, 200)}); check "
+            "distributed.coordinator_address, num_processes and process_id, or set distributed.initialize: never for a "
+            "single process"
         ) from error
 
 

@@ -1,0 +1,88 @@
+"""Opening a model to write with: its configuration, tokenizer and ends first, its weights when all else is in order."""
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from qwen3llada_jax.io import model_folder
+from qwen3llada_jax.io.atomic_files import expanded
+from qwen3llada_jax.model.config import ModelConfig
+from qwen3llada_jax.model.model import Qwen3LLaDA
+from qwen3llada_jax.sampling.config import SamplerConfig
+from qwen3llada_jax.text import tokens
+from qwen3llada_jax.text.text_ends import with_text_ends
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A model folder whose weights are not read.
+
+    Attributes:
+        path: a model folder, a training run, or a folder of safetensors.
+        config: with every id that ends a text, as `q.load` gives it.
+        tokenizer: the folder's.
+        mesh: that the model runs on; None: the first device.
+    """
+
+    path: Path
+    config: ModelConfig
+    tokenizer: Any
+    mesh: Mesh | None = None
+
+    @property
+    def ways(self) -> int:
+        """A batch has a multiple of so many rows: the mesh splits it."""
+        return 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+
+    def ending(self, settings: SamplerConfig) -> SamplerConfig:
+        """Name the ids that end a text: those of the settings, else every one that model and tokenizer have."""
+        ends = self.config.eos_token_ids if settings.eos_token_ids is None else settings.eos_token_ids
+        return dataclasses.replace(settings, eos_token_ids=ends)
+
+    def thinks(self, asked: bool | None = None) -> bool:
+        """Say whether answers begin with a reasoning: as asked for, else as the model was taught."""
+        return self.config.enable_thinking if asked is None else asked
+
+    @contextmanager
+    def on_mesh(self) -> Iterator[None]:
+        """Run everything inside on the mesh, if there is one."""
+        if self.mesh is None:
+            yield
+        else:
+            with jax.set_mesh(self.mesh):
+                yield
+
+    def load(self, dtype: str | None = None) -> Qwen3LLaDA:
+        """Read the weights, as `q.load` does.
+
+        Raises:
+            InputError: there are none, or they are damaged.
+        """
+        return model_folder.load(self.path, dtype, mesh=self.mesh)
+
+    def identity(self) -> str:
+        """Tell the weights that stand there now from others: a run that trained on has others."""
+        item = model_folder.params_item(self.path)
+        files = sorted(self.path.glob("*.safetensors")) if item is None else [item]
+        return " ".join([str(self.path.resolve()), *(f"{f.name}:{f.stat().st_mtime_ns}" for f in files)])
+
+
+def open_folder(path: str | Path, mesh: Mesh | None = None) -> Folder:
+    """Read what a model folder holds beside its weights.
+
+    Args:
+        path: as `q.load` takes it.
+        mesh: to run the model on; None: the first device.
+
+    Raises:
+        InputError: no model there, or no tokenizer.
+    """
+    path = expanded(path)
+    config = with_text_ends(model_folder.read_model_config(path), path)
+    return Folder(path, config, tokens.load_tokenizer(path), mesh)
