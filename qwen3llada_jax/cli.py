@@ -119,7 +119,7 @@ class Parser(argparse.ArgumentParser):
             declared.update(f.name for f in own)
             groups.append((owner, own))
         for owner, own in (groups[-1], *groups[:-1]):
-            title, _, text = (owner.__doc__ or "").partition(":")
+            title, _, text = (owner.__doc__ or "").rstrip(".").partition(":")
             group = self if owner is flags else self.add_argument_group(title.lower(), text.strip() or None)
             for field in own:
                 if field.metadata["keys"] is None:
@@ -208,7 +208,7 @@ class _PrintCompletion(argparse.Action):
         parser.exit()
 
 
-_COMPLETION = "print completions of what can be typed, for a shell to read, and stop"
+_COMPLETION = "print completions for a shell, and stop"
 # The type of a field → what reads it from its text, and what stands for it in the help.
 _READERS: dict[Any, tuple[Callable[[str], Any], str | None]] = {
     int: (whole, "N"),

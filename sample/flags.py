@@ -2,34 +2,16 @@
 
 import argparse
 import dataclasses
-import re
 from collections.abc import Container, Mapping
-from typing import Any
+from dataclasses import dataclass, make_dataclass
+from typing import Annotated, Any
 
 from qwen3llada_jax import cli
+from qwen3llada_jax.cli import Place, flag, ids, whole
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model.config import VISIBILITIES
 from qwen3llada_jax.sampling.config import CACHES, EOS_RULES, REVISE_BY, SamplerConfig
 from qwen3llada_jax.sampling.rules import CONFIDENCE_RULES
-
-
-def ids(text: str) -> tuple[int, ...]:
-    """Ids from `7,12`."""
-    try:
-        return tuple(whole(part) for part in text.split(",") if part.strip())
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"must be ids, as 7,12, not {text!r}") from error
-
-
-def whole(text: str) -> int:
-    """A whole number, in digits: Python would read 1_6, which is a name, as 16.
-
-    Raises:
-        ValueError: anything else.
-    """
-    if not re.fullmatch(r"\s*[+-]?[0-9]{1,30}\s*", text):
-        raise ValueError(f"invalid whole number {text[:60]!r}")
-    return int(text)
 
 
 def seed(text: str) -> int:
@@ -43,6 +25,8 @@ def seed(text: str) -> int:
     return number
 
 
+Seed = Annotated[int, seed]
+DTYPES = ("float32", "bfloat16", "float16")
 # setting → (type or choices, help); the defaults are SamplerConfig's own.
 SETTINGS: dict[str, tuple[Any, str]] = {
     "gen_length": (whole, "tokens to write (default: 128)"),
@@ -72,43 +56,57 @@ SETTINGS: dict[str, tuple[Any, str]] = {
 }  # fmt: skip
 
 
-def add_model_flags(parser: cli.Parser, data: str = "--data") -> None:
-    """--model, its dtype, the seed, and the sizes of a mesh; `data` is what the flag of its first axis is called."""
-    parser.add_argument(
-        "--model", required=True, type=cli.Place, help="model folder, training run, or Hugging Face folder"
-    )
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), help="of weights and computation (default: as stored)"
-    )
-    parser.add_argument("--seed", type=seed, default=0, help="of everything random (default: %(default)s)")
-    mesh = parser.add_argument_group("mesh", "several devices; without any of these flags, the first one")
-    for axis, size in {"data": "what is left", "fsdp": "1", "tensor": "1"}.items():
-        flag, text = data if axis == "data" else f"--{axis}", f"size of the mesh axis {axis} (default: {size})"
-        mesh.add_argument(flag, dest=f"mesh_{axis}", type=whole, metavar="N", help=text)
+@dataclass(frozen=True, kw_only=True)
+class ModelFlags:
+    """Model."""
+
+    model: Place = flag("model folder, training run, or Hugging Face folder")
+    dtype: str | None = flag("of weights and computation (default: as stored)", None, choices=DTYPES)
+    seed: Seed = flag("of everything random (default: %(default)s)", 0, metavar="N")
 
 
-def add_thinking_flag(parser: Any) -> None:
-    """Whether a chat's answers may begin with a reasoning."""
-    parser.add_argument(
-        "--enable-thinking",
-        action=argparse.BooleanOptionalAction,
-        help="let a chat's answers begin with their reasoning (default: as the model was taught)",
-    )
+@dataclass(frozen=True, kw_only=True)
+class MeshFlags(ModelFlags):
+    """Mesh: several devices; without any of these flags, the first one."""
+
+    mesh_data: int | None = flag("size of the mesh axis data (default: what is left)", None, names=["--data"])
+    mesh_fsdp: int | None = flag("size of the mesh axis fsdp (default: 1)", None, names=["--fsdp"])
+    mesh_tensor: int | None = flag("size of the mesh axis tensor (default: 1)", None, names=["--tensor"])
 
 
-def add_setting_flags(parser: cli.Parser) -> None:
-    """One flag for every setting of the sampler."""
-    group = parser.add_argument_group("sampler")
-    letters = {whole: "N", float: "X", ids: "IDS"}
-    for name, (kind, text) in SETTINGS.items():
-        flags = [f"--{name.replace('_', '-')}"] + (["--cfg"] if name == "cfg_scale" else [])
-        options: dict[str, Any] = {"type": kind, "metavar": letters.get(kind)}
-        if isinstance(kind, tuple):
-            options = {"choices": kind}
-        elif kind is bool:
-            options = {"action": argparse.BooleanOptionalAction}
-        group.add_argument(*flags, dest=name, help=text, **options)
-    group.add_argument("--block-attention", action="store_true", help="the same as --visibility block_bias")
+THINKING = "let a chat's answers begin with their reasoning (default: as the model was taught)"
+_TYPES: dict[Any, Any] = {whole: int, float: float, bool: bool, ids: tuple[int, ...]}
+
+
+def _setting(name: str, kind: Any, text: str) -> tuple[str, Any, Any]:
+    """The field of a setting of the sampler."""
+    names = ["--cfg-scale", "--cfg"] if name == "cfg_scale" else []
+    choices = kind if isinstance(kind, tuple) else ()
+    return name, (str if choices else _TYPES[kind]) | None, flag(text, None, names=names, choices=choices)
+
+
+# One flag for every setting of the sampler.
+SamplerFlags: Any = make_dataclass(
+    "SamplerFlags",
+    [
+        *(_setting(name, kind, text) for name, (kind, text) in SETTINGS.items()),
+        ("block_attention", bool, flag("the same as --visibility block_bias", False)),
+    ],
+    namespace={"__doc__": "Sampler."},
+    frozen=True,
+    kw_only=True,
+)
+
+
+def check_counts(flags: Any, *names: str) -> None:
+    """Refuse counts of nothing.
+
+    Raises:
+        InputError: naming the flag.
+    """
+    for name in names:
+        if getattr(flags, name) is not None and getattr(flags, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(flags, name)}")
 
 
 def settings_of(flags: Any) -> SamplerConfig:
