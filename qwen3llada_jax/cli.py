@@ -22,7 +22,9 @@ from qwen3llada_jax.errors import InputError, brief
 from qwen3llada_jax.io.atomic_files import expanded
 from qwen3llada_jax.process import check_output, run
 
-__all__ = ["Parser", "Place", "check_output", "flag", "full_name", "ids", "nearest", "parse", "run", "whole"]
+__all__ = [
+    "Parser", "Place", "check_output", "completions", "flag", "full_name", "ids", "nearest", "parse", "run", "whole",
+]  # fmt: skip
 
 T = TypeVar("T")
 
@@ -94,6 +96,15 @@ def parse(flags: type[T], arguments: Sequence[str] | None = None) -> T:
     return Parser(flags).read(sys.argv[1:] if arguments is None else arguments)
 
 
+def completions(program: str, commands: Mapping[str, type], shell: str) -> str:
+    """Write a shell's completions (bash or zsh) of a program whose commands have these flags."""
+    parser = argparse.ArgumentParser(program)
+    adds = parser.add_subparsers(parser_class=Parser)
+    for name, flags in commands.items():
+        adds.add_parser(name, flags=flags, help=(sys.modules[flags.__module__].__doc__ or "").split("\n")[0])
+    return shtab.complete(parser, shell)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse over a dataclass, with the house's manners: one-line errors, `--gen_length` as good as `--gen-length`.
 
@@ -110,18 +121,17 @@ class Parser(argparse.ArgumentParser):
         self.made, self.keys = flags, dict[str, str]()
         if self.add_help:
             self.add_argument("--print-completion", action=_PrintCompletion, choices=("bash", "zsh"), help=_COMPLETION)
-        fields = {f.name: f for f in dataclasses.fields(flags)}
-        declared: set[str] = set()
-        bases = [base for base in reversed(flags.__mro__[1:]) if dataclasses.is_dataclass(base)]
-        groups = []
-        for owner in (*bases, flags):
-            own = [fields[f.name] for f in dataclasses.fields(owner) if f.name not in declared]
-            declared.update(f.name for f in own)
-            groups.append((owner, own))
-        for owner, own in (groups[-1], *groups[:-1]):
+        owners = [owner for owner in reversed(flags.__mro__) if dataclasses.is_dataclass(owner)]
+        first: dict[str, Any] = {}
+        for owner in owners:
+            for field in dataclasses.fields(owner):
+                first.setdefault(field.name, owner)
+        for owner in (flags, *owners[:-1]):
             title, _, text = (owner.__doc__ or "").rstrip(".").partition(":")
             group = self if owner is flags else self.add_argument_group(title.lower(), text.strip() or None)
-            for field in own:
+            for field in dataclasses.fields(flags):
+                if first[field.name] is not owner:
+                    continue
                 if field.metadata["keys"] is None:
                     _add(group, field)
                 else:
@@ -173,7 +183,7 @@ class Parser(argparse.ArgumentParser):
                 continue
             if not equals:
                 after = words[-1] if words else "--"
-                if after.startswith("--") and words:
+                if after.startswith("--") and after != "--":
                     self._declared(after.split("=")[0], f" (as the value of {name}: {name}={shlex.quote(after)})")
                 if after.startswith("--"):
                     raise InputError(f"{name} needs a value (one that begins with -- is written {name}=--…)")
