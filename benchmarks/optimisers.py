@@ -24,6 +24,7 @@ from train.checkpoint.initial_state import first_state
 from train.config.parse import read_config
 from train.data.batches import held_out_rows, training_batches
 from train.evaluate import evaluate
+from train.objective import objective_of
 from train.optim.optimizer import optimiser
 from train.step import make_eval_step, make_train_step, state_shardings, to_devices
 
@@ -66,22 +67,22 @@ def measure(name: str, folder: str, steps: int) -> dict[str, Any]:
     assert mask_id is not None
     batches = training_batches(config, start.tokenizer, start.config.vocab_size)
     held_out = held_out_rows(config, start.tokenizer, start.config.vocab_size)
-    mesh, tx = sharding.make_mesh(), optimiser(config, steps)
-    graphdef, _, _ = model.abstract(start.config)
+    graphdef, _, roles = model.abstract(start.config)
+    mesh, tx = sharding.make_mesh(), optimiser(config, steps, roles)
     shapes, shardings = state_shardings(start.config, tx, mesh)
     losses, times = [], []
     with jax.set_mesh(mesh):
         output, made_of = Path(config.project.output_dir), batches.fingerprint
         state = first_state(config, output, None, start, made_of, tx, shapes, shardings, mesh).state
         key = jax.random.key(config.project.seed)
-        step_fn = make_train_step(graphdef, config, tx, shardings, key, mask_id, live)
+        step_fn = make_train_step(graphdef, config, tx, shardings, key, objective_of(config, mask_id, live))
         for step in range(steps):
             batch = to_devices(batches.take(step), mesh)
             begin = time.perf_counter()
             state, metrics = step_fn(state, batch)
             losses.append(float(metrics["loss"]))
             times.append(time.perf_counter() - begin)
-        eval_fn = make_eval_step(graphdef, config, mask_id, live)
+        eval_fn = make_eval_step(graphdef, objective_of(config, mask_id, live, for_evaluation=True))
         held = evaluate(eval_fn, state["params"], held_out, start.tokenizer.eos_token_id, config, mesh)
         update_times = time_of_update(tx, state)
     return {

@@ -29,9 +29,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def measure(config: ModelConfig, repeats: int) -> dict:
     settings = Config(model=StartConfig(base_model_path="."), dataset=DatasetConfig(name="."))
-    _, shapes, _ = model.abstract(config)
+    _, shapes, roles = model.abstract(config)
     params = jax.tree.map(lambda x: jnp.full(x.shape, 0.5, x.dtype), shapes)
-    state = {"params": params, "opt": optimiser(settings, 10).init(params), "step": jnp.int32(0)}
+    state = {"params": params, "opt": optimiser(settings, 10, roles).init(params), "step": jnp.int32(0)}
     megabytes = sum(x.nbytes for x in jax.tree.leaves(state)) / 1e6
 
     @jax.jit

@@ -16,7 +16,7 @@ from qwen3llada_jax import cli
 from qwen3llada_jax.cli import Place, flag
 from qwen3llada_jax.io import hf_import
 from qwen3llada_jax.io import model_folder as checkpoint
-from qwen3llada_jax.io.hf_names import TIED_HEAD, flatten, hf_tensors
+from qwen3llada_jax.io.hf_names import flatten, hf_tensors
 from qwen3llada_jax.io.hub import model_folder
 from qwen3llada_jax.io.safetensors_folder import StoredTensor, reader, stored_tensors
 from qwen3llada_jax.model import model
@@ -44,31 +44,29 @@ def analyze(src: Path, dst: Path | None = None) -> int:
     table = Table("Hugging Face", "shape", "dtype", "ours", "shape ", "dtype ", "verdict", title=str(src))
     problems: list[str] = []
     seen = set()
-    _, shapes, axes = model.abstract(config)
-    flat_axes = flatten(axes)
+    _, shapes, roles = model.abstract(config)
+    flat_roles, names = flatten(roles), config.family.names
     with reader(t.file for t in stored.values()) as read:
         for name, leaf in flatten(shapes).items():
-            for layer, (hf, shape) in enumerate(hf_tensors(name, leaf.shape, flat_axes[name]).items()):
+            for hf, (at, shape) in hf_tensors(name, leaf.shape, flat_roles[name], names).items():
                 seen.add(hf)
-                place = layer if flat_axes[name][0] == "layers" else None
-                verdict = _verdict(stored.get(hf), shape, ours, name, place, read)
+                verdict = _verdict(stored.get(hf), shape, ours, name, at, read)
                 have = stored.get(hf)
-                where = name if place is None else f"{name}[{place}]"
                 table.add_row(
                     hf,
                     _shape(have.shape) if have else "-",
                     have.dtype.name if have else "-",
-                    where,
-                    _shape(leaf.shape if place is None else leaf.shape[1:]),
+                    f"{name}{list(at) or ''}",
+                    _shape(leaf.shape[len(at) :]),
                     str(ours[name].dtype) if ours and name in ours else "-",
                     verdict,
                 )
                 if verdict != "ok":
                     problems.append(f"{hf}: {verdict}")
     for hf in sorted(set(stored) - seen):
-        is_tied = hf == TIED_HEAD and config.tie_word_embeddings
+        is_tied = hf == names["lm_head"] and config.tie_word_embeddings
         verdict = "ok" if is_tied else "unexpected"
-        if is_tied and "model.embed_tokens.weight" in stored and not hf_import.tied_head_matches(stored):
+        if is_tied and names["embed_tokens"] in stored and not hf_import.tied_head_matches(stored, config.family):
             verdict = "not the embedding, though tied"
         goes_to = "embed_tokens (tied)" if is_tied else "-"
         table.add_row(hf, _shape(stored[hf].shape), stored[hf].dtype.name, goes_to, "", "", verdict)
@@ -81,7 +79,7 @@ def analyze(src: Path, dst: Path | None = None) -> int:
     return 1 if problems else 0
 
 
-def _verdict(have: StoredTensor | None, shape, ours, name, layer, read) -> str:  # noqa: ANN001 - see analyze
+def _verdict(have: StoredTensor | None, shape, ours, name, at, read) -> str:  # noqa: ANN001 - see analyze
     if have is None:
         return "missing"
     if have.shape != shape:
@@ -90,7 +88,7 @@ def _verdict(have: StoredTensor | None, shape, ours, name, layer, read) -> str: 
         return "ok"
     if name not in ours:
         return "missing in --dst"
-    mine = np.asarray(ours[name] if layer is None else ours[name][layer])
+    mine = np.asarray(ours[name][at])
     if mine.size != np.prod(shape):
         return f"shape differs in --dst: {_shape(mine.shape)}"
     theirs = np.empty(mine.shape, have.dtype)

@@ -55,7 +55,7 @@ def convert(src: str, dst: Path, *, dtype: str | None, mask_token_id: str, overw
     config, mask = _with_mask_token(folder, read_model_config(folder), mask_token_id)
     ignored = unknown_keys(source)
     if ignored:
-        _notice(f"config.json has keys that a Qwen3 does not use, left out: {listed(ignored)}")
+        _notice(f"config.json has keys that a {config.family.name} does not use, left out: {listed(ignored)}")
     if dst.resolve() == folder.resolve() or dst.resolve() in folder.resolve().parents:
         raise InputError(f"{dst}: would overwrite its own source {folder}; choose another --dst")
     with new_folder(dst, overwrite=overwrite) as target:

@@ -20,7 +20,7 @@ from qwen3llada_jax.cli import flag
 from qwen3llada_jax.errors import InputError, brief, shown
 from qwen3llada_jax.io import model_folder
 from qwen3llada_jax.io.atomic_files import new_folder, write_text
-from qwen3llada_jax.io.hf_names import TIED_HEAD, flatten, hf_tensors
+from qwen3llada_jax.io.hf_names import flatten, hf_tensors
 from qwen3llada_jax.io.safetensors_folder import INDEX
 from qwen3llada_jax.model import model
 from qwen3llada_jax.model.config import ModelConfig, read_config_json, read_model_config
@@ -100,22 +100,17 @@ def _tensors(
     params: dict[str, jax.Array], config: ModelConfig, dtypes: dict[str, str], *, tied_head: bool
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """(Hugging Face name, where it comes from) of every tensor to write."""
-    axes = flatten(model.abstract(config)[2])
+    roles, names = flatten(model.abstract(config)[2]), config.family.names
     for ours, array in params.items():
-        for layer, (hf, shape) in enumerate(hf_tensors(ours, array.shape, axes[ours]).items()):
-            dtype = np.dtype(dtypes.get(hf, array.dtype))
-            yield (
-                hf,
-                {"ours": ours, "layer": layer if axes[ours][0] == "layers" else None, "shape": shape, "dtype": dtype},
-            )
+        for hf, (at, shape) in hf_tensors(ours, array.shape, roles[ours], names).items():
+            yield hf, {"ours": ours, "at": at, "shape": shape, "dtype": np.dtype(dtypes.get(hf, array.dtype))}
     if tied_head:
         table = params["embed_tokens"]
-        yield TIED_HEAD, {"ours": "embed_tokens", "layer": None, "shape": table.shape, "dtype": table.dtype}
+        yield names["lm_head"], {"ours": "embed_tokens", "at": (), "shape": table.shape, "dtype": table.dtype}
 
 
 def _tensor(params: dict[str, jax.Array], entry: dict[str, Any]) -> np.ndarray:
-    array = params[entry["ours"]]
-    part = np.asarray(array if entry["layer"] is None else array[entry["layer"]])
+    part = np.asarray(params[entry["ours"]][entry["at"]])
     return np.ascontiguousarray(part.reshape(entry["shape"]).astype(entry["dtype"], copy=False))
 
 

@@ -16,11 +16,13 @@ from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.io.model_folder import load
 from qwen3llada_jax.io.saving import save
 from qwen3llada_jax.model.config import PRESETS, ModelConfig
+from qwen3llada_jax.model.coordinates import Coordinates
 from qwen3llada_jax.model.masks import Mask
 from qwen3llada_jax.model.model import Qwen3LLaDA, Runtime
 from qwen3llada_jax.sampling.api import compilations, generate, infill, watch, watch_infill
 from qwen3llada_jax.sampling.config import SamplerConfig, is_exact
-from qwen3llada_jax.sampling.state import Canvas, Generation, NotFiniteError, finish
+from qwen3llada_jax.sampling.state import Canvas, Generation, NotFiniteError
+from qwen3llada_jax.sampling.state import to_host as finish
 from qwen3llada_jax.sharding import make_mesh
 from qwen3llada_jax.text.tokens import load_tokenizer
 from qwen3llada_jax.text.write import write
@@ -28,6 +30,7 @@ from qwen3llada_jax.text.write import write
 __all__ = [
     "PRESETS",
     "Canvas",
+    "Coordinates",
     "Generation",
     "InputError",
     "Mask",

@@ -18,6 +18,7 @@ from typing import Any, NoReturn, TypeVar
 
 import shtab
 
+from qwen3llada_jax.commands import as_typed
 from qwen3llada_jax.errors import InputError, brief
 from qwen3llada_jax.io.atomic_files import expanded
 from qwen3llada_jax.process import check_output, run
@@ -204,6 +205,10 @@ class Parser(argparse.ArgumentParser):
             raise InputError(f"unknown option {typed!r}{nearest(typed, [*options])}{more}")
         return f"--{full_name(typed[2:].replace('-', '_'), self.keys, [o[2:] for o in options.values()])}"
 
+    def format_help(self) -> str:
+        """As argparse makes it, with the programs named as they were started."""
+        return as_typed(super().format_help())
+
     def error(self, message: str) -> NoReturn:
         """Refuse in one line."""
         raise InputError(f"{message if len(message) < 300 else message[:300] + '…'} (see --help)")
@@ -213,7 +218,7 @@ class _PrintCompletion(argparse.Action):
     """Print a shell's script, and stop."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
-        parser.prog = Path(parser.prog).stem  # as which a program that is typed `python -m …` can be an alias
+        parser.prog = Path(parser.prog).stem.split()[-1]  # as which a program of several words can be an alias
         print(shtab.complete(parser, values))
         parser.exit()
 

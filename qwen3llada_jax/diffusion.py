@@ -2,8 +2,8 @@
 
     L(θ) = − E_{t, x0, xt} [ 1/p(t) · Σ_i 1[xt_i is noised] log p_θ(x0_i | xt) ]
 
-t is the noise level of a row; a token is noised with probability p(t). Which tokens are noised is carried
-as `is_noised`, never read back from the ids: clean text may contain the mask token.
+t is the noise level of a row, or of each of its tokens; a token is noised with probability p(t). Which tokens are
+noised is carried as `is_noised`, never read back from the ids: clean text may contain the mask token.
 """
 
 import dataclasses
@@ -85,14 +85,14 @@ class Noised(NamedTuple):
         is_noised: [B, L] the positions to predict.
         p: [B, L] the probability with which each position was noised.
         weight: [B, L] weight of a position's cross-entropy, 1/p unless configured otherwise.
-        t: [B] noise level of each row.
+        t: [B] noise level of each row, or [B, L] of each token, as it was given.
     """
 
     tokens: Int[Array, "B L"]
     is_noised: Bool[Array, "B L"]
     p: Float[Array, "B L"]
     weight: Float[Array, "B L"]
-    t: Float[Array, " B"]
+    t: Float[Array, " B"] | Float[Array, "B L"]
 
 
 def row_keys(seed_key: PRNGKeyArray, step: Int[Array, ""] | int, rows: Int[Array, " B"]) -> PRNGKeyArray:
@@ -144,21 +144,22 @@ def forward_process(
     config: NoiseConfig = NoiseConfig(),
     *,
     can_noise: Bool[Array, "B L"] | None = None,
-    t: Float[Array, " B"] | None = None,
+    t: Float[Array, " B"] | Float[Array, "B L"] | None = None,
     vocab_size: int | None = None,
 ) -> Noised:
-    """Noise each row at its own level (LLaDA, algorithm 1).
+    """Noise each row, or each token, at its own level (LLaDA, algorithm 1).
 
     Args:
         keys: [B] one per row, from `row_keys`; a single key, or a seed, is split over the rows.
         tokens: clean ids; lists will do. Of a narrow or unsigned dtype they become int32, which holds every id.
         can_noise: positions that may be noised (False: prompts and padding); None: all.
-        t: noise levels in [0, 1], drawn from `keys` if not given.
+        t: noise levels in [0, 1], of rows or of tokens; drawn from `keys`, one a row, if not given. Of tokens, each is
+            noised, and weighed, by its own p; `at_least_one` picks any position of a row that may be noised.
         vocab_size: ids below it replace tokens under `random_replace`.
 
     Raises:
-        InputError: arguments whose kind or shape does not fit, a mask token that is no id, levels that are none, or
-            `random_replace` without a `vocab_size` of 1 or more.
+        InputError: arguments whose kind or shape does not fit, a mask token that is no id, levels that are none, levels
+            of tokens where spans are asked for, or `random_replace` without a `vocab_size` of 1 or more.
     """
     tokens, keys = jnp.asarray(arguments.rows("tokens", tokens)).astype(jnp.int32), arguments.key(keys)
     B, L = tokens.shape
@@ -172,9 +173,19 @@ def forward_process(
         if not 0 <= mask_token_id <= _MOST_ID:
             raise InputError(f"mask_token_id must be an id, 0 … {_MOST_ID}, not {mask_token_id}")
     t = None if t is None else _levels(t)
-    for name, array, shape in (("keys", keys, (B,)), ("can_noise", can_noise, (B, L)), ("t", t, (B,))):
-        if array is not None and np.shape(array) != shape:
-            raise InputError(f"{name} must be of shape {list(shape)} for these tokens, not {list(np.shape(array))}")
+    of_rows, of_tokens = (B,), (B, L)
+    fits: tuple[tuple[str, Any, list[Any]], ...] = (
+        ("keys", keys, [of_rows]), ("can_noise", can_noise, [of_tokens]), ("t", t, [of_rows, of_tokens]),
+    )  # fmt: skip
+    for name, array, shapes in fits:
+        if array is not None and np.shape(array) not in shapes:
+            wanted = " or ".join(str(list(shape)) for shape in shapes)
+            raise InputError(f"{name} must be of shape {wanted} for these tokens, not {list(np.shape(array))}")
+    if t is not None and t.ndim == 2 and config.mask_contiguous_region_prob > 0:
+        raise InputError(
+            f"mask_contiguous_region_prob noises spans, whose size is a row's noise level: t must be of shape [{B}], "
+            f"not {list(t.shape)}"
+        )
     if config.noise_type == "random_replace":
         if vocab_size is None:
             raise InputError("noise_type random_replace needs vocab_size: it puts ids below that")
@@ -191,13 +202,13 @@ def forward_process(
         assert vocab_size is not None  # seen to above
         draw = lambda k: jax.random.randint(jax.random.fold_in(k, 2), (L,), 0, vocab_size, tokens.dtype)  # noqa: E731
         replacement = jax.vmap(draw)(keys)
-    wide = lambda x: jnp.broadcast_to(x[:, None], (B, L))  # noqa: E731
+    wide = lambda x: jnp.broadcast_to(x if x.ndim == 2 else x[:, None], (B, L))  # noqa: E731
     return Noised(jnp.where(is_noised, replacement, tokens), is_noised, wide(p), wide(loss_weight(t, config)), t)
 
 
-def _levels(t: Any) -> Float[Array, " B"]:
+def _levels(t: Any) -> Float[Array, "*B"]:
     """Noise levels as an array; inside `jit` there is no value to look at."""
-    t = arguments.as_array("t", t, "noise levels [B]")
+    t = arguments.as_array("t", t, "noise levels [B] or [B, L]")
     if not isinstance(t, jax.core.Tracer):
         levels = np.asarray(t, np.float64)
         wrong = levels[~((levels >= 0) & (levels <= 1))]  # not a number, too
@@ -271,9 +282,9 @@ def _schedule(t: Float[Array, "..."], name: str) -> Float[Array, "..."]:
 
 
 def _noise_row(
-    key: PRNGKeyArray, p: Float[Array, ""], can: Bool[Array, " L"], config: NoiseConfig
+    key: PRNGKeyArray, p: Float[Array, "*L"], can: Bool[Array, " L"], config: NoiseConfig
 ) -> Bool[Array, " L"]:
-    """Positions of one row to noise: each with probability p, or one span."""
+    """Positions of one row to noise: each with probability p, or, where p is of the whole row, one span."""
     scatter, span, kind, one = jax.random.split(key, 4)
     chosen = jax.random.bernoulli(scatter, p, can.shape) & can
     if config.mask_contiguous_region_prob > 0:

@@ -232,11 +232,11 @@ def _gather_backward(dtype: Any, split: P, whole: P, weight_dtype: Any, _: None,
 _gather.defvjp(_gather_forward, _gather_backward)
 
 
-def shardings(axes: Mapping[str, Any], shapes: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
+def shardings(roles: Mapping[str, Any], shapes: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
     """A NamedSharding for each weight of a tree, from its logical axes.
 
     Args:
-        axes: tree of tuples of logical axis names.
+        roles: tree of what each weight is (`roles.Role`).
         shapes: the same tree of arrays or ShapeDtypeStructs.
 
     Raises:
@@ -244,9 +244,9 @@ def shardings(axes: Mapping[str, Any], shapes: Mapping[str, Any], mesh: Mesh) ->
     """
     problems: dict[str, list[str]] = {}  # what is not divided → the weights that have it
 
-    def one(path: Any, axes: tuple[str, ...], leaf: Any) -> NamedSharding:
-        sharding = NamedSharding(mesh, spec(axes))
-        for name, size, part in zip(axes, leaf.shape, sharding.spec, strict=True):
+    def one(path: Any, role: Any, leaf: Any) -> NamedSharding:
+        sharding = NamedSharding(mesh, spec(role.axes))
+        for name, size, part in zip(role.axes, leaf.shape, sharding.spec, strict=True):
             parts = () if part is None else (part,) if isinstance(part, str) else part
             ways = math.prod(mesh.shape[p] for p in parts)
             if size % ways:
@@ -254,7 +254,7 @@ def shardings(axes: Mapping[str, Any], shapes: Mapping[str, Any], mesh: Mesh) ->
                 problems.setdefault(f"{name} {size} by {ways} ({'×'.join(parts)})", []).append(weight)
         return sharding
 
-    tree = jax.tree_util.tree_map_with_path(one, axes, shapes, is_leaf=lambda x: isinstance(x, tuple))
+    tree = jax.tree_util.tree_map_with_path(one, roles, shapes)
     if problems:
         what = [f"{axis} (of {listed(sorted(set(weights)), most=3)})" for axis, weights in sorted(problems.items())]
         raise InputError(f"the mesh does not divide {listed(what, '; ')}; choose smaller mesh sizes")

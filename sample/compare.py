@@ -45,7 +45,6 @@ from qwen3llada_jax.text.tokens import up_to_stop
 from . import inputs, quality
 from .clock import Timed, timed
 from .flags import SETTINGS, THINKING, MeshFlags, SamplerFlags, changed, check_counts, settings_of
-from .matching import KINDS, check_references, match_of, without_empty_thought
 from .places import check_place
 
 _SPEED = {"nfe": "NFE", "tokens_per_forward": "tokens a forward", "tokens_per_second": "tokens/s"}
@@ -70,7 +69,7 @@ class Flags(SamplerFlags, MeshFlags):
     )
     chat: bool = flag("put prompts through the tokenizer's chat template", False)
     enable_thinking: bool | None = flag(THINKING, None)
-    match: str = flag(f"what is right: {', '.join(KINDS)} (default: %(default)s)", "exact", metavar="HOW")
+    match: str = flag(f"what is right: {', '.join(quality.KINDS)} (default: %(default)s)", "exact", metavar="HOW")
     limit: int | None = flag("only so many lines of --data", None)
     batch_size: int = flag("prompts written together (default: %(default)s)", 32)
     out: Path | None = flag("folder for compare.json and compare.png", None)
@@ -89,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     variants = variants_of(settings_of(dataclasses.replace(flags, steps=None)), flags.rules, budgets_of(flags.steps))
     rows, answers = read(flags.data, flags.limit)
     if answers[0] is not None:
-        check_references(match_of(flags.match)[1], answers, flags.match)
+        quality.check_references(quality.match_of(flags.match)[1], answers, flags.match)
     elif flags.match != "exact":
         raise InputError(f"--match {flags.match}: {flags.data} has no answers to match; leave it out")
     if flags.out:
@@ -226,9 +225,9 @@ def measure(
     n = len(written)
     result: dict[str, Any] = {"rule": variant.rule, "steps": variant.steps}
     if answers[0] is not None:
-        name, match = match_of(flags.match)
-        pairs = [(without_empty_thought(w.text), str(a)) for w, a in zip(written, answers, strict=True)]
-        right = sum(match(text, without_empty_thought(answer)) for text, answer in pairs) / n
+        name, match = quality.match_of(flags.match)
+        pairs = [(quality.without_empty_thought(w.text), str(a)) for w, a in zip(written, answers, strict=True)]
+        right = sum(match(text, quality.without_empty_thought(answer)) for text, answer in pairs) / n
         result |= {name: right, "standard_error": (right * (1 - right) / n) ** 0.5}
     else:
         every = np.concatenate(log_p)

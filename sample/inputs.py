@@ -15,6 +15,7 @@ import numpy as np
 
 import qwen3llada_jax as q
 from qwen3llada_jax.cli import nearest
+from qwen3llada_jax.commands import as_typed
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.io import model_folder
 from qwen3llada_jax.io.atomic_files import expanded, put_back
@@ -64,7 +65,8 @@ def named(model: str) -> Path:
     if not path.exists() and re.fullmatch(r"\w[\w.-]*/[\w.-]+", model):
         raise InputError(
             f"--model {model}: no such folder; if it is a model on the hub, import it first: "
-            f"python -m converters.from_hf --src {model} --dst models/{path.name}"
+            + as_typed("python -m converters.from_hf")
+            + f" --src {model} --dst models/{path.name}"
         )
     return path
 
@@ -86,7 +88,7 @@ def say_if_unadapted(folder: Folder) -> None:
     if source.get("is_adapted") is False or is_plain:
         print(
             f"{folder.path}: is fresh from its import and has not learned to fill masks, so what it writes is noise; "
-            "adapt it first: python -m train.run --mode pretrain",
+            "adapt it first: " + as_typed("python -m train.run --mode pretrain"),
             file=sys.stderr,
         )
 

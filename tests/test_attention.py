@@ -8,6 +8,7 @@ import pytest
 from qwen3llada_jax import sharding
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model.attention import attention, choose
+from qwen3llada_jax.model.coordinates import Coordinates
 from qwen3llada_jax.model.masks import Mask, dense
 
 B, L, N, K, H = 2, 128, 4, 2, 128
@@ -21,6 +22,8 @@ MASKS = {
     "block_bias": Mask("block_bias", 32),
     "block_causal": Mask("block_causal", 16, prompt_length=PROMPTS, is_real=REAL),
     "block_diffusion": Mask("block_diffusion", 16),
+    "coordinates": Coordinates(segment=SEGMENTS, block=jnp.arange(L)[None] // jnp.array([[16], [40]])),
+    "coordinates of numpy": Coordinates(block=np.sort(np.arange(L) % 7)[None], segment=SEGMENTS[:1]),
 }
 
 
@@ -44,7 +47,8 @@ def written_out(q, k, v, allowed):
 @pytest.mark.parametrize("implementation", ["xla", "splash_interpret"])
 def test_attention_equals_softmax_written_out(qkv, implementation, name):
     mask = MASKS[name]
-    counted = np.asarray(mask.is_real) if mask is not None and mask.is_real is not None else np.ones((B, L), bool)
+    has_padding = isinstance(mask, Mask) and mask.is_real is not None
+    counted = np.asarray(mask.is_real) if has_padding else np.ones((B, L), bool)
     expected = written_out(*qkv, None if mask is None else dense(mask, L))
     got = attention(*qkv, mask, implementation)
     np.testing.assert_allclose(np.asarray(got)[counted], expected[counted], atol=2e-5)
@@ -60,6 +64,15 @@ def test_splash_gradients_equal_xlas(qkv, name):
 
     for ours, theirs in zip(gradient("splash_interpret"), gradient("xla"), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=5e-5)
+
+
+def test_splash_knows_one_rule_of_numpy_while_compiling(qkv):
+    """And skips what it hides; a rule of arrays, or one for each row, is a mask [L, L] of every row at run time."""
+    rule = np.arange(L)[None] // 48
+    for block, is_known in ((rule, True), (jnp.asarray(rule), False), (np.repeat(rule, B, axis=0), False)):
+        mask = Coordinates(block=block)
+        program = jax.make_jaxpr(lambda *qkv, mask=mask: attention(*qkv, mask, "splash_interpret"))(*qkv)
+        assert (f"bool[{B},{L},{L}]" not in str(program)) == is_known
 
 
 def test_dense_masks_of_numpy_keep_their_rows_apart(qkv):

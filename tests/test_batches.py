@@ -19,6 +19,7 @@ from train.config.schema import Config, DatasetConfig, TrainingConfig, flat
 from train.data import loader, shuffle
 from train.data.batches import IndexedBatches, held_out_rows, training_batches
 from train.monitor.jsonl import read_lines
+from train.objective import DeviceBatch, objective_of
 from train.run import train
 
 
@@ -203,29 +204,30 @@ def test_a_document_of_a_packed_row_is_as_it_is_alone(start, block_length):
     network, draw = q.load(start, "float32"), np.random.default_rng(0)
     packed = loader.Row(draw.integers(0, 1000, 24).astype(np.int32), 0, np.array([8, 16]))
     batch = loader.assemble({0: packed}, np.array([24]), np.array([0]), np.array([0]), 0, length=24)
-    put = lambda b: training.DeviceBatch(  # noqa: E731
+    put = lambda b: DeviceBatch(  # noqa: E731
         jnp.asarray(b.tokens), jnp.asarray(b.prompt_length), jnp.asarray(b.real_length), jnp.arange(1),
         None if b.segment_ids is None else jnp.asarray(b.segment_ids),
         None if b.positions is None else jnp.asarray(b.positions),
     )  # fmt: skip
-    whole = training.prepare(put(batch), jax.random.key(1), jnp.int32(3), config, 1050, 1050)
-    hidden = jax.jit(lambda part: network.hidden(part.noised, training.mask_of(part, config), part.positions))
-    loss = jax.jit(lambda part: training.loss_and_sums(network, part, config)[0])
+    whole = objective_of(config, 1050, 1050)(put(batch), jax.random.key(1), jnp.int32(3))
+    hidden = jax.jit(lambda part: network.hidden(part.inputs, part.mask, part.positions))
+    loss = jax.jit(lambda part: training.loss_and_sums(network, part)[0])
+    bare = dataclasses.replace(whole.mask, segment_ids=None, positions=None)
     together, total = hidden(whole), 0.0
     for begin in (0, 8, 16):
         inside = slice(begin, begin + 8)
         alone = whole._replace(
-            noised=whole.noised[:, inside], clean=whole.clean[:, inside], coefficient=whole.coefficient[:, inside],
-            is_noised=whole.is_noised[:, inside], real_length=jnp.array([8]), segment_ids=None, positions=None,
+            inputs=whole.inputs[:, inside], targets=whole.targets[:, inside], weight=whole.weight[:, inside],
+            where=whole.where[:, inside], t=whole.t[:, inside], mask=bare, positions=None,
         )  # fmt: skip
         np.testing.assert_allclose(together[:, inside], hidden(alone), atol=2e-5)
         total += float(loss(alone))
     assert total == pytest.approx(float(loss(whole)), rel=1e-5)
-    changed = hidden(whole._replace(noised=whole.noised.at[0, 9].set(77)))
+    changed = hidden(whole._replace(inputs=whole.inputs.at[0, 9].set(77)))
     moved = np.flatnonzero(np.asarray(changed != together).any(axis=(0, 2)))
     assert set(moved) <= set(range(8, 16))
     assert len(moved) >= 4
-    divided = hidden(whole._replace(segment_ids=None, positions=None))
+    divided = hidden(whole._replace(mask=bare, positions=None))
     assert np.abs(np.asarray(divided - together)).max() > 0.1  # and without boundaries it does know of them
 
 

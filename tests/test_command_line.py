@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib
-import os
 import shutil
 import subprocess
 import sys
@@ -11,11 +10,13 @@ from pathlib import Path
 from typing import Annotated
 
 import pytest
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qwen3llada_jax as q
 from qwen3llada_jax import cli
+from qwen3llada_jax.__main__ import main
 from qwen3llada_jax.cli import flag
 
 PROGRAMS = (
@@ -182,12 +183,25 @@ def test_bash_completes_flags_choices_and_keys(capsys, monkeypatch):
     assert completed(script, "both report", "--o") == {"--out"}
 
 
+@pytest.mark.parametrize("words", [(), ("fish",), ("bash", "zsh")])
+def test_the_command_completes_for_shells_that_it_knows(words, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["qwen3llada", "--print-completion", *words])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert "--print-completion takes bash or zsh, not" in capsys.readouterr().err
+
+
 @pytest.mark.slow
-def test_a_program_as_typed_prints_completions(tmp_path):
-    root = Path(q.__file__).parents[1]
+@pytest.mark.parametrize(
+    ("program", "words", "word", "expected"),
+    [("converters.to_hf", "to_hf", "--dt", "--dtype"), ("qwen3llada_jax", "qwen3llada sft", "--dry", "--dry-run"),
+     ("qwen3llada_jax", "qwen3llada", "exp", "export")],
+)  # fmt: skip
+def test_programs_as_typed_print_completions(program, words, word, expected):
     done = subprocess.run(
-        [sys.executable, "-m", "converters.to_hf", "--print-completion", "bash"],
-        cwd=root, capture_output=True, text=True, check=True, env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        [sys.executable, "-m", program, "--print-completion", "bash"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert completed(done.stdout, "to_hf", "--dt") == {"--dtype"}
+    assert completed(done.stdout, words, word) == {expected}
     assert not done.stderr

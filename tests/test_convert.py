@@ -19,8 +19,8 @@ from converters.analyze import analyze
 from converters.from_hf import convert
 from converters.to_hf import export
 from qwen3llada_jax.io import hf_import, model_folder
-from qwen3llada_jax.io.hf_names import HF_TO_OURS, OURS_TO_HF
 from qwen3llada_jax.model.config import ModelConfig, read_config_json
+from qwen3llada_jax.model.families import QWEN3
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -40,7 +40,7 @@ def import_(src: Path, dst: Path, **options) -> ModelConfig:
 
 
 def test_table_is_one_to_one():
-    assert len(OURS_TO_HF) == len(HF_TO_OURS)
+    assert len(set(QWEN3.names.values())) == len(QWEN3.names)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

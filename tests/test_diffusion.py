@@ -199,6 +199,64 @@ def test_k13_noise_that_is_none_is_refused(options, part):
         forward_process(0, [[1, 2, 3], [4, 5, 6]], **{"mask_token_id": 9, **options})
 
 
+# ---- a level of each token -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("noise_type", ["mask", "random_replace"])
+def test_levels_of_tokens_that_agree_in_a_row_are_the_rows_level(noise_type):
+    """Bit for bit: the same draws meet the same probabilities."""
+    tokens = np.random.default_rng(0).integers(0, 90, (300, 12))
+    config = NoiseConfig(noise_type=noise_type, schedule="sigmoid", weight="elbo")
+    of_rows = forward_process(3, tokens, MASK, config, vocab_size=90)
+    of_tokens = forward_process(3, tokens, MASK, config, t=np.repeat(of_rows.t[:, None], 12, axis=1), vocab_size=90)
+    assert of_rows.t.shape == (300,)
+    assert of_tokens.t.shape == (300, 12)
+    for name in ("tokens", "is_noised", "p", "weight"):
+        np.testing.assert_array_equal(getattr(of_tokens, name), getattr(of_rows, name), err_msg=name)
+
+
+@pytest.mark.parametrize("weight", ["reference", "elbo"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_each_token_is_noised_and_weighed_by_its_own_level(schedule, weight):
+    """p and weight from the formula in numpy; shares over many rows within four standard errors."""
+    rows, length = 20_000, 8
+    t = np.linspace(0.02, 0.98, length)
+    options = {} if weight == "elbo" else {"min_masking_rate": 0.1, "reweight_cap": 5.0}
+    config = NoiseConfig(schedule=schedule, weight=weight, at_least_one=False, **options)
+    n = forward_process(1, np.zeros((rows, length), int), MASK, config, t=np.tile(t, (rows, 1)))
+    s = SCHEDULES[schedule]
+    p = np.maximum((1 - 1e-3) * s(t) + 1e-3, options.get("min_masking_rate", 0.0))
+    slope = (1 - 1e-3) * (s(t + 1e-5) - s(t - 1e-5)) / 2e-5
+    np.testing.assert_allclose(n.p, np.tile(p, (rows, 1)), rtol=1e-4)
+    expected = np.minimum(1 / p, 5.0) if weight == "reference" else slope / p
+    np.testing.assert_allclose(n.weight, np.tile(expected, (rows, 1)), rtol=2e-3)
+    share = np.asarray(n.is_noised).mean(axis=0)
+    assert (np.abs(share - p) <= 4 * np.sqrt(p * (1 - p) / rows)).all()
+    both = np.asarray(n.is_noised[:, 2] & n.is_noised[:, 5]).mean()  # and each on its own
+    assert abs(both - p[2] * p[5]) <= 4 * np.sqrt(p[2] * p[5] / rows)
+
+
+def test_levels_of_tokens_leave_alone_what_may_not_be_noised():
+    can = np.arange(6)[None] >= np.array([[2], [5]])
+    t = np.where(can, 0.0, 1.0)  # all noise where none may be, and hardly any elsewhere
+    for seed in range(20):
+        is_noised = np.asarray(forward_process(seed, np.ones((2, 6), int), MASK, can_noise=can, t=t).is_noised)
+        assert not (is_noised & ~can).any()
+        assert is_noised.any(axis=1).all()  # `at_least_one`
+
+
+def test_levels_of_other_shapes_and_spans_of_tokens_are_refused():
+    for shape in ((2,), (3, 5), (4, 1), (4, 5, 1)):
+        with pytest.raises(InputError, match=r"t must be of shape \[4\] or \[4, 5\] for these tokens, not "):
+            forward_process(0, np.ones((4, 5), int), MASK, t=np.full(shape, 0.5))
+    with pytest.raises(InputError, match=r"mask_contiguous_region_prob noises spans, .* not \[4, 5\]"):
+        forward_process(
+            0, np.ones((4, 5), int), MASK, NoiseConfig(mask_contiguous_region_prob=0.1), t=np.full((4, 5), 0.5)
+        )
+    with pytest.raises(InputError, match=r"not 1\.5"):
+        forward_process(0, [[1, 2]], MASK, t=[[0.5, 1.5]])
+
+
 # ---- losses --------------------------------------------------------------------------------------------------
 
 

@@ -67,6 +67,13 @@ COMMANDS: dict[str, dict[str, Run | Left]] = {
     "CONTRIBUTING.md": {
         'pytest -m "not slow"': Left("make test runs the same tests"),
     },
+    "docs/command_line.md": {
+        "qwen3llada --print-completion bash > ~/.local/share/bash-completion/completions/qwen3llada": Left(
+            "it writes into the home folder; test_command_line.py has bash complete with it"
+        ),
+        'alias generate="python -m sample.generate"': Left("a setting of a shell"),
+        'eval "$(python -m sample.generate --print-completion bash)"': Run(),
+    },
     "docs/hosts.md": {
         "srun python -m train.run --config FILE --mesh.data 2 --mesh.fsdp 8": Left("SLURM"),
     },

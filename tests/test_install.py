@@ -7,8 +7,10 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
+from pathlib import Path
 
 import jax
 import pytest
@@ -101,7 +103,7 @@ def test_k12_what_is_declared_is_imported():
 def sources(tmp_path_factory):
     """A copy of what a wheel is made of, beside what an older version and an untidy user left."""
     folder = tmp_path_factory.mktemp("sources")
-    for name in (*PACKAGES, "tests", "benchmarks"):
+    for name in (*PACKAGES, "configs", "tests", "benchmarks"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE", ".gitignore"):
         shutil.copy(ROOT / name, folder / name)
@@ -109,6 +111,7 @@ def sources(tmp_path_factory):
         "build/lib/qwen3llada_jax/of_an_older_version.py", "build/lib/old_package/__init__.py",
         "build/bdist.linux-x86_64/wheel/train/of_an_older_version.py", "train/__pycache__/x.cpython-311.pyc",
         "qwen3llada_jax.egg-info/top_level.txt", "train/run.py.orig", "train/notes.txt", "sample/trace.html",
+        "configs/notes.txt",
         "old_package/__init__.py", "runs/sft/config.json",
     ):  # fmt: skip
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -117,20 +120,40 @@ def sources(tmp_path_factory):
     return folder
 
 
-def test_k12_the_wheel_holds_the_packages_and_nothing_else(sources, tmp_path):
-    """Made by the backend that pyproject.toml names, in the folder, as pip does it."""
+def build(kind: str, sources: Path, into: Path) -> Path:
+    """Build a wheel, an sdist or an editable by pyproject.toml's own backend, in the folder, as pip does it."""
     backend = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["build-backend"]
-    code = f"import {backend} as backend; print(backend.build_wheel({str(tmp_path)!r}))"
+    code = f"import {backend} as backend; print(backend.build_{kind}({str(into)!r}))"
     done = subprocess.run([sys.executable, "-c", code], check=True, cwd=sources, capture_output=True, text=True)
-    wheel = zipfile.ZipFile(tmp_path / done.stdout.splitlines()[-1])
+    return into / done.stdout.splitlines()[-1]
+
+
+def test_k12_the_wheel_holds_the_packages_and_nothing_else(sources, tmp_path):
+    """The programs and the configurations inside the package; the command beside it."""
+    wheel = zipfile.ZipFile(build("wheel", sources, tmp_path))
     ours = {str(p.relative_to(ROOT)) for name in PACKAGES for p in (ROOT / name).rglob("*.py")}
+    ours |= {str(p.relative_to(ROOT)) for p in (ROOT / "configs").glob("*.yaml")}
+    ours = {name if name.startswith("qwen3llada_jax/") else f"qwen3llada_jax/{name}" for name in ours}
     assert {n for n in wheel.namelist() if ".dist-info/" not in n} == ours | {"qwen3llada_jax/py.typed"}
     texts = {n.split(".dist-info/")[1]: wheel.read(n).decode() for n in wheel.namelist() if ".dist-info/" in n}
     assert "Apache License" in texts["licenses/LICENSE"]
+    assert texts["entry_points.txt"].split() == ["[console_scripts]", "qwen3llada", "=", "qwen3llada_jax.__main__:main"]
     metadata = [line for line in texts["METADATA"].splitlines() if line.startswith("Requires-Dist:")]
     assert {
         normal(re.match(r"[\w.-]+", line.split()[1])[0]) for line in metadata if "extra ==" not in line
     } == DEPENDENCIES
+
+
+def test_k12_a_wheel_of_the_sdist_is_the_same_and_an_editable_is_the_checkout(sources, tmp_path):
+    with tarfile.open(build("sdist", sources, tmp_path)) as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    (unpacked,) = (tmp_path / "unpacked").iterdir()
+    names = [zipfile.ZipFile(build("wheel", place, tmp_path)).namelist() for place in (sources, unpacked)]
+    assert names[0] == names[1]
+    editable = zipfile.ZipFile(build("editable", sources, tmp_path))
+    (pth,) = (n for n in editable.namelist() if n.endswith(".pth"))
+    assert editable.read(pth).decode().split() == [str(sources)]
+    assert {n.split("/")[-1] for n in editable.namelist() if ".py" in n} == set()
 
 
 def words_on_installing() -> list[tuple[str, str]]:

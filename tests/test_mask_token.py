@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import pytest
 from conftest import TINY, save_torch, torch_model
 from test_train import run, settings
@@ -12,10 +14,10 @@ from test_train import run, settings
 import qwen3llada_jax as q
 from converters.from_hf import convert
 from qwen3llada_jax.text import mask_token, tokens
-from train import step
 from train.checkpoint.base_model import find_start, settled
 from train.config.parse import as_yaml, read_config
 from train.monitor import samples
+from train.objective import DeviceBatch, objective_of
 
 
 def changed(source: Path, target: Path, **keys) -> Path:
@@ -235,7 +237,8 @@ def test_k4_a_later_stage_keeps_the_models_visibility(start, tmp_path):
 
 def test_k4_the_step_hides_what_the_model_was_trained_without(start, tmp_path):
     causal = changed(start, tmp_path / "causal", visibility="block_causal", block_length=8)
-    part = step.Prepared(*[None] * 7)._replace(noised=tokens_of(8), prompt_length=None)
+    rows = jnp.zeros(1, jnp.int32)
+    batch = DeviceBatch(tokens_of(8), rows, rows + 8, rows)
     random_length = {"training.noise.random_length_prob": 0}
     for folder, changes, expected in (
         (causal, {}, ("block_causal", 8)),
@@ -243,7 +246,7 @@ def test_k4_the_step_hides_what_the_model_was_trained_without(start, tmp_path):
         (start, {}, ("full", None)),
     ):
         _, config, _ = sees(folder, **changes, **random_length)
-        mask = step.mask_of(part, config)
+        mask = objective_of(config, 1050, 1050)(batch, jax.random.key(0), jnp.int32(0)).mask
         assert (mask.kind, mask.block_length) == expected
 
 

@@ -19,6 +19,7 @@ from qwen3llada_jax.model import model
 from train import step as training
 from train.config.parse import read_config
 from train.monitor.jsonl import read_lines
+from train.objective import DeviceBatch, objective_of
 from train.optim.optimizer import optimiser
 from train.planning import hlo_analysis
 from train.runtime import distributed
@@ -64,7 +65,7 @@ def test_every_mesh_and_accumulation_trains_alike(start, alone, tmp_path, mesh, 
 
 
 def test_noise_is_bitwise_the_same_on_any_mesh(start):
-    """Masks, noised ids and coefficients, and how a batch is cut for accumulation does not reach them."""
+    """Masks, noised ids and weights, and how a batch is cut for accumulation does not reach them."""
     more = {
         "training.batch_size": 32,
         "training.noise.random_length_prob": 0.3,
@@ -73,16 +74,16 @@ def test_noise_is_bitwise_the_same_on_any_mesh(start):
     config = read_config(None, settings(start, ROOT / "unused", **more))
     rows = np.zeros(32, np.int32)
     tokens = np.random.default_rng(0).integers(0, 1000, (32, 64), np.int32)
-    batch = training.DeviceBatch(*map(jnp.asarray, (tokens, rows, rows + 64, np.arange(32, dtype=np.int32))))
+    batch = DeviceBatch(*map(jnp.asarray, (tokens, rows, rows + 64, np.arange(32, dtype=np.int32))))
 
     def noised(mesh):
         there = jax.tree.map(lambda x: jax.device_put(x, training.rows_sharding(mesh)), batch)
         with jax.set_mesh(mesh):
-            prepare = jax.jit(lambda b: training.prepare(b, jax.random.key(1), jnp.int32(3), config, 1050, 1050))
-            return jax.tree.map(np.asarray, prepare(there))
+            objective = jax.jit(objective_of(config, 1050, 1050))
+            return jax.tree.map(np.asarray, objective(there, jax.random.key(1), jnp.int32(3)))
 
     alone = noised(sharding.make_mesh(devices=jax.devices()[:1]))
-    assert 0 < alone.is_noised.mean() < 1
+    assert 0 < alone.where.mean() < 1
     for sizes in MESHES.values():
         found = noised(sharding.make_mesh(**{name.removeprefix("mesh."): size for name, size in sizes.items()}))
         for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(alone), strict=True):
@@ -132,14 +133,16 @@ def compiled_step(sizes: tuple[int, int, int], layers: int, **more):
     architecture = q.ModelConfig(512, 64, 192, layers, 8, 8, 16, mask_token_id=511)
     values = {"dataset.name": "x", "model.base_model_path": "x", "training.max_length": 64, "training.batch_size": 16}
     config = read_config(None, [(k, str(v)) for k, v in {**values, **more}.items()])
-    mesh, tx = sharding.make_mesh(*sizes), optimiser(config, 10)
+    mesh, tx = sharding.make_mesh(*sizes), optimiser(config, 10, model.abstract(architecture)[2])
     shapes, shardings = training.state_shardings(architecture, tx, mesh)
     graphdef, _, _ = model.abstract(architecture, runtime=model.Runtime("float32", "xla", config.training.remat))
     with jax.set_mesh(mesh):
-        step = training.make_train_step(graphdef, config, tx, shardings, jax.random.key(0), 511, 500)
+        step = training.make_train_step(
+            graphdef, config, tx, shardings, jax.random.key(0), objective_of(config, 511, 500)
+        )
         place = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)  # noqa: E731
         ids = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=training.rows_sharding(mesh))  # noqa: E731
-        batch = training.DeviceBatch(ids(16, 64), ids(16), ids(16), ids(16))
+        batch = DeviceBatch(ids(16, 64), ids(16), ids(16), ids(16))
         return step.lower(jax.tree.map(place, shapes, shardings), batch).compile()
 
 

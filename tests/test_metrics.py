@@ -32,6 +32,7 @@ from train.monitor.console import Progress
 from train.monitor.jsonl import JsonLines, read_lines
 from train.monitor.profiler import Profile
 from train.monitor.throughput import MEASURED, Meter, peak_of_run
+from train.objective import DeviceBatch, objective_of
 from train.optim import bad_updates
 from train.optim.optimizer import optimiser
 from train.reporting.html import Run, summary
@@ -189,18 +190,20 @@ def test_the_training_step_skips_and_compiles_once():
     config = config_of(**{"training.on_nan": "skip", "training.on_spike": "skip", "training.ema_decay": 0.5})
     automatic = (jax.sharding.AxisType.Auto,) * 3
     mesh = jax.make_mesh((1, 1, 1), sharding.MESH_AXES, automatic, devices=jax.devices()[:1])
-    tx = bad_updates.watched(optimiser(config, 10), config.training)
+    graphdef, _, roles = model.abstract(SMALL)
+    tx = bad_updates.watched(optimiser(config, 10, roles), config.training)
     _, shardings = training.state_shardings(SMALL, tx, mesh, ema=True)
-    graphdef, _, _ = model.abstract(SMALL)
     with jax.set_mesh(mesh):
         fresh = lambda: nnx.to_pure_dict(nnx.state(q.Qwen3LLaDA(SMALL, rngs=nnx.Rngs(0)), nnx.Param))  # noqa: E731
         params = jax.jit(fresh, out_shardings=shardings["params"])()
         opt = jax.jit(tx.init, out_shardings=shardings["opt"])(params)
         state = {"params": params, "opt": opt, "step": jax.device_put(jnp.int32(0), shardings["step"])}
         state["ema"] = jax.tree.map(lambda x: x + 1, params)
-        step_fn = training.make_train_step(graphdef, config, tx, shardings, jax.random.key(0), 63, 63)
+        step_fn = training.make_train_step(
+            graphdef, config, tx, shardings, jax.random.key(0), objective_of(config, 63, 63)
+        )
         rows = jnp.zeros(4, jnp.int32)
-        batch = training.DeviceBatch(jnp.ones((4, 16), jnp.int32), rows, rows + 16, jnp.arange(4))
+        batch = DeviceBatch(jnp.ones((4, 16), jnp.int32), rows, rows + 16, jnp.arange(4))
         batch = jax.tree.map(lambda x: jax.device_put(x, jax.NamedSharding(mesh, jax.P(("data", "fsdp")))), batch)
 
         before, average = bits(state["params"]), bits(state["ema"])

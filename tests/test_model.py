@@ -143,7 +143,20 @@ def test_sub_modules_equal_transformers(twin):
     _close(model.hidden(jnp.asarray(tokens)), reference.model(torch.tensor(tokens)).last_hidden_state)
 
 
-@pytest.mark.parametrize("kind", ["no mask", "dense", "dense for all", "full", "block_bias", "block_causal"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "no mask",
+        "dense",
+        "dense for all",
+        "full",
+        "block_bias",
+        "block_causal",
+        "block_diffusion",
+        "documents",
+        "coordinates",
+    ],
+)
 def test_hidden_states_of_some_positions_are_those_of_all(twin, kind):
     _, model = twin
     draw = np.random.default_rng(2)
@@ -154,6 +167,13 @@ def test_hidden_states_of_some_positions_are_those_of_all(twin, kind):
         mask = None
     elif kind.startswith("dense"):
         mask = dense[:1] if kind == "dense for all" else dense
+    elif kind == "documents":
+        documents = np.array([[0] * 5 + [1] * 7, [0] * 9 + [3] * 3])
+        positions = np.array([[*range(5), *range(7)], [*range(12)]])
+        mask = q.Mask("block_causal", 3, segment_ids=documents, positions=positions)
+    elif kind == "coordinates":
+        position, segment, block, until = (draw.integers(0, 3, (rows, 12)) for rows in (2, 2, 1, 2))
+        mask = q.Coordinates(position, segment, block, until=until)
     else:
         block = {} if kind == "full" else {"block_length": 4, "prompt_length": jnp.array([2, 5])}
         mask = q.Mask(kind, is_real=real, **block)

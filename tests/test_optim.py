@@ -20,11 +20,13 @@ from qwen3llada_jax.model import model
 from train import step as training
 from train.config.parse import read_config
 from train.monitor.jsonl import read_lines
+from train.objective import DeviceBatch, objective_of
 from train.optim import eight_bit, optimizer
 from train.optim import freeze as freezing
 from train.run import train
 
 SHAPE = q.ModelConfig(64, 32, 48, 2, 4, 2, 16, mask_token_id=63, tie_word_embeddings=False, attention_bias=True)
+ROLES = model.abstract(SHAPE)[2]
 PLAIN = {  # nothing but the rule and its decay
     "training.lr": 1e-2, "training.weight_decay": 0.5, "training.grad_clip": 0, "training.warmup_ratio": 0,
     "optim.scheduler": "constant",
@@ -127,7 +129,7 @@ def test_8_bit_updates_follow_the_exact_ones(shapes, name, within):
     ends, states = {}, {}
     for kind in (name, name.removesuffix("8bit")):
         config = settings(**PLAIN | {"optim.name": kind, "training.weight_decay": 0})
-        seen, states[kind] = follow(optimizer.optimiser(config, 40), params, gradients)
+        seen, states[kind] = follow(optimizer.optimiser(config, 40, ROLES), params, gradients)
         ends[kind] = flatten(jax.tree.map(np.subtract, seen[-1], params))
     for weight, exact in ends[name.removesuffix("8bit")].items():
         error = np.linalg.norm(ends[name][weight] - exact) / np.linalg.norm(exact)
@@ -144,7 +146,7 @@ def test_adamw_equals_torch(shapes):
     more = {"training.lr": 1e-2, "training.weight_decay": 0.3, "training.grad_clip": 0.5, "training.warmup_ratio": 0.3}
     config = settings(**more, **{"optim.betas": "[0.8, 0.9]", "optim.eps": 1e-4, "optim.scheduler": "linear"})
     params, gradients = draw_like(shapes, 0), [draw_like(shapes, i, 1.0) for i in range(1, 7)]
-    seen, _ = follow(optimizer.optimiser(config, 6), params, gradients)
+    seen, _ = follow(optimizer.optimiser(config, 6, ROLES), params, gradients)
     weights = {k: torch.nn.Parameter(torch.tensor(np.asarray(v))) for k, v in flatten(params).items()}
     matrices = [w for k, w in weights.items() if k.endswith(("_proj", "embed_tokens", "lm_head"))]
     others = [w for k, w in weights.items() if not k.endswith(("_proj", "embed_tokens", "lm_head"))]
@@ -167,7 +169,7 @@ def test_lion_equals_its_definition(shapes):
     """Algorithm 2 of arXiv 2302.06675."""
     config = settings(**PLAIN, **{"optim.name": "lion"})
     params, gradients = draw_like(shapes, 0), [draw_like(shapes, i) for i in range(1, 5)]
-    seen, _ = follow(optimizer.optimiser(config, 4), params, gradients)
+    seen, _ = follow(optimizer.optimiser(config, 4, ROLES), params, gradients)
     for k, start in flatten(params).items():
         w, m = np.asarray(start, np.float64), 0.0
         decay = 0.5 if k.endswith(("_proj", "embed_tokens", "lm_head")) else 0.0
@@ -190,7 +192,7 @@ def newton_schulz(matrix: np.ndarray) -> np.ndarray:
 def test_muon_orthogonalises_each_layer_as_one_matrix(shapes):
     config = settings(**PLAIN, **{"optim.name": "muon"})
     params, gradients = draw_like(shapes, 0), [draw_like(shapes, i) for i in range(1, 4)]
-    seen, state = follow(optimizer.optimiser(config, 3), params, gradients)
+    seen, state = follow(optimizer.optimiser(config, 3, ROLES), params, gradients)
     inputs = {"o_proj": 2, **dict.fromkeys(["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj"], 1)}
     for name, axes in inputs.items():
         whole = np.asarray(params["layers"][name], np.float64)
@@ -204,7 +206,7 @@ def test_muon_orthogonalises_each_layer_as_one_matrix(shapes):
                 w = w - 1e-2 * (0.2 * np.sqrt(max(w.shape)) * newton_schulz(nesterov) + 0.5 * w)
             ours = np.asarray(seen[-1]["layers"][name][layer]).reshape(outputs, -1)
             np.testing.assert_allclose(ours, w, atol=2e-5, err_msg=name)
-    adamw, _ = follow(optimizer.optimiser(settings(**PLAIN), 3), params, gradients)
+    adamw, _ = follow(optimizer.optimiser(settings(**PLAIN), 3, ROLES), params, gradients)
     for k, end in flatten(seen[-1]).items():
         if k.split(".")[-1] not in inputs:  # embedding, head, norms and biases are AdamW's
             np.testing.assert_allclose(end, flatten(adamw[-1])[k], atol=1e-7, err_msg=k)
@@ -222,7 +224,7 @@ def test_adafactor_equals_its_definition_layer_by_layer():
         jax.tree.map(lambda g: g * loud.reshape(2, *(1,) * (g.ndim - 1)), draw_like(shapes, i)) for i in range(1, 5)
     ]
     gradients[-1] = jax.tree.map(lambda g: 9 * g, gradients[-1])  # makes the clipping act
-    seen, state = follow(optimizer.optimiser(config, 4), params, gradients)
+    seen, state = follow(optimizer.optimiser(config, 4, ROLES), params, gradients)
     clipped = 0
     for layer in range(2):
         w, r, c = np.asarray(params["layers"]["gate_proj"][layer], np.float64), 0.0, 0.0
@@ -245,7 +247,7 @@ def test_adafactor_equals_its_definition_layer_by_layer():
 
 def test_moment_dtype_acts_on_the_first_moment(shapes):
     for name in ("adamw", "lion", "muon"):
-        tx = optimizer.optimiser(settings(**{"optim.name": name, "optim.moment_dtype": "bfloat16"}), 4)
+        tx = optimizer.optimiser(settings(**{"optim.name": name, "optim.moment_dtype": "bfloat16"}), 4, ROLES)
         state = jax.eval_shape(tx.init, shapes)
         for s in jax.tree.leaves(state, is_leaf=lambda s: hasattr(s, "mu")):
             if hasattr(s, "mu"):
@@ -274,7 +276,7 @@ def test_every_schedule_sets_the_size_of_the_updates(scheduler, more, expected):
     more = {f"optim.{k}": v for k, v in more.items()}
     config = settings(**{"optim.name": "lion", "optim.scheduler": scheduler, "training.lr": 1e-2,
                          "training.warmup_ratio": 0.2, **more})  # fmt: skip
-    tx, params = optimizer.optimiser(config, 10), {"norm": jnp.ones(3)}
+    tx, params = optimizer.optimiser(config, 10, ROLES), {"norm": jnp.ones(3)}
     state, update = tx.init(params), jax.jit(tx.update)
     for i, rate in enumerate(expected):
         updates, state = update({"norm": jnp.ones(3)}, state, params)
@@ -308,7 +310,9 @@ def test_keys_without_effect_are_refused(changes, part):
 
 
 def test_freeze_patterns(shapes):
-    marks = flatten(freezing.frozen(shapes, ["embed_tokens", "layers.0-1.k_*", "layers.1.*_proj", "layers.*_norm"]))
+    marks = flatten(
+        freezing.frozen(shapes, ROLES, ["embed_tokens", "layers.0-1.k_*", "layers.1.*_proj", "layers.*_norm"])
+    )
     whole = {k for k, mark in marks.items() if mark is True}
     norms = {"layers.input_norm", "layers.q_norm", "layers.k_norm", "layers.mlp_norm"}
     assert whole == {"embed_tokens", "layers.k_proj", "layers.k_bias", *norms}  # both layers are the whole array
@@ -327,7 +331,7 @@ def test_freeze_patterns(shapes):
     ],
 )
 def test_freeze_patterns_that_cannot_be(shapes, pattern, part):
-    tx = optimizer.optimiser(settings(**{"training.freeze": f'["{pattern}"]'}), 4)
+    tx = optimizer.optimiser(settings(**{"training.freeze": f'["{pattern}"]'}), 4, ROLES)
     with pytest.raises(q.InputError) as caught:
         training.state_shardings(SHAPE, tx, sharding.make_mesh())
     assert part in str(caught.value)
@@ -337,13 +341,15 @@ def test_frozen_parts_have_no_gradient_no_decay_and_no_state():
     """On ½ Σ w²; the norm that clipping sees is that of the one layer that is trained."""
     patterns = ["embed_tokens", "layers.0.*"]
     params = {"embed_tokens": jnp.full((4, 8), 3.0), "layers": {"up_proj": jnp.full((2, 4, 4), 2.0)}}
-    gradient = jax.grad(lambda p: optax.tree.norm(freezing.stop_gradients(p, patterns), squared=True) / 2)(params)
+    gradient = jax.grad(lambda p: optax.tree.norm(freezing.stop_gradients(p, ROLES, patterns), squared=True) / 2)(
+        params
+    )
     trained = np.float32([0, 1]).reshape(2, 1, 1) * np.ones((2, 4, 4))
     np.testing.assert_array_equal(gradient["embed_tokens"], 0)
     np.testing.assert_array_equal(gradient["layers"]["up_proj"], 2 * trained)
     config = settings(**PLAIN | {"training.freeze": str(patterns), "training.grad_clip": 1.0, "optim.betas": "[0, 0]",
                                  "optim.eps": 1.0})  # fmt: skip
-    seen, state = follow(optimizer.optimiser(config, 4), params, [gradient])
+    seen, state = follow(optimizer.optimiser(config, 4, ROLES), params, [gradient])
     clipped = 2 / 8  # 16 twos have a norm of 8
     end = 2 - 1e-2 * (clipped / (clipped + 1) + 0.5 * 2)
     np.testing.assert_array_equal(seen[0]["embed_tokens"], params["embed_tokens"])
@@ -355,17 +361,19 @@ def test_frozen_parts_have_no_gradient_no_decay_and_no_state():
 def steps_on_one_batch(config, params, steps: int):
     """(state, metrics of each step) of a small model trained on the same rows again and again."""
     mesh = jax.make_mesh((1, 1, 1), sharding.MESH_AXES, (AxisType.Auto,) * 3, devices=jax.devices()[:1])
-    tx = optimizer.optimiser(config, 60)  # whatever `steps`, so that a second call finds its program compiled
+    tx = optimizer.optimiser(config, 60, ROLES)  # whatever `steps`, so that a second call finds its program compiled
     graphdef, _, _ = model.abstract(SHAPE)
     _, shardings = training.state_shardings(SHAPE, tx, mesh)
     draw = np.random.default_rng(5)
     tokens = jnp.asarray(draw.integers(0, 60, (8, 1)) + np.arange(16) % 4, jnp.int32)
-    batch = training.DeviceBatch(tokens, jnp.zeros(8, jnp.int32), jnp.full(8, 16, jnp.int32), jnp.arange(8))
+    batch = DeviceBatch(tokens, jnp.zeros(8, jnp.int32), jnp.full(8, 16, jnp.int32), jnp.arange(8))
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, shardings["params"])
         opt = jax.jit(tx.init, out_shardings=shardings["opt"])(placed)
         state = {"params": placed, "opt": opt, "step": jnp.int32(0)}
-        step_fn = training.make_train_step(graphdef, config, tx, shardings, jax.random.key(0), 63, 60)
+        step_fn = training.make_train_step(
+            graphdef, config, tx, shardings, jax.random.key(0), objective_of(config, 63, 60)
+        )
         seen = []
         for _ in range(steps):
             state, metrics = step_fn(state, batch)
@@ -384,7 +392,7 @@ def test_frozen_parameters_stay_bit_for_bit_and_are_not_counted(shapes):
     config = settings(**more, **{"training.freeze": str(patterns), "training.grad_clip": 1e-3})
     state, metrics = steps_on_one_batch(config, params, 3)
     before, after = flatten(params), flatten(state["params"])
-    for k, mark in flatten(freezing.frozen(shapes, patterns)).items():
+    for k, mark in flatten(freezing.frozen(shapes, ROLES, patterns)).items():
         same = np.asarray(before[k]) == np.asarray(after[k])
         if mark is True:
             assert same.all(), k
@@ -414,7 +422,7 @@ def test_frozen_parameters_stay_bit_for_bit_and_are_not_counted(shapes):
 def test_state_lies_like_its_parameters(sizes, name, freeze):
     wide = q.ModelConfig(64, 256, 384, 2, 4, 2, 128, mask_token_id=63)
     mesh = sharding.make_mesh(*sizes)
-    tx = optimizer.optimiser(settings(**{"optim.name": name, "training.freeze": str(freeze)}), 4)
+    tx = optimizer.optimiser(settings(**{"optim.name": name, "training.freeze": str(freeze)}), 4, ROLES)
     shapes, shardings = training.state_shardings(wide, tx, mesh)
     jax.tree.map(lambda x, s: s.shard_shape(x.shape), shapes["opt"], shardings["opt"])  # raises where it does not fit
     of_params = {k: (x.shape, s) for (k, x), s in zip(flatten(shapes["params"]).items(),
@@ -440,7 +448,7 @@ def test_state_lies_like_its_parameters(sizes, name, freeze):
 
 def test_scales_whose_blocks_do_not_divide_are_everywhere(shapes):
     """hidden_size 32 is one block: its scale cannot be split eight ways, its codes are."""
-    tx = optimizer.optimiser(settings(**{"optim.name": "adamw8bit"}), 4)
+    tx = optimizer.optimiser(settings(**{"optim.name": "adamw8bit"}), 4, ROLES)
     _, shardings = training.state_shardings(SHAPE, tx, sharding.make_mesh(1, 8, 1))
     state = next(s for s in jax.tree.leaves(shardings["opt"], is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu"))
     assert state.mu.codes["layers"]["q_proj"].spec == P(None, "tensor", None, "fsdp")
@@ -450,7 +458,7 @@ def test_scales_whose_blocks_do_not_divide_are_everywhere(shapes):
 
 def test_factors_of_adafactor_are_split_along_the_axes_they_keep():
     wide = q.ModelConfig(64, 256, 384, 2, 4, 2, 128, mask_token_id=63)
-    tx = optimizer.optimiser(settings(**{"optim.name": "adafactor"}), 4)
+    tx = optimizer.optimiser(settings(**{"optim.name": "adafactor"}), 4, ROLES)
     _, shardings = training.state_shardings(wide, tx, sharding.make_mesh(1, 4, 2))
     state = next(s for s in jax.tree.leaves(shardings["opt"], is_leaf=lambda s: hasattr(s, "v_row"))
                  if hasattr(s, "v_row"))  # fmt: skip

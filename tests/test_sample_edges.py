@@ -25,7 +25,7 @@ from qwen3llada_jax.io import model_folder
 from qwen3llada_jax.io.atomic_files import write_text
 from qwen3llada_jax.text import completions, requests
 from qwen3llada_jax.text.opening import open_folder
-from sample import answers, chat, compare, flags, generate, inputs, live, matching
+from sample import answers, chat, compare, flags, generate, inputs, live, quality
 
 MASK = 1050
 SHORT = ["--mask-token-id", str(MASK), "--gen-length", "8", "--block-length", "4"]
@@ -466,10 +466,10 @@ def test_k15_the_formats_that_training_reads_are_asked_and_compared(tmp_path, qw
     ],
 )
 def test_k15_matching_looks_at_text_and_reference_alike(how, written, reference, is_right):
-    name, match = matching.match_of(how)
+    name, match = quality.match_of(how)
     assert name == how.partition("=")[0]
     assert match(written, reference) == is_right
-    matching.check_references(match, [reference, None], how)
+    quality.check_references(match, [reference, None], how)
 
 
 def test_k15_matches_that_cannot_be_are_refused():
@@ -479,10 +479,10 @@ def test_k15_matches_that_cannot_be_are_refused():
         "regex": "unknown",
     }.items():
         with pytest.raises(q.InputError, match=part):
-            matching.match_of(how)
+            quality.match_of(how)
     with pytest.raises(q.InputError, match="the answer of prompt 2 has none of it"):
-        matching.check_references(matching.match_of("last-number")[1], ["#### 1", "none"], "last-number")
-    assert matching.last_number("a 1,234.50 b") == decimal.Decimal("1234.50")
+        quality.check_references(quality.match_of("last-number")[1], ["#### 1", "none"], "last-number")
+    assert quality.last_number("a 1,234.50 b") == decimal.Decimal("1234.50")
 
 
 def test_k9_compare_strips_the_think_block_that_the_template_adds(here, monkeypatch, capsys):
@@ -493,7 +493,7 @@ def test_k9_compare_strips_the_think_block_that_the_template_adds(here, monkeypa
     compare.main(["--model", "model", *SHORT, "--data", data, "--rules", "low_confidence", "--out", "out"])
     (found,) = json.loads((here / "out" / "compare.json").read_text(encoding="utf-8"))["results"]
     assert found["exact"] == 1.0
-    assert matching.without_empty_thought("<think>why</think>42") == "<think>why</think>42"
+    assert quality.without_empty_thought("<think>why</think>42") == "<think>why</think>42"
 
 
 def test_k14_a_piped_table_is_not_cut(here, capsys):

@@ -561,7 +561,7 @@ GENERATE = {
     "--infill <mask> --chat": "leave out --chat",
     "--infill <mask> --gen-length 8": "--gen-length means nothing",
     "--infill <mask> --parallel-blocks": "--parallel-blocks means nothing",
-    "--infill <mask> --visibility block_causal": "visibility",
+    "--infill <mask> --visibility block_causal --cache dual": "use cache none (under block_causal dual is prefix)",
     "--infill <mask> --cache prefix": "no prefix to keep",
     "--prompt x --num-samples 2": "all samples are the same",
     "--prompt x --num-samples 2 --revise 2": "all samples are the same",

@@ -307,7 +307,7 @@ def test_eos_last_goes_after_all_others():
     assert order[0, 0].tolist() == [1, 3, 0, 2, 4]
     config = q.SamplerConfig(gen_length=5, block_length=5, threshold=0.05, eos="last", eos_token_ids=(1,))
     proposal = Proposal(jnp.zeros((1, 1, 5), int), confidence, confidence, confidence)
-    steps = jnp.asarray(config.passes_of_a_block([5]))
+    steps = jnp.asarray(config.passes_of_a_block([5], [1]))
     arguments = (jnp.array([[4]]), jnp.zeros(1, int), steps, config.dials(), config)
     assert how_many(proposal, masked, is_eos, order, *arguments).item() == 2
     order = best_first(confidence, masked & is_eos, is_eos)
@@ -336,8 +336,9 @@ def test_infilling_fills_holes_and_nothing_else(twin):
     }.items():
         with pytest.raises(q.InputError, match=part):
             q.infill(model, wrong, q.SamplerConfig())
-    with pytest.raises(q.InputError, match="set it to full"):
-        q.infill(model, texts, q.SamplerConfig(visibility="block_causal"))
+    for cache, use in {"prefix": "dual or none", "dual": "none .under block_causal"}.items():
+        with pytest.raises(q.InputError, match=f"no prefix to keep.*use cache {use}"):
+            q.infill(model, texts, q.SamplerConfig(visibility="block_causal", cache=cache, block_length=2))
 
 
 @pytest.mark.parametrize(
@@ -361,10 +362,13 @@ def test_texts_are_filled_as_each_alone(twin, options):
         assert together.nfe[row] == alone.nfe[0]
 
 
-@pytest.mark.slow
-def test_continuing_is_infilling_at_the_end(twin):
+@pytest.mark.parametrize(
+    "visibility",
+    ["block_causal", pytest.param("full", marks=pytest.mark.slow), pytest.param("block_bias", marks=pytest.mark.slow)],
+)
+def test_continuing_is_infilling_at_the_end(twin, visibility):
     _, model = twin
-    config = q.SamplerConfig(gen_length=6, block_length=3, steps=4)
+    config = q.SamplerConfig(gen_length=6, block_length=3, steps=4, visibility=visibility)
     continued = q.generate(model, [[4, 5, 6]], config)
     np.testing.assert_array_equal(continued.tokens, q.infill(model, [[4, 5, 6] + [None] * 6], config).tokens)
 

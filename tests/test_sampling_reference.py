@@ -212,6 +212,11 @@ def holes_anywhere(draw, number):
     "options",
     [
         {"block_length": 4},
+        {"block_length": 4, "visibility": "block_causal", "eos_token_ids": EOS, "min_length": 5},
+        {"block_length": 3, "visibility": "block_bias", "parallel_blocks": True, "threshold": 0.3},
+        pytest.param({"block_length": 5, "visibility": "block_bias", "cfg_scale": 1.0, "remasking": "entropy"},
+                     marks=pytest.mark.slow),
+        pytest.param({"block_length": 2, "visibility": "block_causal", "revise": 1}, marks=pytest.mark.slow),
         pytest.param({"block_length": 14, "threshold": 0.5, "cfg_scale": 1.0}, marks=pytest.mark.slow),
         pytest.param({"block_length": 3, "remasking": "margin", "revise": 1, "eos": "never", "eos_token_ids": EOS},
                      marks=pytest.mark.slow),
@@ -219,7 +224,8 @@ def holes_anywhere(draw, number):
 )  # fmt: skip
 def test_infilling_equals_the_reference(twin, options):
     reference, model = twin
-    found = expected(reference, {"stop_at_eos": False, **options}, holes_anywhere, 3, options)
+    options = {"stop_at_eos": False, **options}
+    found = expected(reference, options, holes_anywhere, 3, options)
     assert_equal(q.infill(model, [text for text, _ in found], q.SamplerConfig(**options)), found, options)
 
 

@@ -27,8 +27,8 @@ def test_every_mesh_gives_the_same_logits_and_samples(network, sizes):
     alone, written = network(tokens), q.generate(network, tokens, settings).answers()
     mesh = q.make_mesh(*sizes)
     graphdef, params = nnx.split(network, nnx.Param)
-    _, shapes, axes = model.abstract(network.config)
-    placed = jax.device_put(nnx.to_pure_dict(params), sharding.shardings(axes, shapes, mesh))
+    _, shapes, roles = model.abstract(network.config)
+    placed = jax.device_put(nnx.to_pure_dict(params), sharding.shardings(roles, shapes, mesh))
     with jax.set_mesh(mesh):
         spread = nnx.merge(graphdef, placed)
         np.testing.assert_allclose(jax.jit(lambda m, t: m(t))(spread, tokens), alone, atol=2e-5)
@@ -52,9 +52,9 @@ def test_meshes_that_do_not_fit_are_refused():
 
 def test_all_indivisible_dimensions_are_listed(network):
     config = q.ModelConfig(63, 30, 48, 2, 4, 2, 8)
-    _, shapes, axes = model.abstract(config)
+    _, shapes, roles = model.abstract(config)
     with pytest.raises(q.InputError) as caught:
-        sharding.shardings(axes, shapes, q.make_mesh(1, 4, 2))
+        sharding.shardings(roles, shapes, q.make_mesh(1, 4, 2))
     for part in ("vocab 63 by 2 (tensor) (of embed_tokens, ", "embed 30 by 4 (fsdp) (of embed", "smaller mesh sizes"):
         assert part in str(caught.value)
 

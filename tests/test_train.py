@@ -26,6 +26,7 @@ from train.data.loader import Row
 from train.evaluate import evaluate
 from train.monitor.jsonl import read_lines
 from train.monitor.throughput import MEASURED
+from train.objective import DeviceBatch, objective_of
 from train.optim.optimizer import is_matrix, optimiser, schedule
 from train.run import Flags, train
 
@@ -63,7 +64,7 @@ def assert_same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
 # ---- the step ------------------------------------------------------------------------------------------------
 
 
-def prepared_and_loss(start: Path, **more):
+def example_and_loss(start: Path, **more):
     config = read_config(None, settings(start, Path("unused"), **more))
     config = settled(config, blocks_of(config, read_model_config(start))[0])
     network = q.load(start, "float32")
@@ -74,11 +75,11 @@ def prepared_and_loss(start: Path, **more):
     sizes = draw.integers(12, L - 4, B) if is_sft else np.full(B, L)
     if config.pads_answers:  # with EOS to the longest row; what lies behind that only fills the bucket
         sizes = np.full(B, sizes.max())
-    batch = training.DeviceBatch(*(jnp.asarray(x, jnp.int32) for x in (tokens, prompts, sizes, np.arange(B))))
-    prepared = training.prepare(batch, jax.random.key(1), jnp.int32(3), config, 1050, 1050)
+    batch = DeviceBatch(*(jnp.asarray(x, jnp.int32) for x in (tokens, prompts, sizes, np.arange(B))))
+    example = objective_of(config, 1050, 1050)(batch, jax.random.key(1), jnp.int32(3))
     smoothing = config.training.loss_smoothing if config.training.loss_impl == "soft_ce" else 0.0
-    loss, _ = training.loss_and_sums(network, prepared, config, smoothing=smoothing)
-    return batch, prepared, float(loss), config
+    loss, _ = training.loss_and_sums(network, example, smoothing=smoothing)
+    return batch, example, float(loss)
 
 
 @pytest.mark.parametrize("mode", ["pretrain", "sft", "sft-no-eos-padding"])
@@ -87,43 +88,43 @@ def test_loss_equals_torch_on_the_same_noise(start, mode):
     more = {"training.mode": "pretrain" if mode == "pretrain" else "sft", "training.noise.random_length_prob": 0}
     if mode.endswith("padding"):
         more["training.eos_padding"] = False
-    batch, p, loss, _ = prepared_and_loss(start, **more)
+    batch, p, loss = example_and_loss(start, **more)
     reference = torch_model(0, vocab_size=1088, hidden_size=32, num_hidden_layers=2, intermediate_size=48)
     B, L = batch.tokens.shape
     real = np.asarray(batch.real_length)
     allowed = np.repeat((np.arange(L)[None] < real[:, None])[:, None], L, axis=1)
     mask = torch.where(torch.tensor(allowed)[:, None], 0.0, torch.finfo(torch.float32).min)
     with torch.no_grad():
-        logits = reference(torch.tensor(np.asarray(p.noised)).long(), attention_mask=mask).logits.double()
+        logits = reference(torch.tensor(np.asarray(p.inputs)).long(), attention_mask=mask).logits.double()
     ce = -logits.log_softmax(-1).gather(-1, torch.tensor(np.asarray(batch.tokens)).long()[..., None])[..., 0].numpy()
     prob = (1 - 1e-3) * np.asarray(p.t, np.float64) + 1e-3
-    m = np.asarray(p.is_noised)
+    m = np.asarray(p.where)
     if mode == "pretrain":
-        expected = (m * ce / prob[:, None]).sum() / (B * L)
+        expected = (m * ce / prob).sum() / (B * L)
     else:
         answer = real - np.asarray(batch.prompt_length)
         assert not (m & (np.arange(L)[None] < np.asarray(batch.prompt_length)[:, None])).any()
         assert not (m & (np.arange(L)[None] >= real[:, None])).any()
-        expected = ((m * ce / prob[:, None]).sum(axis=1) / answer).mean()
+        expected = ((m * ce / prob).sum(axis=1) / answer).mean()
     assert abs(loss - expected) <= 2e-6 * expected
 
 
 def test_block_bias_reaches_the_attention(start):
     """Defect of the PyTorch system: `forward` passed no mask, so its block bias never acted."""
-    plain = prepared_and_loss(start)[2]
+    plain = example_and_loss(start)[2]
     blocks = {"training.block_attention.enabled": True, "training.block_attention.block_length": 4}
     losses = [plain]
     for visibility in ("block_bias", "block_causal"):
-        losses.append(prepared_and_loss(start, **blocks, **{"training.block_attention.visibility": visibility})[2])
+        losses.append(example_and_loss(start, **blocks, **{"training.block_attention.visibility": visibility})[2])
     assert len({round(x, 4) for x in losses}) == 3
-    _, p, _, config = prepared_and_loss(start, **blocks)
-    hidden = lambda tokens: q.load(start).hidden(tokens, training.mask_of(p, config))  # noqa: E731
-    changed = np.asarray(hidden(p.noised) != hidden(p.noised.at[:, 9].set(77))).any(axis=(0, 2))
+    _, p, _ = example_and_loss(start, **blocks)
+    hidden = lambda tokens: q.load(start).hidden(tokens, p.mask)  # noqa: E731
+    changed = np.asarray(hidden(p.inputs) != hidden(p.inputs.at[:, 9].set(77))).any(axis=(0, 2))
     np.testing.assert_array_equal(np.flatnonzero(changed), [8, 9, 10, 11])
 
 
 def test_soft_ce_and_every_noise_option_change_the_loss(start):
-    base = prepared_and_loss(start)[2]
+    base = example_and_loss(start)[2]
     options = {
         "training.loss_impl": "soft_ce", "training.noise.schedule": "cosine", "training.noise.min_masking_rate": 0.7,
         "training.noise.reweight_cap": 1.1, "training.noise.mask_contiguous_region_prob": 1.0,
@@ -131,25 +132,27 @@ def test_soft_ce_and_every_noise_option_change_the_loss(start):
         "training.noise.antithetic": True, "training.noise.eps": 0.5,
     }  # fmt: skip
     for name, value in options.items():
-        assert abs(prepared_and_loss(start, **{name: value})[2] - base) > 1e-4, name
-    assert prepared_and_loss(start, **{"training.loss_impl": "dllm"})[2] == base
+        assert abs(example_and_loss(start, **{name: value})[2] - base) > 1e-4, name
+    assert example_and_loss(start, **{"training.loss_impl": "dllm"})[2] == base
 
 
 def test_moments_lie_where_their_parameters_do_and_the_step_compiles_once(start):
     config = read_config(None, settings(start, Path("unused")))
     architecture = model_folder.read_model_config(start)
     mesh = sharding.make_mesh(2, 2, 2)
-    tx = optimiser(config, 10)
+    graphdef, _, roles = model.abstract(architecture)
+    tx = optimiser(config, 10, roles)
     _, shardings = training.state_shardings(architecture, tx, mesh)
-    graphdef, _, _ = model.abstract(architecture)
     with jax.set_mesh(mesh):
         params = model_folder.load_params(start, architecture, "float32", mesh)
         opt = jax.jit(tx.init, out_shardings=shardings["opt"])(params)
         state = {"params": params, "opt": opt, "step": jax.device_put(jnp.int32(0), shardings["step"])}
-        step_fn = training.make_train_step(graphdef, config, tx, shardings, jax.random.key(0), 1050, 1050)
+        step_fn = training.make_train_step(
+            graphdef, config, tx, shardings, jax.random.key(0), objective_of(config, 1050, 1050)
+        )
         spread = jax.NamedSharding(mesh, jax.P(("data", "fsdp")))
         zeros = jnp.zeros(8, jnp.int32)
-        batch = training.DeviceBatch(jnp.zeros((8, 32), jnp.int32), zeros, zeros + 32, jnp.arange(8))
+        batch = DeviceBatch(jnp.zeros((8, 32), jnp.int32), zeros, zeros + 32, jnp.arange(8))
         batch = jax.tree.map(lambda x: jax.device_put(x, spread), batch)
         for _ in range(3):
             state, _ = step_fn(state, batch)
@@ -252,7 +255,7 @@ def test_held_out_loss_of_answers_does_not_depend_on_the_micro_batch(start, more
         more = {**more, "training.mode": "sft", "training.micro_batch_size": size, "evaluation.eval_max_batches": 1}
         config = read_config(None, settings(start, Path("unused"), **more))
         graphdef, _, _ = model.abstract(architecture, runtime=q.Runtime("float32"))
-        eval_fn = training.make_eval_step(graphdef, config, 1050, 1050)
+        eval_fn = training.make_eval_step(graphdef, objective_of(config, 1050, 1050, for_evaluation=True))
         params = model_folder.load_params(start, architecture, "float32", mesh)
         with jax.set_mesh(mesh):
             found.append(evaluate(eval_fn, params, rows, 1024, config, mesh)["eval_loss"])

@@ -49,11 +49,17 @@ def sample(
     min_length: int = 0,
     stop_at_eos: bool = True,
 ) -> Text:
-    """Fill the holes (None) of a text, `block_length` of them at a time."""
+    """Fill the holes (None) of a text: `block_length` of them at a time, or those among so many positions.
+
+    Where blocks are hidden, the text before the first hole is the prompt, and blocks are counted from there.
+    """
     L = len(text)
     holes = [i for i in range(L) if text[i] is None]
     prompt_length = holes[0] if holes else L
     blocks = [holes[i : i + block_length] for i in range(0, len(holes), block_length)]
+    if visibility != "full":
+        cuts = [range(i, i + block_length) for i in range(prompt_length, L, block_length)]
+        blocks = [[i for i in cut if i in holes] for cut in cuts if set(cut) & set(holes)]
     tokens = [mask_token_id if token is None else token for token in text]
     masked = [token is None for token in text]
     written_at, confidence = [-1] * L, [1.0] * L

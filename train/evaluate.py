@@ -10,7 +10,8 @@ from jax.sharding import Mesh
 
 from .config.schema import Config
 from .data import loader
-from .step import DeviceBatch, rows_of_a_pass, summarise, to_devices
+from .objective import DeviceBatch
+from .step import rows_of_a_pass, summarise, to_devices
 
 
 class StoppedError(Exception):
@@ -61,10 +62,10 @@ def batches_of(rows: loader.Rows, pad_id: int, config: Config, mesh: Mesh) -> It
     whole = max(1, min(len(rows) // update, config.evaluation.eval_max_batches))
     used = np.arange(whole * update) % len(rows)
     for start in range(0, len(used), size):
-        slots = np.arange(start, start + size)
+        row_ids = np.arange(start, start + size)
         together = used[start // update * update :][:update]
         batch = loader.make_batch(
-            rows, used[slots], pad_id, length=config.training.max_length, at_least=int(rows.sizes[together].max()),
+            rows, used[row_ids], pad_id, length=config.training.max_length, at_least=int(rows.sizes[together].max()),
             laid_out=int(rows.sizes[used].max()), pads_answers=config.pads_answers,
         )  # fmt: skip
-        yield to_devices(batch, mesh, slots)
+        yield to_devices(batch, mesh, row_ids)

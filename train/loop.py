@@ -20,11 +20,12 @@ from .monitor import interval, samples
 from .monitor.profiler import Profile
 from .monitor.run_log import Watch, say
 from .monitor.throughput import Meter, peak_of_run
+from .objective import DeviceBatch
 from .optim import bad_updates
 from .optim.optimizer import schedule
 from .runtime import hints
 from .runtime.preemption import Stop, stop_requests
-from .step import DeviceBatch, State, weights
+from .step import State, eval_params
 
 EVALUATION, SAMPLES = "evaluation", "samples"
 
@@ -207,13 +208,13 @@ class _Loop:
             if EVALUATION in self.owes:
                 assert ready.held_out is not None
                 losses = evaluate(
-                    ready.eval_fn, weights(self.state), ready.held_out, pad_id, config, ready.mesh, self.stop
+                    ready.eval_fn, eval_params(self.state), ready.held_out, pad_id, config, ready.mesh, self.stop
                 )
                 self.watch.metrics({"step": self.done, **losses})
                 self.eval_loss = losses["eval_loss"]
                 self.owes.remove(EVALUATION)
             if SAMPLES in self.owes and not self.stop():
-                network = nnx.merge(ready.graphdef, weights(self.state))
+                network = nnx.merge(ready.graphdef, eval_params(self.state))
                 samples.write_samples(network, ready.start.tokenizer, config, self.done, self.watch, ready.mesh)
                 self.owes.remove(SAMPLES)
 

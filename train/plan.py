@@ -40,12 +40,13 @@ from .config.parse import ConfigFlags
 from .config.schema import Config
 from .data.batches import lengths_of
 from .monitor.model_flops import training_flops_per_token
+from .objective import DeviceBatch, objective_of
 from .optim import bad_updates
 from .planning import hlo_analysis, saved_activations
 from .planning.hardware import Machine, machine
 from .planning.jaxpr_analysis import traced
 from .planning.plan_report import Memory, Plan, as_text
-from .step import DeviceBatch, make_train_step, rows_of_a_pass, rows_sharding, state_shardings
+from .step import make_train_step, rows_of_a_pass, rows_sharding, state_shardings
 
 _MOST_COMPILES = 6
 NOISED_SHARE = 0.5  # of the tokens go through the head: the mean noise level of a schedule symmetric in t
@@ -172,14 +173,15 @@ def traced_step(config: Config, architecture: ModelConfig, mesh: Mesh) -> tuple[
     """
     t = config.training
     runtime = Runtime(config.dtype, t.attention, t.remat)
-    tx = bad_updates.watched_optimiser(config, t.max_steps or 1000)
+    graphdef, _, roles = model.abstract(architecture, runtime=runtime)
+    tx = bad_updates.watched_optimiser(config, t.max_steps or 1000, roles)
     shapes, shardings = state_shardings(architecture, tx, mesh, ema=config.training.ema_decay > 0)
     state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
     live, mask_token = architecture.live_vocab_size, architecture.mask_token_id
     assert live is not None
     assert mask_token is not None
-    graphdef, _, _ = model.abstract(architecture, runtime=runtime)
-    step = make_train_step(graphdef, config, tx, shardings, jax.random.key(0), mask_token, live)
+    objective = objective_of(config, mask_token, live)
+    step = make_train_step(graphdef, config, tx, shardings, jax.random.key(0), objective)
     with jax.set_mesh(mesh):
         return step.trace(state, abstract_batch(config, mesh)), state
 

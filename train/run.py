@@ -1,7 +1,7 @@
 """Train a masked diffusion language model from a Qwen3 checkpoint.
 
-    python -m train.run --mode pretrain --config configs/pretrain.yaml
-    python -m train.run --mode sft --config configs/sft.yaml --training.lr 2e-5 --project.output_dir runs/chat
+    python -m train.run --mode pretrain --config pretrain
+    python -m train.run --mode sft --config sft --training.lr 2e-5 --project.output_dir runs/chat
 
 Any key of the configuration is a flag, in full or, where that is unambiguous, by its last part. The run folder
 is a model folder: give it to sample.generate or converters.to_hf. The same command goes on where it stopped.
@@ -44,13 +44,22 @@ from .monitor import samples, trackers
 from .monitor.banner import banner, check_disk
 from .monitor.profiler import Profile
 from .monitor.run_log import notice, say
+from .objective import objective_of
 from .optim import bad_updates
 from .runtime import distributed
 from .runtime.preemption import leave_on_sigterm
 from .runtime.run_lock import only_run_in
 from .runtime.run_owner import Owner, check_owner, write_owner
 from .runtime.versions import versions
-from .step import make_eval_step, make_train_step, rows_of_a_pass, rows_sharding, state_shardings, to_devices, weights
+from .step import (
+    eval_params,
+    make_eval_step,
+    make_train_step,
+    rows_of_a_pass,
+    rows_sharding,
+    state_shardings,
+    to_devices,
+)
 
 # Files that a run writes itself, beside the tokenizer's.
 WRITTEN = ("config.json", "training.yaml", "versions.json", "run.json", "metrics.jsonl", "samples.jsonl",
@@ -140,7 +149,7 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
         attention.choose(runtime.attention, jnp.dtype(config.dtype), length, architecture.head_dim)
         for length in lengths_of(config)
     ]
-    graphdef, _, _ = model.abstract(architecture, runtime=runtime)
+    graphdef, _, roles = model.abstract(architecture, runtime=runtime)
     if config.evaluation.prompts:
         samples.check(config, architecture, tokenizer)
     assert architecture.mask_token_id is not None
@@ -153,7 +162,8 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
     rows_of_a_pass(config, mesh)  # refuses those that do not divide
     steps = config.training.max_steps
     average = config.training.ema_decay > 0
-    shapes, _ = state_shardings(architecture, bad_updates.watched_optimiser(config, steps or 1), mesh, ema=average)
+    tx = bad_updates.watched_optimiser(config, steps or 1, roles)
+    shapes, _ = state_shardings(architecture, tx, mesh, ema=average)
     check_before_data(config, origin, start, shapes)
     check_disk(output, shapes)
     if steps is not None:
@@ -180,13 +190,13 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
         if steps > MOST:
             raise InputError(f"training.epochs {config.training.epochs:g} are more than {MOST} updates; lower it")
     if look.only:
-        for line in banner(config, mesh, kernels, shapes, output, newest_update(origin), steps):
+        for line in banner(config, mesh, kernels, shapes, roles, output, newest_update(origin), steps):
             say(line)
         say("dry run: nothing was trained, and nothing was written")
         return None
 
     # ---- state: 1. this run's newest checkpoint, 2. another run's, 3. the starting weights ----------------
-    tx = bad_updates.watched_optimiser(config, steps)
+    tx = bad_updates.watched_optimiser(config, steps, roles)
     shapes, shardings = state_shardings(architecture, tx, mesh, ema=average)
     with jax.set_mesh(mesh):
         resumed = first_state(config, output, origin, start, batches.fingerprint, tx, shapes, shardings, mesh)
@@ -202,14 +212,15 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
     # ---- run folder ---------------------------------------------------------------------------------------
     if distributed.is_main():
         prepare_folder(output, logs, config, start, holds)
-    for line in banner(config, mesh, kernels, shapes, output, first, steps):
+    for line in banner(config, mesh, kernels, shapes, roles, output, first, steps):
         say(line)
 
     # ---- programs: compiled here, where a stop loses nothing ----------------------------------------------
-    live = architecture.live_vocab_size or architecture.vocab_size
+    live, mask_token = architecture.live_vocab_size or architecture.vocab_size, architecture.mask_token_id
     seed_key = jax.random.key(config.project.seed)
-    step_fn = make_train_step(graphdef, config, tx, shardings, seed_key, architecture.mask_token_id, live)
-    eval_fn = make_eval_step(graphdef, config, architecture.mask_token_id, live)
+    objective = objective_of(config, mask_token, live)
+    step_fn = make_train_step(graphdef, config, tx, shardings, seed_key, objective)
+    eval_fn = make_eval_step(graphdef, objective_of(config, mask_token, live, for_evaluation=True))
     compile_step = compiler(step_fn)
     ahead = prefetch(feed(batches, first, steps, mesh))
     with jax.set_mesh(mesh):
@@ -219,7 +230,7 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
         if held_out is not None:
             one = next(batches_of(held_out, tokenizer.eos_token_id, config, mesh))
             say("compiling the evaluation")
-            eval_fn.lower(weights(resumed.state), one).compile()
+            eval_fn.lower(eval_params(resumed.state), one).compile()
     return Ready(start, mesh, batches, held_out, resumed, first, steps, batch, ahead, profile, graphdef, step_fn,
                  eval_fn, compile_step)  # fmt: skip
 

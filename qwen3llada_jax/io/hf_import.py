@@ -1,7 +1,6 @@
-"""From a Hugging Face Qwen3 folder to our parameter tree, one stacked weight at a time."""
+"""From a Hugging Face folder to our parameter tree, one stacked weight at a time."""
 
 import mmap
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,16 @@ from jax.sharding import Mesh
 
 from qwen3llada_jax import sharding
 from qwen3llada_jax.errors import InputError, listed
-from qwen3llada_jax.io.hf_names import TIED_HEAD, flatten, hf_tensors, likely_cause, unflatten
+from qwen3llada_jax.io.hf_names import flatten, hf_tensors, likely_cause, ours_of, unflatten
 from qwen3llada_jax.io.safetensors_folder import Reader, StoredTensor, reader, stored_tensors
 from qwen3llada_jax.model import model
 from qwen3llada_jax.model.config import ModelConfig
+from qwen3llada_jax.model.families import Family
 
 
 @dataclass(frozen=True)
 class Stack:
-    """One of our weights and the stored tensors it is made of, in layer order."""
+    """One of our weights and the stored tensors it is made of, in the order of memory."""
 
     name: str
     shape: tuple[int, ...]
@@ -40,24 +40,23 @@ def plan(folder: Path, config: ModelConfig) -> list[Stack]:
         InputError: tensors that are missing, unexpected or of another shape, all of them listed.
     """
     tensors = stored_tensors(folder)
-    _, shapes, axes = model.abstract(config)
-    flat_shapes, flat_axes = flatten(shapes), flatten(axes)
+    _, shapes, roles = model.abstract(config)
+    flat_roles, names = flatten(roles), config.family.names
     problems, stacks, expected = [], [], set()
-    for name, leaf in flat_shapes.items():
-        parts = hf_tensors(name, leaf.shape, flat_axes[name])
+    for name, leaf in flatten(shapes).items():
+        parts = hf_tensors(name, leaf.shape, flat_roles[name], names)
         expected |= set(parts)
-        for hf, shape in parts.items():
+        for hf, (_, shape) in parts.items():
             if hf not in tensors:
-                untied = hf == TIED_HEAD and not config.tie_word_embeddings
-                problems.append(f"missing {hf}" + (" (tie_word_embeddings is false)" if untied else ""))
+                problems.append(f"missing {hf}" + (" (tie_word_embeddings is false)" if name == "lm_head" else ""))
             elif tensors[hf].shape != shape:
                 problems.append(f"{hf} has shape {list(tensors[hf].shape)} where the config says {list(shape)}")
         stacks.append(Stack(name, leaf.shape, {hf: tensors[hf] for hf in parts if hf in tensors}))
     if config.tie_word_embeddings:
-        expected.add(TIED_HEAD)
+        expected.add(names["lm_head"])
     problems += [f"unexpected {name}" for name in sorted(set(tensors) - expected)]
     if problems:
-        cause = likely_cause(expected, set(tensors)) or _of_another_shape(config, expected, set(tensors))
+        cause = likely_cause(config.family, expected, set(tensors)) or _of_another_shape(config, expected, set(tensors))
         because = f" ({cause})" if cause else ""
         raise InputError(f"{folder}: weights and config.json do not agree{because}: {listed(problems, '; ')}")
     return stacks
@@ -65,16 +64,17 @@ def plan(folder: Path, config: ModelConfig) -> list[Stack]:
 
 def _of_another_shape(config: ModelConfig, expected: set[str], stored: set[str]) -> str | None:
     """What in the config is the likely cause of tensors that are missing or too many."""
-    missing, unexpected = expected - stored - {TIED_HEAD}, stored - expected
+    names = config.family.names
+    missing, unexpected = expected - stored - {names["lm_head"]}, stored - expected
     if unexpected and not missing and all(name.endswith(".bias") for name in unexpected):
         return "they have biases; set attention_bias to true in config.json"
     if missing and not unexpected and all(name.endswith(".bias") for name in missing):
         return "they have no biases; set attention_bias to false in config.json"
-    if missing and all(re.search(r"self_attn\.[qk]_norm\.", name) for name in missing):
-        return "no norms of queries and keys: this is a Qwen2 or Llama, not a Qwen3"
-    layers = {int(name.split(".")[2]) for name in stored if re.match(r"model\.layers\.\d{1,6}\.", name)}
-    if layers and max(layers) + 1 != config.num_hidden_layers:
-        return f"config.json has num_hidden_layers {config.num_hidden_layers}, the weights {max(layers) + 1}"
+    if missing and all(ours_of(name, names)[0] in ("layers.q_norm", "layers.k_norm") for name in missing):
+        return f"no norms of queries and keys: this is a Qwen2 or Llama, not a {config.family.name}"
+    layers = 1 + max((at[0] for ours, at in (ours_of(name, names) for name in stored) if ours and at), default=-1)
+    if layers and layers != config.num_hidden_layers:
+        return f"config.json has num_hidden_layers {config.num_hidden_layers}, the weights {layers}"
     return None
 
 
@@ -92,14 +92,13 @@ def import_params(
         InputError: files or tensors that do not fit the config.
     """
     stacks = plan(folder, config)
-    tensors = stored_tensors(folder)
-    _, shapes, axes = model.abstract(config)
-    placed = None if mesh is None else flatten(sharding.shardings(axes, shapes, mesh))
+    tensors, head = stored_tensors(folder), config.family.names["lm_head"]
+    _, shapes, roles = model.abstract(config)
+    placed = None if mesh is None else flatten(sharding.shardings(roles, shapes, mesh))
     params = {}
-    if config.tie_word_embeddings and TIED_HEAD in tensors and not tied_head_matches(tensors):
+    if config.tie_word_embeddings and head in tensors and not tied_head_matches(tensors, config.family):
         raise InputError(
-            f"{folder}: tie_word_embeddings is true but {TIED_HEAD} is not the embedding; "
-            "set it to false in config.json"
+            f"{folder}: tie_word_embeddings is true but {head} is not the embedding; set it to false in config.json"
         )
     with reader(t.file for t in tensors.values()) as read:
         for stack in stacks:
@@ -119,12 +118,12 @@ def read_stack(stack: Stack, dtype: str | None, read: Reader) -> np.ndarray:
 
 def has_tied_head(folder: Path, config: ModelConfig) -> bool:
     """Whether the folder stores the head although it is tied to the embedding."""
-    return config.tie_word_embeddings and TIED_HEAD in stored_tensors(folder)
+    return config.tie_word_embeddings and config.family.names["lm_head"] in stored_tensors(folder)
 
 
-def tied_head_matches(tensors: dict[str, StoredTensor]) -> bool:
+def tied_head_matches(tensors: dict[str, StoredTensor], family: Family) -> bool:
     """Whether a stored head is, byte for byte, the embedding; compared some rows at a time."""
-    embedding, head = tensors["model.embed_tokens.weight"], tensors[TIED_HEAD]
+    embedding, head = tensors[family.names["embed_tokens"]], tensors[family.names["lm_head"]]
     if (embedding.shape, embedding.dtype) != (head.shape, head.dtype):
         return False
     rows, width = embedding.shape

@@ -1,33 +1,19 @@
-"""The one table between Hugging Face's names for Qwen3's weights and ours, read both ways.
+"""Between Hugging Face's names for weights and ours, both ways, by a family's table (families.py).
 
-Our weights are theirs stacked over layers; a head dimension is split off where there is one. The bytes of
-one layer are the same on both sides, so converting is copying.
+Our weights are theirs stacked over layers (and experts); a head dimension is split off where there is one. The bytes of
+one tensor are the same on both sides, so converting is copying.
 """
 
-from typing import Any
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
-HF_TO_OURS: dict[str, str] = {
-    "model.embed_tokens.weight": "embed_tokens",
-    "model.layers.{}.input_layernorm.weight": "layers.input_norm",
-    "model.layers.{}.self_attn.q_proj.weight": "layers.q_proj",
-    "model.layers.{}.self_attn.k_proj.weight": "layers.k_proj",
-    "model.layers.{}.self_attn.v_proj.weight": "layers.v_proj",
-    "model.layers.{}.self_attn.o_proj.weight": "layers.o_proj",
-    "model.layers.{}.self_attn.q_proj.bias": "layers.q_bias",
-    "model.layers.{}.self_attn.k_proj.bias": "layers.k_bias",
-    "model.layers.{}.self_attn.v_proj.bias": "layers.v_bias",
-    "model.layers.{}.self_attn.o_proj.bias": "layers.o_bias",
-    "model.layers.{}.self_attn.q_norm.weight": "layers.q_norm",
-    "model.layers.{}.self_attn.k_norm.weight": "layers.k_norm",
-    "model.layers.{}.post_attention_layernorm.weight": "layers.mlp_norm",
-    "model.layers.{}.mlp.gate_proj.weight": "layers.gate_proj",
-    "model.layers.{}.mlp.up_proj.weight": "layers.up_proj",
-    "model.layers.{}.mlp.down_proj.weight": "layers.down_proj",
-    "model.norm.weight": "norm",
-    "lm_head.weight": "lm_head",
-}
-OURS_TO_HF: dict[str, str] = {ours: hf for hf, ours in HF_TO_OURS.items()}
-TIED_HEAD = "lm_head.weight"
+import numpy as np
+
+from qwen3llada_jax.model.families import Family
+from qwen3llada_jax.model.roles import Role
+
+_NUMBER = re.compile(r"(?<=\.)\d{1,6}(?=\.)")
 
 
 def flatten(tree: dict[str, Any]) -> dict[str, Any]:
@@ -50,17 +36,29 @@ def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def hf_tensors(ours: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
-    """Hugging Face's names and shapes of one of our weights: one per layer when it is stacked, in order."""
-    name = OURS_TO_HF[ours]
-    is_stacked = axes[0] == "layers"
+class Part(NamedTuple):
+    """One of the tensors that a weight is made of: its place along the stacked axes, and its shape in the file."""
+
+    at: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+def hf_tensors(ours: str, shape: tuple[int, ...], role: Role, names: Mapping[str, str]) -> dict[str, Part]:
+    """Hugging Face's names of one of our weights: one for each place in its stack, in the order of memory."""
+    places = shape[: len(role.stacked)]
     sizes: list[int] = []
-    for axis, size in list(zip(axes, shape, strict=True))[is_stacked:]:
+    for axis, size in zip(role.outputs + role.inputs, shape[len(places) :], strict=True):
         if axis == "head_dim" and sizes:
             sizes[-1] *= size  # PyTorch keeps heads × head_dim as one dimension
         else:
             sizes.append(size)
-    return {name.format(i): tuple(sizes) for i in range(shape[0] if is_stacked else 1)}
+    return {names[ours].format(*at): Part(at, tuple(sizes)) for at in np.ndindex(*places)}
+
+
+def ours_of(hf: str, names: Mapping[str, str]) -> tuple[str | None, tuple[int, ...]]:
+    """Our weight (None: of no name in the table) that a tensor is a part of, and its place along the stacked axes."""
+    weights = {theirs: ours for ours, theirs in names.items()}
+    return weights.get(_NUMBER.sub("{}", hf)), tuple(map(int, _NUMBER.findall(hf)))
 
 
 # What others put before (or leave out of) these names, and what it means.
@@ -75,8 +73,9 @@ _PREFIXES = {
 }
 
 
-def likely_cause(expected: set[str], stored: set[str]) -> str | None:
-    """Why the names of a folder's tensors are others than a Qwen3's, where they share one difference."""
+def likely_cause(family: Family, expected: set[str], stored: set[str]) -> str | None:
+    """Why the names of a folder's tensors are others than its family's, where they share one difference."""
+    whole = f"{family.name}ForCausalLM"
 
     def fit(names: set[str]) -> bool:
         return len(names & expected) > len(stored) / 2
@@ -84,11 +83,11 @@ def likely_cause(expected: set[str], stored: set[str]) -> str | None:
     if fit(stored):
         return None
     if fit({f"model.{name}" for name in stored}):
-        return "the names lack `model.`: saved from the bare Qwen3Model; save them from Qwen3ForCausalLM"
+        return f"the names lack `model.`: saved from the bare {family.name}Model; save them from {whole}"
     if any("lora_" in name for name in stored):
         return "these are the weights of a LoRA adapter; merge it into its model and import that"
     for prefix, why in _PREFIXES.items():
         bare = {name.removeprefix(prefix) for name in stored}
         if bare != stored and (fit(bare) or fit({f"model.{name}" for name in bare})):
-            return f"the names begin with `{prefix}`: {why}; save them from the plain Qwen3ForCausalLM"
+            return f"the names begin with `{prefix}`: {why}; save them from the plain {whole}"
     return None

@@ -189,12 +189,12 @@ def _reading(item: Path) -> AbstractContextManager[None]:
 
 
 def _restore_params(item: Path, config: ModelConfig, dtype: str | None, mesh: Mesh | None) -> dict[str, Any]:
-    _, shapes, axes = model.abstract(config)
+    _, shapes, roles = model.abstract(config)
     with _reading(item), ocp.Checkpointer(params_handler()) as checkpointer:
         stored = _stored(item)
         _check_stored(item, flatten(stored), flatten(shapes))
         where = SingleDeviceSharding(jax.devices()[0])
-        placed = sharding.shardings(axes, shapes, mesh) if mesh else jax.tree.map(lambda _: where, shapes)
+        placed = sharding.shardings(roles, shapes, mesh) if mesh else jax.tree.map(lambda _: where, shapes)
         target = jax.tree.map(
             lambda want, have, place: jax.ShapeDtypeStruct(want.shape, np.dtype(dtype or have.dtype), sharding=place),
             shapes,

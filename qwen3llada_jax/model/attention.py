@@ -10,7 +10,9 @@ softmax(q kᵀ / √H) v with grouped query heads, logits and softmax in float32
 | splash_interpret| any  | the same kernel interpreted, for tests                                             |
 """
 
+import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +21,8 @@ from jaxtyping import Array, Bool, Float
 
 from qwen3llada_jax import sharding
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.model import masks
+from qwen3llada_jax.model import coordinates, masks
+from qwen3llada_jax.model.coordinates import Coordinates
 from qwen3llada_jax.model.masks import Mask
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash", "splash_interpret")
@@ -29,7 +32,7 @@ def attention(
     q: Float[Array, "B L N H"],
     k: Float[Array, "B S K H"],
     v: Float[Array, "B S K H"],
-    mask: Mask | Bool[Array, "R L S"] | None = None,
+    mask: Mask | Coordinates | Bool[Array, "R L S"] | None = None,
     implementation: str = "auto",
 ) -> Float[Array, "B L N H"]:
     """Attend from every query to the keys its mask allows.
@@ -37,25 +40,28 @@ def attention(
     A query that may see nothing (padding) gets a finite, meaningless value.
 
     Args:
-        mask: a rule, or a dense array with R = B or 1, True where a query may attend; None: no mask.
+        mask: a rule, coordinates, or a dense array with R = B or 1, True where a query may attend; None: no mask.
         implementation: see the module's table; `auto` picks by platform and shape.
 
     Raises:
         InputError: an implementation that is unknown or cannot do these shapes.
     """
-    if isinstance(mask, Mask) and mask.sees_everything:
+    if isinstance(mask, Mask):
+        mask = masks.coordinates_of(mask, q.shape[1])
+    if isinstance(mask, Coordinates) and mask.sees_everything:
         mask = None
-    if mask is not None and not isinstance(mask, Mask) and mask.dtype != bool:
+    if mask is not None and not isinstance(mask, Coordinates) and mask.dtype != bool:
         raise InputError(f"a mask must be bool, True where a query may attend, not {mask.dtype}")
     match choose(implementation, q.dtype, q.shape[1], q.shape[3]):
         case "xla":
-            return _xla(q, k, v, masks.dense(mask, q.shape[1]) if isinstance(mask, Mask) else mask)
+            return _xla(q, k, v, coordinates.dense(mask, q.shape[1]) if isinstance(mask, Coordinates) else mask)
         case "cudnn":
-            return _cudnn(q, k, v, masks.dense(mask, q.shape[1]) if isinstance(mask, Mask) else mask)
+            return _cudnn(q, k, v, coordinates.dense(mask, q.shape[1]) if isinstance(mask, Coordinates) else mask)
         case kind:
+            constant, mask = _constant_rule(mask)
             # The compiler cannot split a kernel of our own: each device runs it on its rows and heads.
             heads, rows = ("batch", "length", "act_heads", "head_dim"), jax.tree.map(_rows_of, mask)
-            kernel = functools.partial(_splash, interpret=kind == "splash_interpret")
+            kernel = functools.partial(_splash, constant=constant, interpret=kind == "splash_interpret")
             return sharding.per_device(kernel, (heads, heads, heads, rows), heads)(q, k, v, mask)
 
 
@@ -110,17 +116,29 @@ def _cudnn(q: Array, k: Array, v: Array, allowed: Array | None) -> Array:
     return jax.nn.dot_product_attention(q, k, v, mask=allowed, implementation="cudnn")
 
 
-def _splash(q: Array, k: Array, v: Array, mask: Mask | Array | None, *, interpret: bool) -> Array:
+def _constant_rule(mask: Coordinates | Array | None) -> tuple[np.ndarray | None, Coordinates | Array | None]:
+    """The block rule [L, L] where it is the same for all rows and known while compiling; and what else there is."""
+    if not isinstance(mask, Coordinates):
+        return None, mask
+    mask = dataclasses.replace(mask, position=None)
+    blocks = dataclasses.replace(mask, segment=None)
+    if any(not isinstance(x, np.ndarray) or x.shape[0] > 1 for x in jax.tree.leaves(blocks)):
+        return None, mask
+    rule = coordinates.sees(blocks, blocks)
+    return (None, mask) if rule is None else (np.asarray(rule)[0], Coordinates(segment=mask.segment))
+
+
+def _splash(
+    q: Array, k: Array, v: Array, mask: Coordinates | Array | None, *, constant: np.ndarray | None, interpret: bool
+) -> Array:
     B, L, N, H = q.shape
     K = k.shape[2]
     if k.shape[1] != L:
         raise InputError(f"attention 'splash' needs as many keys as queries, not {k.shape[1]} and {L}; use 'xla'")
-    rule, segment_ids = _rule_and_segments(mask, B, L)
-    static_rule = rule[0] if isinstance(rule, np.ndarray) else None
-    row_rules = None if rule is None or static_rule is not None else jnp.broadcast_to(rule, (B, L, L))
+    row_rules, segment_ids = _rules_and_segments(mask, B, L)
 
     def one_row(q, k, v, segment_ids, row_rule):  # noqa: ANN001, ANN202 - q [K G L H], k and v [K L H]
-        kernel = _splash_kernel(static_rule if row_rule is None else row_rule, N // K, L, interpret)
+        kernel = _splash_kernel(constant if row_rule is None else row_rule, N // K, L, interpret)
         segments = None if segment_ids is None else _splash_library().SegmentIds(q=segment_ids, kv=segment_ids)
         return jax.vmap(lambda q, k, v: kernel(q, k, v, segments))(q, k, v)
 
@@ -129,17 +147,17 @@ def _splash(q: Array, k: Array, v: Array, mask: Mask | Array | None, *, interpre
     return out.transpose(0, 3, 1, 2, 4).reshape(B, L, N, H)
 
 
-def _rule_and_segments(mask: Mask | Array | None, B: int, L: int) -> tuple[Array | np.ndarray | None, Array | None]:
-    """Block rule [R L L] (numpy: known while compiling) and segment ids [B L]: documents and padding."""
-    if not isinstance(mask, Mask):
-        return (None if mask is None else jnp.asarray(mask)), None  # rows of a dense mask may differ
-    rule = None if mask.hides_no_block else masks.block_rule(mask, L)
-    if mask.segment_ids is None and mask.is_real is None:
-        return rule, None
-    ids = jnp.zeros((B, L), jnp.int32) if mask.segment_ids is None else mask.segment_ids
-    if mask.is_real is not None:
-        ids = jnp.where(mask.is_real, ids, -1)  # padding sees padding, so no query is left without a key
-    return rule, ids
+def _rules_and_segments(mask: Coordinates | Array | None, B: int, L: int) -> tuple[Array | None, Array | None]:
+    """Who sees whom in each row [B L L], and segments [B L]; None where nothing is hidden."""
+    rule: Any = mask
+    segments = None
+    if isinstance(mask, Coordinates):
+        blocks, segments = dataclasses.replace(mask, segment=None), mask.segment
+        rule = coordinates.sees(blocks, blocks)
+    return (
+        None if rule is None else jnp.broadcast_to(rule, (B, L, L)),
+        None if segments is None else jnp.broadcast_to(segments, (B, L)).astype(jnp.int32),
+    )
 
 
 def _splash_kernel(rule: Array | np.ndarray | None, group: int, L: int, interpret: bool):  # noqa: ANN202

@@ -14,16 +14,17 @@ from typing import Any
 from qwen3llada_jax import arguments
 from qwen3llada_jax.errors import InputError, brief, listed, shown
 from qwen3llada_jax.io.atomic_files import home, put_back
+from qwen3llada_jax.model import families
 
 VISIBILITIES = ("full", "block_bias", "block_causal")
 ROPE_KINDS = ("default", "linear", "dynamic", "yarn", "llama3")
 
-# Keys of config.json that change nothing in the forward pass of a dense Qwen3.
-_INERT_KEYS = frozenset(
-    "architectures model_type transformers_version use_cache torch_dtype dtype max_window_layers name_or_path "  # noqa: SIM905
+# Keys of any config.json that are no field of a `ModelConfig`: read apart, or without effect on a forward pass.
+_OTHER_KEYS = frozenset(
+    "architectures model_type transformers_version use_cache torch_dtype dtype name_or_path "  # noqa: SIM905
     "_name_or_path output_hidden_states output_attentions return_dict is_causal chunk_size_feed_forward "
     "problem_type id2label label2id is_encoder_decoder _attn_implementation attn_implementation "
-    "hf_export sliding_window".split()
+    "hf_export rope_parameters hidden_act attention_dropout".split()
 )
 
 _SIZES = (
@@ -174,8 +175,10 @@ class ModelConfig:
 
     @classmethod
     def _from_hf(cls, source: dict[str, Any]) -> "ModelConfig":
+        family = families.family_of(source)
+        source = family.read(source)
         _refuse_what_we_do_not_do(source)
-        theta, scaling = _read_rope(source)
+        theta, scaling = _read_rope(source, family)
         fields = {f.name for f in dataclasses.fields(cls)} - {"rope_theta", "rope_scaling"}
         values = {k: source[k] for k in fields if k in source}
         if values.get("num_key_value_heads") is None and "num_attention_heads" in values:
@@ -187,16 +190,12 @@ class ModelConfig:
         required = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
         missing = [name for name in required if values.get(name) is None]
         if missing:
-            raise InputError(f"config.json lacks {listed(missing)}; is it the config of a Qwen3 model?")
-        # transformers' own default where the file is silent
-        values.setdefault("tie_word_embeddings", False)
-        values.setdefault("max_position_embeddings", 32_768)
+            raise InputError(f"config.json lacks {listed(missing)}; is it the config of a {family.name} model?")
         return cls(**values, rope_theta=theta, rope_scaling=scaling)
 
     def to_hf(self, dtype: str | None = None) -> dict[str, Any]:
-        """The dict of a `config.json` that transformers reads as the same (non-causal) Qwen3 model."""
-        values: dict[str, Any] = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_act": "silu"}
-        values |= {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        """The dict of a `config.json` that transformers reads as the same (non-causal) model."""
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         rope: dict[str, Any] = {"rope_type": "default", "rope_theta": values.pop("rope_theta")}
         scaling = values.pop("rope_scaling")
         if scaling is not None:
@@ -208,12 +207,14 @@ class ModelConfig:
         values["rope_theta"] = self.rope_theta
         values["rope_scaling"] = None if scaling is None else {k: v for k, v in rope.items() if k != "rope_theta"}
         values["rope_parameters"] = rope
-        values |= {"attention_dropout": 0.0, "use_sliding_window": False, "is_causal": False}
         if isinstance(self.eos_token_id, tuple):
             values["eos_token_id"] = list(self.eos_token_id)
-        if dtype is not None:
-            values["dtype"] = dtype
-        return values
+        return self.family.write(values) | ({} if dtype is None else {"dtype": dtype})
+
+    @property
+    def family(self) -> families.Family:
+        """What its family does in its own way."""
+        return families.QWEN3
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -224,9 +225,8 @@ class ModelConfig:
 
 
 def unknown_keys(source: Mapping[str, Any]) -> list[str]:
-    """Keys of a `config.json` that neither this project nor a plain Qwen3 uses: worth a notice at import."""
-    known = {f.name for f in dataclasses.fields(ModelConfig)} | _INERT_KEYS
-    known |= {"rope_parameters", "hidden_act", "attention_dropout", "use_sliding_window", "layer_types"}
+    """Keys of a `config.json` that neither this project nor its family uses: worth a notice at import."""
+    known = {f.name for f in dataclasses.fields(ModelConfig)} | _OTHER_KEYS | families.family_of(source).inert
     return sorted(set(source) - known)
 
 
@@ -257,7 +257,7 @@ def read_model_config(folder: Path) -> ModelConfig:
     """The architecture of a model folder, of a training run, or of one of its checkpoints.
 
     Raises:
-        InputError: no such folder, or not the config of a Qwen3.
+        InputError: no such folder, or not the config of a family that this project knows.
     """
     source = read_config_json(folder)
     try:
@@ -267,11 +267,6 @@ def read_model_config(folder: Path) -> ModelConfig:
 
 
 def _refuse_what_we_do_not_do(source: Mapping[str, Any]) -> None:
-    kind = source.get("model_type")
-    if kind == "qwen3_moe" or source.get("num_experts"):
-        raise InputError("config: mixture of experts (qwen3_moe) is not supported; use a dense Qwen3")
-    if kind != "qwen3":
-        raise InputError(f"config: model_type is {shown(kind)}, not 'qwen3'; only dense Qwen3 models can be imported")
     layer_types = source.get("layer_types") or []
     if not isinstance(layer_types, list):
         raise InputError(f"config: layer_types must be a list, not {shown(layer_types)}")
@@ -288,12 +283,13 @@ def _refuse_what_we_do_not_do(source: Mapping[str, Any]) -> None:
             raise InputError(f"config: {key} is {shown(source[key])}; {mend}")
 
 
-def _read_rope(source: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
+def _read_rope(source: Mapping[str, Any], family: families.Family) -> tuple[float, RopeScaling | None]:
     """Base and scaling from `rope_parameters` (transformers ≥ 5) or `rope_theta` + `rope_scaling` (before)."""
     rope = _without_contradiction(source)
     theta = rope.pop("rope_theta", None)
     if theta is None:
-        raise InputError("config: neither rope_theta nor rope_parameters.rope_theta is there; Qwen3 uses 1000000")
+        uses = f"{family.name} uses {family.rope_theta}"
+        raise InputError(f"config: neither rope_theta nor rope_parameters.rope_theta is there; {uses}")
     theta = arguments.number("config: rope_theta", theta)
     kind = rope.pop("rope_type", "default")
     if kind not in ROPE_KINDS:
@@ -313,7 +309,7 @@ def _read_rope(source: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     if missing:
         raise InputError(f"config: rope kind {kind!r} needs {', '.join(missing)}")
     if kind in ("yarn", "llama3"):
-        fallback = source.get("original_max_position_embeddings") or source.get("max_position_embeddings", 32_768)
+        fallback = source.get("original_max_position_embeddings") or source["max_position_embeddings"]
         rope.setdefault("original_max_position_embeddings", fallback)
     return theta, RopeScaling(kind=kind, **rope)
 

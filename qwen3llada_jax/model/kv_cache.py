@@ -9,10 +9,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from qwen3llada_jax.model import attention, masks
+from qwen3llada_jax.model import attention, coordinates
+from qwen3llada_jax.model.coordinates import Coordinates
 from qwen3llada_jax.model.embedding import lookup
 from qwen3llada_jax.model.layers import Layers, rms_norm
-from qwen3llada_jax.model.masks import Mask
 from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.model.rope import rope_tables
 from qwen3llada_jax.sharding import constrain
@@ -40,7 +40,7 @@ def hidden_at(
     tokens: Int[Array, "B L"],
     where: Int[Array, "B W"],
     wanted: Bool[Array, "B W"],
-    mask: Mask,
+    mask: Coordinates,
     cache: Cache,
 ) -> tuple[Float[Array, "B W D"], Cache]:
     """Final hidden states at the positions `where`, and the cache with the wanted ones renewed.
@@ -52,12 +52,12 @@ def hidden_at(
     L = tokens.shape[1]
     rows = jnp.arange(tokens.shape[0])[:, None]
     inside = jnp.minimum(where, L - 1)
-    allowed = masks.seen_from(mask, inside, L)  # B W L
+    allowed = coordinates.seen_from(mask, inside)  # B W L
     into = jnp.where(wanted, where, L)  # out of range: dropped
     x = constrain(
         lookup(model.embed_tokens[...], tokens[rows, inside], model.compute_dtype), "batch", "length", "act_embed"
     )
-    rope = rope_tables(model.config, inside)
+    rope = rope_tables(model.config, inside if mask.position is None else coordinates.rows_at(mask.position, inside))
 
     def layer(carry: tuple[Array, Cache], number: Array | int, weights: Layers) -> tuple[Array, Cache]:
         x, cache = carry

@@ -20,53 +20,52 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from qwen3llada_jax import sharding
-from qwen3llada_jax.model import attention, masks
+from qwen3llada_jax.model import attention, coordinates
 from qwen3llada_jax.model.config import ModelConfig
-from qwen3llada_jax.model.masks import Mask
+from qwen3llada_jax.model.coordinates import Coordinates
+from qwen3llada_jax.model.roles import Kind, Role
 from qwen3llada_jax.model.rope import apply_rope
 from qwen3llada_jax.sharding import constrain
 
 
-def new_weight(
-    rngs: nnx.Rngs, dtype: str, shape: tuple[int, ...], axes: tuple[str, ...], std: float | None
-) -> nnx.Param:
-    """One weight: shape, dtype, logical axes and initialiser, here and nowhere else (std None: ones)."""
-    if std is None:
+def new_weight(rngs: nnx.Rngs, dtype: str, shape: tuple[int, ...], role: Role, std: float) -> nnx.Param:
+    """Declare one weight: shape, dtype and role, here and nowhere else (std: of matrices and tables)."""
+    if role.kind == "norm":
         value = jnp.ones(shape, dtype)
-    elif std == 0:
+    elif role.kind == "bias" or std == 0:
         value = jnp.zeros(shape, dtype)
     else:
         value = std * jax.random.normal(rngs.params(), shape, dtype)
-    return nnx.Param(value, axes=axes)
+    return nnx.Param(value, role=role)
 
 
 class Layers(nnx.Module):
     """All decoder layers, each weight stacked along a leading `layers` axis; called on one slice of it."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: str = "float32"):
-        c, std = config, config.initializer_range
+        c, biases = config, config.family.biases if config.attention_bias else ()
         D, F, N, K, H = c.hidden_size, c.intermediate_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim
         self.config = config
 
-        def weight(shape: tuple[int, ...], axes: str, std: float | None) -> nnx.Param:
-            return new_weight(rngs, dtype, (c.num_hidden_layers, *shape), ("layers", *axes.split()), std)
+        def weight(kind: Kind, shape: tuple[int, ...], outputs: str, inputs: str = "") -> nnx.Param:
+            role = Role(kind, tuple(outputs.split()), tuple(inputs.split()), stacked=("layers",))
+            return new_weight(rngs, dtype, (c.num_hidden_layers, *shape), role, c.initializer_range)
 
-        self.input_norm = weight((D,), "norm", None)
-        self.q_proj = weight((N, H, D), "heads head_dim embed", std)
-        self.k_proj = weight((K, H, D), "kv_heads head_dim embed", std)
-        self.v_proj = weight((K, H, D), "kv_heads head_dim embed", std)
-        self.o_proj = weight((D, N, H), "embed heads head_dim", std)
-        self.q_norm = weight((H,), "norm", None)
-        self.k_norm = weight((H,), "norm", None)
-        if c.attention_bias:
-            self.q_bias = weight((N, H), "heads head_dim", 0)
-            self.k_bias = weight((K, H), "kv_heads head_dim", 0)
-            self.v_bias = weight((K, H), "kv_heads head_dim", 0)
-            self.o_bias = weight((D,), "norm", 0)
-        self.mlp_norm = weight((D,), "norm", None)
-        self.gate_proj = weight((F, D), "mlp embed", std)
-        self.up_proj = weight((F, D), "mlp embed", std)
-        self.down_proj = weight((D, F), "embed mlp", std)
+        self.input_norm = weight("norm", (D,), "norm")
+        self.q_proj = weight("matrix", (N, H, D), "heads head_dim", "embed")
+        self.k_proj = weight("matrix", (K, H, D), "kv_heads head_dim", "embed")
+        self.v_proj = weight("matrix", (K, H, D), "kv_heads head_dim", "embed")
+        self.o_proj = weight("matrix", (D, N, H), "embed", "heads head_dim")
+        self.q_norm = weight("norm", (H,), "norm") if c.family.has_qk_norm else None
+        self.k_norm = weight("norm", (H,), "norm") if c.family.has_qk_norm else None
+        self.q_bias = weight("bias", (N, H), "heads head_dim") if "q" in biases else None
+        self.k_bias = weight("bias", (K, H), "kv_heads head_dim") if "k" in biases else None
+        self.v_bias = weight("bias", (K, H), "kv_heads head_dim") if "v" in biases else None
+        self.o_bias = weight("bias", (D,), "norm") if "o" in biases else None
+        self.mlp_norm = weight("norm", (D,), "norm")
+        self.gate_proj = weight("matrix", (F, D), "mlp", "embed")
+        self.up_proj = weight("matrix", (F, D), "mlp", "embed")
+        self.down_proj = weight("matrix", (D, F), "embed", "mlp")
 
     def one(self, number: Int[Array, ""] | int) -> "Layers":
         """A single layer of the stack."""
@@ -76,7 +75,7 @@ class Layers(nnx.Module):
         self,
         x: Float[Array, "B L D"],
         rope: tuple[Array, Array],
-        mask: Mask | Bool[Array, "R L L"] | None,
+        mask: Coordinates | Bool[Array, "R L L"] | None,
         attention_implementation: str,
     ) -> Float[Array, "B L D"]:
         """One layer (`self` sliced to it)."""
@@ -88,12 +87,12 @@ class Layers(nnx.Module):
         where: Int[Array, "B W"],
         x: Float[Array, "B L D"],
         rope: tuple[Array, Array],
-        mask: Mask | Bool[Array, "R L L"] | None,
+        mask: Coordinates | Bool[Array, "R L L"] | None,
     ) -> Float[Array, "B W D"]:
         """The same, given only at the positions `where`: of the others, keys and values are computed and no more."""
-        allowed = masks.seen_from(mask, where, x.shape[1])
+        allowed = coordinates.seen_from(mask, where)
         keys, values = self.keys_values(self.normed(x), rope)
-        x, *rope_there = (masks.rows_at(y, where) for y in (x, *rope))
+        x, *rope_there = (coordinates.rows_at(y, where) for y in (x, *rope))
         queries = self.queries(self.normed(x), (rope_there[0], rope_there[1]))
         return self.with_mlp(x + self.output(attention.attention(queries, keys, values, allowed, "xla")))
 
@@ -111,7 +110,7 @@ class Layers(nnx.Module):
         self,
         x: Float[Array, "B L D"],
         rope: tuple[Array, Array],
-        mask: Mask | Bool[Array, "R L L"] | None,
+        mask: Coordinates | Bool[Array, "R L L"] | None,
         implementation: str,
     ) -> Float[Array, "B L D"]:
         """Grouped-query attention with normalised, rotated queries and keys."""
@@ -120,27 +119,27 @@ class Layers(nnx.Module):
 
     def queries(self, x: Float[Array, "B L D"], rope: tuple[Array, Array]) -> Float[Array, "B L N H"]:
         """Queries, normalised and rotated."""
-        q = self._heads(x, self.q_proj, self.q_bias if self.config.attention_bias else None)
-        return apply_rope(rms_norm(q, self.q_norm[...], self.config.rms_norm_eps), *rope)
+        return apply_rope(self._heads(x, self.q_proj, self.q_bias, self.q_norm), *rope)
 
     def keys_values(
         self, x: Float[Array, "B L D"], rope: tuple[Array, Array]
     ) -> tuple[Float[Array, "B L K H"], Float[Array, "B L K H"]]:
         """Keys, normalised and rotated, and values."""
-        has_bias = self.config.attention_bias
-        k = self._heads(x, self.k_proj, self.k_bias if has_bias else None)
-        v = self._heads(x, self.v_proj, self.v_bias if has_bias else None)
-        return apply_rope(rms_norm(k, self.k_norm[...], self.config.rms_norm_eps), *rope), v
+        keys = self._heads(x, self.k_proj, self.k_bias, self.k_norm)
+        return apply_rope(keys, *rope), self._heads(x, self.v_proj, self.v_bias, None)
 
-    def _heads(self, x: Float[Array, "B L D"], weight: nnx.Param, bias: nnx.Param | None) -> Float[Array, "B L N H"]:
+    def _heads(
+        self, x: Float[Array, "B L D"], weight: nnx.Param, bias: nnx.Param | None, norm: nnx.Param | None
+    ) -> Float[Array, "B L N H"]:
         heads = project(x, weight)
         heads = heads if bias is None else heads + bias.astype(x.dtype)
-        return constrain(heads, "batch", "length", "act_heads", "head_dim")
+        heads = constrain(heads, "batch", "length", "act_heads", "head_dim")
+        return heads if norm is None else rms_norm(heads, norm[...], self.config.rms_norm_eps)
 
     def output(self, attended: Float[Array, "B L N H"]) -> Float[Array, "B L D"]:
         """The attention's heads mixed back into the hidden size."""
-        out = project(attended, self.o_proj, inputs=2)
-        return out + self.o_bias.astype(out.dtype) if self.config.attention_bias else out
+        out = project(attended, self.o_proj)
+        return out if self.o_bias is None else out + self.o_bias.astype(out.dtype)
 
     @jax.named_scope("mlp")
     def mlp(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
@@ -150,16 +149,16 @@ class Layers(nnx.Module):
         return project(hidden, self.down_proj)
 
 
-def project(x: Float[Array, "B L ..."], weight: nnx.Param, inputs: int = 1) -> Float[Array, "B L ..."]:
-    """Contract the last `inputs` axes of x with the last of one layer's weight, in x's dtype.
+def project(x: Float[Array, "B L ..."], weight: nnx.Param) -> Float[Array, "B L ..."]:
+    """Contract the last axes of x with the inputs of one layer's weight, in x's dtype.
 
     One plain matmul over B · L rows: with B and L apart, the weight's gradient runs a third slower on CPUs.
     """
-    axes = weight.get_metadata("axes")[1:]  # without `layers`
-    whole = sharding.gather(weight[...], axes, x.dtype)
-    outer, inner = whole.shape[: whole.ndim - inputs], math.prod(whole.shape[whole.ndim - inputs :])
+    role = weight.get_metadata("role")
+    whole = sharding.gather(weight[...], role.outputs + role.inputs, x.dtype)
+    outer, inner = whole.shape[: len(role.outputs)], math.prod(whole.shape[len(role.outputs) :])
     rows = jnp.einsum("ri,oi->ro", x.reshape(-1, inner), whole.reshape(-1, inner))
-    return rows.reshape(*x.shape[: x.ndim - inputs], *outer)
+    return rows.reshape(*x.shape[: x.ndim - len(role.inputs)], *outer)
 
 
 @jax.named_scope("rms_norm")

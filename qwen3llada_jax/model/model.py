@@ -18,11 +18,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from qwen3llada_jax import arguments
 from qwen3llada_jax.errors import InputError, shown
-from qwen3llada_jax.model import attention, masks
+from qwen3llada_jax.model import attention, coordinates, masks
 from qwen3llada_jax.model.config import ModelConfig
+from qwen3llada_jax.model.coordinates import Coordinates
 from qwen3llada_jax.model.embedding import lookup
 from qwen3llada_jax.model.layers import Layers, new_weight, rms_norm
 from qwen3llada_jax.model.masks import Mask
+from qwen3llada_jax.model.roles import Role, roles_of
 from qwen3llada_jax.model.rope import rope_tables
 from qwen3llada_jax.sharding import constrain
 
@@ -74,26 +76,28 @@ class Qwen3LLaDA(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: str = "float32", runtime: Runtime = Runtime()):
         """A model with freshly drawn weights of `dtype`."""
-        table, axes = (config.vocab_size, config.hidden_size), ("vocab", "embed")
+        table, std = (config.vocab_size, config.hidden_size), config.initializer_range
+        looked_up, multiplied = Role("table", ("vocab", "embed")), Role("table", ("vocab",), ("embed",))
         self.config, self.runtime = config, runtime
-        self.embed_tokens = new_weight(rngs, dtype, table, axes, config.initializer_range)
+        self.embed_tokens = new_weight(rngs, dtype, table, multiplied if config.tie_word_embeddings else looked_up, std)
         self.layers: Layers | nnx.List = Layers(config, rngs=rngs, dtype=dtype)
-        self.norm = new_weight(rngs, dtype, (config.hidden_size,), ("norm",), None)
+        self.norm = new_weight(rngs, dtype, (config.hidden_size,), Role("norm", ("norm",)), std)
         if not config.tie_word_embeddings:
-            self.lm_head = new_weight(rngs, dtype, table, axes, config.initializer_range)
+            self.lm_head = new_weight(rngs, dtype, table, multiplied, std)
 
     def __call__(
         self,
         tokens: Int[Array, "B L"],
-        mask: Mask | Bool[Array, "R L L"] | None = None,
+        mask: Mask | Coordinates | Bool[Array, "R L L"] | None = None,
         positions: Int[Array, "B L"] | None = None,
     ) -> Float[Array, "B L V"]:
         """Logits of every position, float32.
 
         Args:
             tokens: ids in [0, V); lists will do.
-            mask: who attends to whom: a rule, or a bool array (or one of 0 and 1) with R = B or 1, True = may attend;
-                None: the model's own visibility, with blocks counted from position 0 (an empty prompt).
+            mask: who attends to whom: a rule, the coordinates of every token, or a bool array (or one of 0 and 1) with
+                R = B or 1, True = may attend; None: the model's own visibility, with blocks counted from position 0
+                (an empty prompt).
                 `q.Mask("full")` asks for everyone to see everyone.
             positions: rotary positions; None means those of the mask, which without any are 0 … L-1 in every row
                 (0 … L/2-1 twice under `block_diffusion`).
@@ -109,7 +113,7 @@ class Qwen3LLaDA(nnx.Module):
     def hidden(
         self,
         tokens: Int[Array, "B L"],
-        mask: Mask | Bool[Array, "R L L"] | None = None,
+        mask: Mask | Coordinates | Bool[Array, "R L L"] | None = None,
         positions: Int[Array, "B L"] | None = None,
         where: Int[Array, "B W"] | None = None,
     ) -> Float[Array, "B W D"]:
@@ -123,16 +127,16 @@ class Qwen3LLaDA(nnx.Module):
         """
         tokens = jnp.asarray(arguments.rows("tokens", tokens))
         L = tokens.shape[1]
-        mask = masks.for_model(mask, self.config, *tokens.shape)
+        visible: Coordinates | Array | None = masks.for_model(mask, self.config, *tokens.shape)
         x = constrain(lookup(self.embed_tokens[...], tokens, self.compute_dtype), "batch", "length", "act_embed")
-        positions = masks.positions_of(mask, positions, *tokens.shape)
+        positions = masks.positions_of(visible, positions, *tokens.shape)
         rope = rope_tables(self.config, positions)
         kind = attention.choose(self.runtime.attention, x.dtype, L, self.config.head_dim)
-        if isinstance(mask, Mask) and kind in ("xla", "cudnn"):
-            mask = jnp.asarray(masks.dense(mask, L))  # once, not in every layer
+        if isinstance(visible, Coordinates) and kind in ("xla", "cudnn"):  # once, not in every layer
+            visible = None if visible.sees_everything else coordinates.dense(visible, L)
 
         def layer(x: Array, weights: Layers) -> Array:
-            return weights(x, rope, mask, kind)
+            return weights(x, rope, visible, kind)
 
         if self.runtime.remat != "none" or not jax.sharding.get_abstract_mesh().empty:
             layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT_POLICIES[self.runtime.remat])
@@ -140,7 +144,7 @@ class Qwen3LLaDA(nnx.Module):
         x = self.fold(lambda x, _, weights: layer(x, weights), x, count if where is None else count - 1)
         if where is not None:
             where = jnp.asarray(_places(where, *tokens.shape))
-            x = self._last_layer(x).only_at(where, x, rope, mask)
+            x = self._last_layer(x).only_at(where, x, rope, visible)
         return rms_norm(x, self.norm[...], self.config.rms_norm_eps)
 
     def fold(self, step: Callable[[Any, Array | int, Layers], Any], carry: Any, count: int) -> Any:
@@ -212,13 +216,12 @@ def abstract(config: ModelConfig, dtype: str = "float32", runtime: Runtime = Run
     """The model without its numbers.
 
     Returns:
-        (graphdef, shapes, axes): `nnx.merge(graphdef, params)` makes a model of a tree like `shapes`, whose
-        leaves are ShapeDtypeStructs; `axes` is the same tree of logical axis names.
+        (graphdef, shapes, roles): `nnx.merge(graphdef, params)` makes a model of a tree like `shapes`, whose
+        leaves are ShapeDtypeStructs; `roles` is the same tree of what each weight is (`Role`).
     """
     model = nnx.eval_shape(lambda: Qwen3LLaDA(config, rngs=nnx.Rngs(0), dtype=dtype, runtime=runtime))
     graphdef, state = nnx.split(model, nnx.Param)
-    axes = jax.tree.map(lambda p: p.get_metadata("axes"), state, is_leaf=lambda p: isinstance(p, nnx.Variable))
-    return graphdef, nnx.to_pure_dict(state), nnx.to_pure_dict(axes)
+    return graphdef, nnx.to_pure_dict(state), roles_of(model)
 
 
 def parameter_count(config: ModelConfig) -> int:

@@ -22,7 +22,7 @@ from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.sampling import state as pages
 from qwen3llada_jax.sampling.config import Dials, SamplerConfig
 from qwen3llada_jax.sampling.forward import first_cache, wide_differs
-from qwen3llada_jax.sampling.state import Canvas, Generation, Page, Progress, finish_checked
+from qwen3llada_jax.sampling.state import Canvas, Generation, Page, Progress, to_host_checked
 from qwen3llada_jax.sampling.step import unmask
 from qwen3llada_jax.sharding import canonical_spec, constrain
 
@@ -66,7 +66,8 @@ def infill(
     """Fill the holes of texts.
 
     Args:
-        texts: ids, None for a hole. Blocks are groups of `block_length` holes, from left to right.
+        texts: ids, None for a hole. Blocks are groups of `block_length` holes, from left to right; under block rules
+            the holes among `block_length` positions, counted from the first hole, before which all is prompt.
         config: `gen_length` and `stop_at_eos` do not matter here: the holes say how much there is to write.
         key: as in `generate`.
 
@@ -111,7 +112,7 @@ def compilations() -> int:
 
 def _generate(model: Qwen3LLaDA, canvas: Canvas, page: Page, config: SamplerConfig) -> Generation:
     step = _stepper(model, page, config)
-    return finish_checked(step(_started(model, canvas, page, config), _TO_THE_END).canvas)
+    return to_host_checked(step(_started(model, canvas, page, config), _TO_THE_END).canvas)
 
 
 def _watch(model: Qwen3LLaDA, canvas: Canvas, page: Page, config: SamplerConfig) -> Iterator[Canvas]:
@@ -120,7 +121,7 @@ def _watch(model: Qwen3LLaDA, canvas: Canvas, page: Page, config: SamplerConfig)
     while not np.asarray(state.done).all():
         state = step(state, 1)
         yield state.canvas
-    finish_checked(state.canvas)
+    to_host_checked(state.canvas)
 
 
 def _stepper(model: Qwen3LLaDA, page: Page, config: SamplerConfig) -> Callable[[Progress, int], Progress]:

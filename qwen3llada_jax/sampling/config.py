@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from qwen3llada_jax import arguments
+from qwen3llada_jax.commands import as_typed
 from qwen3llada_jax.errors import InputError, shown
 from qwen3llada_jax.model.config import VISIBILITIES, ModelConfig
 from qwen3llada_jax.model.model import Qwen3LLaDA
@@ -138,7 +139,8 @@ class SamplerConfig:
         """
         mask = config.mask_token_id if self.mask_token_id is None else self.mask_token_id
         if mask is None:
-            raise InputError("the model names no mask token; import it with converters.from_hf, or set mask_token_id")
+            program = as_typed("converters.from_hf")
+            raise InputError(f"the model names no mask token; import it with {program}, or set mask_token_id")
         eos = tuple(config.eos_token_ids) if self.eos_token_ids is None else self.eos_token_ids
         for name, ids in {"mask_token_id": (mask,), "eos_token_ids": eos, "forbid": self.forbid}.items():
             for i in ids:
@@ -215,8 +217,8 @@ class SamplerConfig:
         numbers: list[Any] = [*map(np.float32, floats), *map(np.int32, (self.revise, self.min_length))]
         return Dials(*numbers)
 
-    def passes_of_a_block(self, holes: Sequence[int]) -> Int[np.ndarray, " B"]:
-        """[B] of rows with so many tokens to write, for a complete config: each row shares `steps` among its blocks.
+    def passes_of_a_block(self, holes: Sequence[int], blocks: Sequence[int]) -> Int[np.ndarray, " B"]:
+        """[B] of rows with so many tokens to write in so many blocks: each row shares `steps` among its blocks.
 
         Raises:
             InputError: `steps` is not a multiple of some row's blocks.
@@ -224,7 +226,6 @@ class SamplerConfig:
         assert self.block_length is not None
         if self.steps is None:
             return np.full(len(holes), _NO_CAP if self.adaptive else self.block_length, np.int32)
-        blocks = [-(-count // self.block_length) for count in holes]
         odd = next((number for number, many in enumerate(blocks) if self.steps % many), None)
         if odd is not None:
             raise InputError(

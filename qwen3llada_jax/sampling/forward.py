@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from qwen3llada_jax.model import kv_cache as kv
 from qwen3llada_jax.model.config import ModelConfig
-from qwen3llada_jax.model.masks import Mask
+from qwen3llada_jax.model.coordinates import Coordinates, until_of
 from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.sampling.config import SamplerConfig, keeps_prompt
 from qwen3llada_jax.sampling.state import Canvas, Page, Progress
@@ -112,30 +112,31 @@ def _cached(
     return _apart(hidden, streams(config)), cache
 
 
-def _inputs(model: Qwen3LLaDA, canvas: Canvas, page: Page, config: SamplerConfig) -> tuple[Array, Mask]:
+def _inputs(model: Qwen3LLaDA, canvas: Canvas, page: Page, config: SamplerConfig) -> tuple[Array, Coordinates]:
     """Tokens and visibility; under guidance each row twice, as it is and with masks for what was given."""
     B, L = canvas.tokens.shape
-    tokens, prompt_length, length = canvas.tokens, canvas.prompt_length, canvas.length
+    tokens, block, length = canvas.tokens, page.block, canvas.length
     if streams(config) == 2:
         assert config.mask_token_id is not None
         without = jnp.where(page.is_given, config.mask_token_id, tokens)
         tokens = jnp.stack([tokens, without], axis=1).reshape(2 * B, L)
-        prompt_length, length = jnp.repeat(prompt_length, 2), jnp.repeat(length, 2)
-    return tokens, mask_of(model.config, config, prompt_length, length, L)
+        block, length = None if block is None else jnp.repeat(block, 2, axis=0), jnp.repeat(length, 2)
+    return tokens, coordinates_of(model.config, config, block, length, L)
 
 
-def mask_of(
-    model: ModelConfig, config: SamplerConfig, prompt_length: Int[Array, " B"], length: Int[Array, " B"], L: int
-) -> Mask:
-    """Who sees whom in rows of `length` tokens, padded to L, for a complete config."""
-    in_blocks = config.visibility != "full"
-    return Mask(
-        config.visibility or "full",
-        config.block_length if in_blocks else None,
-        prompt_sees_answer=model.prompt_sees_answer and config.visibility == "block_bias",
-        prompt_length=prompt_length if in_blocks else None,
-        is_real=jnp.arange(L)[None] < length[:, None],
-    )
+def coordinates_of(
+    model: ModelConfig, config: SamplerConfig, block: Int[Array, "B L"] | None, length: Int[Array, " B"], L: int
+) -> Coordinates:
+    """Who sees whom in rows of `length` tokens, padded to L, for a complete config.
+
+    Args:
+        block: each token's, -1 for a prompt; None under `full`.
+    """
+    segment = jnp.where(jnp.arange(L)[None] < length[:, None], 0, -1)
+    if block is None:
+        return Coordinates(segment=segment)
+    until = until_of(config.visibility or "full", block, prompt_sees_answer=model.prompt_sees_answer)
+    return Coordinates(segment=segment, block=block, until=until)
 
 
 def _apart(hidden: Float[Array, "GB W D"], G: int) -> Float[Array, "B W G D"]:

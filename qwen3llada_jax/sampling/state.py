@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from qwen3llada_jax import arguments, sharding
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model.config import ModelConfig
+from qwen3llada_jax.model.coordinates import block_of
 from qwen3llada_jax.model.kv_cache import Cache
 from qwen3llada_jax.model.model import check_tokens
 from qwen3llada_jax.sampling.config import SamplerConfig
@@ -28,7 +29,7 @@ class Canvas(NamedTuple):
         is_masked: [B, L] positions still to be written.
         written_at: [B, L] the row's pass (0, 1, …) that wrote a position; -1: none did (yet).
         confidence: [B, L] probability the model gave a token when it was written; 1 for what was given.
-        places: [B, T] the positions to write, in order; L where a row has fewer than T.
+        places: [B, T] the positions to write, `block_length` for each block, in order; L where it has fewer.
         prompt_length, length: [B] tokens of each row's prompt, and of prompt and answer.
         passes: [B] passes that each row has taken part in.
         nfe: [B] its forward passes of the model: the same, twice that under guidance.
@@ -92,11 +93,14 @@ class Page(NamedTuple):
 
     Attributes:
         is_given: [B, L] tokens that were there before.
+        block: [B, L] block of each token (coordinates.py): -1 before the first that is written, then counted from it;
+            None under `full`, where all is one block.
         keys: [B] one a row.
         steps: [B] passes of a block.
     """
 
     is_given: Bool[Array, "B L"]
+    block: Int[Array, "B L"] | None
     keys: PRNGKeyArray
     steps: Int[Array, " B"]
 
@@ -127,13 +131,13 @@ class Progress(NamedTuple):
         return (self.step == 0) & ~self.done
 
 
-def finish(written: Canvas) -> Generation:
+def to_host(written: Canvas) -> Generation:
     """The texts of a canvas, without the padding of its bucket, on the host (over several hosts: on each of them)."""
     return _texts(_on_host(written))
 
 
-def finish_checked(written: Canvas) -> Generation:
-    """`finish` of a canvas on which nothing more will be written.
+def to_host_checked(written: Canvas) -> Generation:
+    """`to_host` of a canvas on which nothing more will be written.
 
     Raises:
         NotFiniteError: rows ended with places still masked.
@@ -189,20 +193,20 @@ def for_holes(model: ModelConfig, texts: Sequence[Sequence[int | None]], config:
     Raises:
         InputError: no holes, or settings that do not go with them.
     """
-    holes = [sum(token is None for token in row) for row in arguments.rows_of_ids("texts", texts, holes=True)]
-    if not holes or not min(holes):
+    rows = arguments.rows_of_ids("texts", texts, holes=True)
+    holes = [np.flatnonzero([token is None for token in row]) for row in rows]
+    if not holes or not min(map(len, holes)):
         raise InputError("nothing to fill: every text needs at least one hole (None)")
-    block = config.block_length or model.block_length or min(32, max(holes))
-    longest = -(-max(holes) // block) * block
-    config = dataclasses.replace(config, gen_length=longest, block_length=block, stop_at_eos=False)
-    config.passes_of_a_block(holes)
-    config = config.for_model(model)
-    if config.visibility != "full":
-        raise InputError(
-            f"infilling needs every token to see all others: the visibility is {config.visibility}; set it to full"
-        )
+    block, visibility = config.block_length or model.block_length, config.visibility or model.visibility
+    block = block or min(32, max(map(len, holes)))
+    blocks = [int(_order(row, block, visibility)[-1]) // block + 1 for row in holes]
+    length, cache = max(blocks) * block, config.cache or "none"
+    config = dataclasses.replace(config, gen_length=length, block_length=block, stop_at_eos=False, cache=cache)
+    config.passes_of_a_block(list(map(len, holes)), blocks)
+    is_dual, config = cache == "dual", config.for_model(model)
     if config.cache == "prefix":
-        raise InputError("infilling has no prefix to keep, text stands on both sides; use cache dual or none")
+        uses = f"none (under {config.visibility} dual is prefix)" if is_dual else "dual or none"
+        raise InputError(f"infilling has no prefix to keep, text stands on both sides; use cache {uses}")
     return config
 
 
@@ -232,16 +236,21 @@ def _lay_out(
 ) -> tuple[Canvas, Page]:
     """Rows with -1 where something is to be written, padded to `length`."""
     assert config.mask_token_id is not None
+    assert config.block_length is not None
+    assert config.visibility is not None
     B = len(rows)
     sharding.check_rows(B)
     tokens = np.full((B, length), config.mask_token_id, np.int32)
     is_masked, is_given = np.zeros((B, length), bool), np.zeros((B, length), bool)
     places = np.full((B, config.gen_length), length, np.int32)
+    block, blocks = np.zeros((B, length), np.int32), np.zeros(B, np.int32)
     for i, row in enumerate(rows):
         holes = np.flatnonzero(row == -1)
         tokens[i, : len(row)] = np.where(row == -1, config.mask_token_id, row)
         is_masked[i, holes], is_given[i, : len(row)] = True, row != -1
-        places[i, : len(holes)] = holes
+        order = _order(holes, config.block_length, config.visibility)
+        places[i, order], blocks[i] = holes, order[-1] // config.block_length + 1
+        block[i] = block_of(np.arange(length), int(holes[0]), config.block_length)
     zeros = np.zeros(B, np.int32)
     # All of numpy: an operation for each of them, outside a program, would cost more than a pass.
     arrays: list[Any] = [
@@ -255,8 +264,18 @@ def _lay_out(
         zeros,
         zeros,
     ]
-    still: list[Any] = [is_given, _keys(key, B), config.passes_of_a_block([int(row.sum()) for row in is_masked])]
+    steps = config.passes_of_a_block(is_masked.sum(axis=1).tolist(), blocks.tolist())
+    still: list[Any] = [is_given, block if config.visibility != "full" else None, _keys(key, B), steps]
     return Canvas(*arrays), Page(*still)
+
+
+def _order(holes: Int[np.ndarray, " H"], block_length: int, visibility: str) -> Int[np.ndarray, " H"]:
+    """Where in `Canvas.places` each hole stands: a block is of so many holes, or where it is a rule's, positions."""
+    number = np.arange(len(holes))
+    if visibility == "full":
+        return number
+    _, first, block = np.unique((holes - holes[0]) // block_length, return_index=True, return_inverse=True)
+    return block * block_length + number - first[block]
 
 
 def _ids(row: list[int], vocab_size: int) -> Int[np.ndarray, " P"]:

@@ -33,8 +33,10 @@ def unmask(model: Qwen3LLaDA, state: Progress, page: Page, dials: Dials, config:
     alive = ~state.done
 
     first = jnp.zeros_like(state.block) if G > 1 else state.block * S
-    place = first[:, None] + jnp.arange(G * S)  # B GS: places in the answer
-    where = jnp.take_along_axis(canvas.places, place, axis=1, mode="fill", fill_value=L)  # and in the canvas
+    place = first[:, None] + jnp.arange(G * S)  # B GS
+    where = jnp.take_along_axis(canvas.places, place, axis=1, mode="fill", fill_value=L)
+    number = jnp.cumsum(canvas.places < L, axis=1) - 1  # among the positions to write: a block may have fewer than S
+    place = jnp.take_along_axis(number, place, axis=1, mode="clip")
 
     def at(array: Array, fill: Any) -> Array:
         return array.at[rows, where].get(mode="fill", fill_value=fill)

@@ -16,7 +16,7 @@ from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.sampling import api
 from qwen3llada_jax.sampling.config import SamplerConfig
 from qwen3llada_jax.sampling.limits import check_memory, check_positions
-from qwen3llada_jax.sampling.state import Canvas, Generation, NotFiniteError, finish, for_holes
+from qwen3llada_jax.sampling.state import Canvas, Generation, NotFiniteError, for_holes, to_host
 from qwen3llada_jax.text.opening import Folder
 from qwen3llada_jax.text.requests import Request
 from qwen3llada_jax.text.tokens import up_to_stop
@@ -149,7 +149,7 @@ def _call(
     if watcher is None:
         return (api.infill if with_holes else api.generate)(model, ids, settings, key=keys)
     canvases = (api.watch_infill if with_holes else api.watch)(model, ids, settings, key=keys)
-    return finish(watcher(canvases))
+    return to_host(watcher(canvases))
 
 
 def _completions(

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from qwen3llada_jax.cli import flag, full_name, nearest
+from qwen3llada_jax.commands import bundled_configs
 from qwen3llada_jax.diffusion import NoiseConfig
 from qwen3llada_jax.errors import InputError, brief, shown
 from qwen3llada_jax.io.atomic_files import expanded
@@ -70,13 +71,15 @@ def read_config(path: Path | None, overrides: Sequence[tuple[str, str]] = ()) ->
 
     A key is written in full (`training.lr`) or, where only one key ends so, by its last part (`lr`).
 
+    The name of a bundled configuration (`sft`) stands for its file, unless there is a file so named.
+
     Raises:
         InputError: no such file, not YAML, an unknown key (with the nearest known one), one that stands there
             twice, an impossible value or one without effect.
     """
     values: dict[str, Any] = {}
     if path is not None:
-        values |= _read_yaml(expanded(path))
+        values |= _read_yaml(_file_of(expanded(path)))
     known = _known()
     for name, text in overrides:
         whole = full_name(name, known)
@@ -85,6 +88,16 @@ def read_config(path: Path | None, overrides: Sequence[tuple[str, str]] = ()) ->
     check(config)
     unused_keys.refuse(config)
     return config
+
+
+def _file_of(path: Path) -> Path:
+    """The file, or the bundled one of that name."""
+    bundled = bundled_configs()
+    if path.is_file() or path.suffix or path.name != str(path):
+        return path
+    if path.name not in bundled:
+        raise InputError(f"--config {path}: no such file, and none of the bundled ones ({', '.join(bundled)})")
+    return bundled[path.name]
 
 
 def _at_home(name: str, value: Any) -> Any:

@@ -18,7 +18,7 @@ from ..step import State
 
 
 def banner(
-    config: Config, mesh: Mesh, kernels: Sequence[str], shapes: State, output: Path, first: int, steps: int
+    config: Config, mesh: Mesh, kernels: Sequence[str], shapes: State, roles: Any, output: Path, first: int, steps: int
 ) -> list[str]:
     """Its lines.
 
@@ -29,7 +29,7 @@ def banner(
     t, devices = config.training, jax.devices()
     hosts = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
     axes = " × ".join(f"{axis} {mesh.shape[axis]}" for axis in mesh.axis_names)
-    all_, trained = _parameters(shapes["params"], t.freeze)
+    all_, trained = _parameters(shapes["params"], roles, t.freeze)
     some = "" if trained == all_ else f", {trained:,} of them trained"
     pieces = f" in {config.micro_batches} forward passes" if config.micro_batches > 1 else ""
     most = "" if t.mode == "pretrain" and config.dataset.pack_to_max_length else "at most "
@@ -67,10 +67,10 @@ def state_bytes(shapes: State) -> int:
     return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(shapes))
 
 
-def _parameters(params: Any, freeze: tuple[str, ...]) -> tuple[int, int]:
+def _parameters(params: Any, roles: Any, freeze: tuple[str, ...]) -> tuple[int, int]:
     """(all, trained)."""
     all_ = trained = 0
-    for x, mark in zip(jax.tree.leaves(params), jax.tree.leaves(freezing.frozen(params, freeze)), strict=True):
+    for x, mark in zip(jax.tree.leaves(params), jax.tree.leaves(freezing.frozen(params, roles, freeze)), strict=True):
         size = int(np.prod(x.shape))
         all_ += size
         trained += round(size * (1 - float(np.mean(mark))))

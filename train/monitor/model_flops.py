@@ -11,6 +11,7 @@ import jax
 
 from qwen3llada_jax.model import model
 from qwen3llada_jax.model.config import ModelConfig
+from qwen3llada_jax.model.roles import by_role
 
 # Published dense bfloat16 peaks, TFLOP/s of one JAX device; the first name found in `device_kind` counts.
 PEAK_TFLOPS = (
@@ -38,9 +39,8 @@ PEAK_TFLOPS = (
 
 def matmul_parameters(config: ModelConfig) -> int:
     """Weights that every token is multiplied with: all projections, and the head (tied or not)."""
-    shapes = model.abstract(config)[1]
-    projections = sum(w.size for name, w in shapes["layers"].items() if name.endswith("_proj"))
-    return projections + config.vocab_size * config.hidden_size
+    _, shapes, roles = model.abstract(config)
+    return sum(jax.tree.leaves(by_role(roles, lambda role, w: role.multiplied(w.shape))(shapes)))
 
 
 def training_flops_per_token(config: ModelConfig, length: int) -> int:

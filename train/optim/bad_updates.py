@@ -79,9 +79,9 @@ def watched(tx: optax.GradientTransformation, settings: TrainingConfig) -> optax
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def watched_optimiser(config: Config, steps: int) -> optax.GradientTransformationExtraArgs:
+def watched_optimiser(config: Config, steps: int, roles: Any) -> optax.GradientTransformationExtraArgs:
     """The optimiser of a run, as train.run takes its steps by it and train.plan plans them."""
-    return watched(optimiser(config, steps), config.training)
+    return watched(optimiser(config, steps, roles), config.training)
 
 
 def metrics_of(opt: Any) -> dict[str, Array]:

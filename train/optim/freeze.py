@@ -18,20 +18,24 @@ import optax
 from jaxtyping import Array, Bool
 
 from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.io.hf_names import flatten
 
 _SINGLE_LAYERS = re.compile(r"layers\.(\d+)(?:-(\d+))?\.(.+)")
 
 
-def frozen(params: Any, patterns: Sequence[str]) -> Any:
+def frozen(params: Any, roles: Any, patterns: Sequence[str]) -> Any:
     """A tree like `params`: True (all of it is frozen), False, or bool [layers] on the host.
+
+    Args:
+        roles: of the parameters or more.
 
     Raises:
         InputError: a pattern that matches nothing, layers that are not there, or nothing left to train.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
-    names = [".".join(key.key for key in path) for path, _ in leaves]
+    names, role_of = [".".join(key.key for key in path) for path, _ in leaves], flatten(roles)
     marks = {
-        name: np.zeros(leaf.shape[0] if name.startswith("layers.") else 1, bool)
+        name: np.zeros(leaf.shape[0] if "layers" in role_of[name].stacked[:1] else 1, bool)
         for name, (_, leaf) in zip(names, leaves, strict=True)
     }
     for pattern in patterns:
@@ -48,7 +52,7 @@ def frozen(params: Any, patterns: Sequence[str]) -> Any:
     return jax.tree_util.tree_unflatten(structure, short)
 
 
-def stop_gradients(params: Any, patterns: Sequence[str]) -> Any:
+def stop_gradients(params: Any, roles: Any, patterns: Sequence[str]) -> Any:
     """`params`, whose frozen parts have a gradient of 0, that of whole arrays never being computed."""
 
     def one(mark: Any, x: Array) -> Array:
@@ -56,20 +60,20 @@ def stop_gradients(params: Any, patterns: Sequence[str]) -> Any:
             return jax.lax.stop_gradient(x) if mark else x
         return _without_gradient(x, _along_first(mark, x))
 
-    return jax.tree.map(one, frozen(params, patterns), params) if patterns else params
+    return jax.tree.map(one, frozen(params, roles, patterns), params) if patterns else params
 
 
-def hold(tx: optax.GradientTransformation, patterns: Sequence[str]) -> optax.GradientTransformation:
+def hold(tx: optax.GradientTransformation, roles: Any, patterns: Sequence[str]) -> optax.GradientTransformation:
     """`tx` for what is trained; whole frozen arrays carry no state, and nothing frozen gets an update."""
 
     def labels(params: Any) -> Any:
-        return jax.tree.map(lambda mark: "frozen" if mark is True else "trained", frozen(params, patterns))
+        return jax.tree.map(lambda mark: "frozen" if mark is True else "trained", frozen(params, roles, patterns))
 
     def only_trained(updates: Any, params: Any) -> Any:
         def one(mark: Any, u: Array) -> Array:
             return u if isinstance(mark, bool) else jnp.where(_along_first(mark, u), 0.0, u)
 
-        return jax.tree.map(one, frozen(updates, patterns), updates)
+        return jax.tree.map(one, frozen(updates, roles, patterns), updates)
 
     return optax.chain(
         optax.partition({"trained": tx, "frozen": optax.set_to_zero()}, labels), optax.stateless(only_trained)

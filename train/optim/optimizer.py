@@ -10,18 +10,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
+from qwen3llada_jax.model.roles import Role, by_role
+
 from ..config.schema import Config, OptimConfig
 from . import freeze
 from .eight_bit import in_8_bits
-
-# Axes of a stacked weight [layers, out …, in …] that are its matrix's inputs and outputs.
-_TO_HEADS = optax.contrib.MuonDimensionNumbers(reduction_axis=(3,), output_axis=(1, 2))
-_FROM_HEADS = optax.contrib.MuonDimensionNumbers(reduction_axis=(2, 3), output_axis=(1,))
-_PLAIN = optax.contrib.MuonDimensionNumbers(reduction_axis=(2,), output_axis=(1,))
-_MATRICES = {
-    "q_proj": _TO_HEADS, "k_proj": _TO_HEADS, "v_proj": _TO_HEADS, "o_proj": _FROM_HEADS,
-    "gate_proj": _PLAIN, "up_proj": _PLAIN, "down_proj": _PLAIN,
-}  # fmt: skip
 
 
 def schedule(config: Config, steps: int) -> optax.Schedule:
@@ -45,19 +38,19 @@ def schedule(config: Config, steps: int) -> optax.Schedule:
     return optax.join_schedules([climb, shapes[o.scheduler]], [warmup])
 
 
-def optimiser(config: Config, steps: int) -> optax.GradientTransformation:
-    """The whole chain, of parameters as in `model.py`. State is float32 unless the configuration says otherwise."""
+def optimiser(config: Config, steps: int, roles: Any) -> optax.GradientTransformation:
+    """The whole chain, of parameters with these roles. State is float32 unless the configuration says otherwise."""
     t = config.training
     tx = optax.chain(
         *([optax.clip_by_global_norm(t.grad_clip)] if t.grad_clip > 0 else []),
-        rule(config.optim),
-        optax.add_decayed_weights(t.weight_decay, mask=is_matrix),
+        rule(config.optim, roles),
+        optax.add_decayed_weights(t.weight_decay, mask=by_role(roles, _is_decayed)),
         optax.scale_by_learning_rate(schedule(config, steps)),
     )
-    return freeze.hold(tx, t.freeze) if t.freeze else tx
+    return freeze.hold(tx, roles, t.freeze) if t.freeze else tx
 
 
-def rule(o: OptimConfig) -> optax.GradientTransformation:
+def rule(o: OptimConfig, roles: Any) -> optax.GradientTransformation:
     """Gradients to updates of learning rate 1, before decay.
 
     AdamW (arXiv 1711.05101) · Lion (2302.06675) · Adafactor (1804.04235) without its momentum and relative step, so
@@ -72,15 +65,17 @@ def rule(o: OptimConfig) -> optax.GradientTransformation:
         case "lion":
             return lion
         case "adamw8bit":
-            return in_8_bits(adam, is_matrix)
+            return in_8_bits(adam, by_role(roles, _is_decayed))
         case "lion8bit":
-            return in_8_bits(lion, is_matrix)
+            return in_8_bits(lion, by_role(roles, _is_decayed))
         case "adafactor":
-            return optax.chain(optax.scale_by_factored_rms(), optax.stateless(_clip_rms_of_each_layer))
+            return optax.chain(optax.scale_by_factored_rms(), optax.stateless(by_role(roles, _clip_rms)))
         case "muon":
-            muon = optax.contrib.scale_by_muon(mu_dtype=o.moment_dtype, weight_dimension_numbers=_dimensions)
-            muon = optax.chain(muon, optax.stateless(_scale_to_adam))
-            return optax.partition({"muon": muon, "adam": adam}, _muon_or_adam)
+            axes = by_role(roles, lambda role, _: optax.contrib.MuonDimensionNumbers(role.input_dims, role.output_dims))
+            muon = optax.contrib.scale_by_muon(mu_dtype=o.moment_dtype, weight_dimension_numbers=axes)
+            muon = optax.chain(muon, optax.stateless(by_role(roles, _scale_to_adam)))
+            kinds = by_role(roles, lambda role, _: "muon" if role.kind == "matrix" else "adam")
+            return optax.partition({"muon": muon, "adam": adam}, kinds)
     raise ValueError(f"no optimiser {o.name!r}")
 
 
@@ -114,44 +109,20 @@ def state_shardings(tx: optax.GradientTransformation, params: Any, of_params: An
     )  # fmt: skip
 
 
-def is_matrix(params: Any) -> Any:
-    """True for projections and tables; False for norms and biases, which are not decayed."""
-
-    def one(path: Any, _: Any) -> bool:
-        return path[-1].key.endswith(("_proj", "embed_tokens", "lm_head"))
-
-    return jax.tree_util.tree_map_with_path(one, params)
-
-
 def _ways(where: NamedSharding, part: Any) -> int:
     return math.prod(where.mesh.shape[a] for a in ((part,) if isinstance(part, str) else part or ()))
 
 
-def _muon_or_adam(params: Any) -> Any:
-    def one(path: Any, _: Any) -> str:
-        return "muon" if path[-1].key in _MATRICES else "adam"
-
-    return jax.tree_util.tree_map_with_path(one, params)
+def _is_decayed(role: Role, _: Any) -> bool:
+    return role.kind in ("matrix", "table")
 
 
-def _dimensions(params: Any) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda path, _: _MATRICES[path[-1].key], params)
+def _scale_to_adam(role: Role, u: Array) -> Array:
+    inputs, outputs = (math.prod(u.shape[i] for i in dims) for dims in (role.input_dims, role.output_dims))
+    return 0.2 * math.sqrt(max(inputs, outputs)) * u
 
 
-def _scale_to_adam(updates: Any, _: Any) -> Any:
-    def one(path: Any, u: Array) -> Array:
-        axes = _MATRICES[path[-1].key]
-        inputs, outputs = (math.prod(u.shape[i] for i in axis) for axis in axes)
-        return 0.2 * math.sqrt(max(inputs, outputs)) * u
-
-    return jax.tree_util.tree_map_with_path(one, updates)
-
-
-def _clip_rms_of_each_layer(updates: Any, _: Any) -> Any:
-    """Adafactor's clipping of a weight's update to a root mean square of 1, layer by layer of a stacked one."""
-
-    def one(path: Any, u: Array) -> Array:
-        rms = jnp.sqrt(jnp.mean(u * u, axis=range(path[0].key == "layers", u.ndim), keepdims=True))
-        return u / jnp.maximum(rms, 1.0)
-
-    return jax.tree_util.tree_map_with_path(one, updates)
+def _clip_rms(role: Role, u: Array) -> Array:
+    """Adafactor's clipping of an update to a root mean square of 1, each weight of a stacked one by itself."""
+    rms = jnp.sqrt(jnp.mean(u * u, axis=range(len(role.stacked), u.ndim), keepdims=True))
+    return u / jnp.maximum(rms, 1.0)

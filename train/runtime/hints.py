@@ -6,16 +6,30 @@ import shutil
 import sys
 from pathlib import Path
 
+from qwen3llada_jax import commands
+
 from ..config.schema import Config
 
 
 def command(program: str, *arguments: str | Path) -> str:
-    """`python -m PROGRAM …`, quoted for a shell, by the Python that runs this."""
-    python = shutil.which("python")
-    same = python is not None and os.path.realpath(python) == os.path.realpath(sys.executable)
-    # In an environment of its own Python is a link to the system's, which has not the packages.
-    same &= python is not None and os.path.dirname(os.path.abspath(python)) == os.path.dirname(sys.executable)
-    return shlex.join(["python" if same else sys.executable, "-m", program, *map(str, arguments)])
+    """`python -m PROGRAM …` or `qwen3llada COMMAND …`, quoted for a shell, by the Python that runs this."""
+    words = commands.as_typed(program).split()
+    if words[0] != commands.NAME:
+        words = [_typed("python") or sys.executable, "-m", *words]
+    elif not _typed(commands.NAME):
+        words = [_typed("python") or sys.executable, "-m", "qwen3llada_jax", *words[1:]]
+    return shlex.join([*words, *map(str, arguments)])
+
+
+def _typed(name: str) -> str | None:
+    """The name, if a shell finds under it what lies beside the Python that runs this.
+
+    In an environment of its own Python is a link to the system's, which has not the packages.
+    """
+    found = shutil.which(name)
+    if found is None or os.path.dirname(os.path.abspath(found)) != os.path.dirname(sys.executable):
+        return None
+    return name if name != "python" or os.path.samefile(found, sys.executable) else None
 
 
 def sample(config: Config, output: Path) -> str:

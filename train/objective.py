@@ -1,0 +1,149 @@
+"""What is trained on. An objective is a function `(batch, key, step) → Example`: what the model reads, what it is asked
+and where, and what each answer weighs. The training step and the evaluation know no more of it."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from qwen3llada_jax import diffusion
+from qwen3llada_jax.diffusion import NoiseConfig, Noised
+from qwen3llada_jax.model.masks import Mask
+
+from .config.schema import BLOCK_LENGTH, BLOCK_VISIBILITY, Config
+
+_GOLDEN = 0.6180339887498949
+
+
+class DeviceBatch(NamedTuple):
+    """A batch on its devices: fields as in `loader.Batch`, whose `used_length` is the real length here, and the numbers
+    of its rows, which their noise depends on."""
+
+    tokens: Int[Array, "B L"]
+    prompt_length: Int[Array, " B"]
+    real_length: Int[Array, " B"]
+    row_ids: Int[Array, " B"]
+    segment_ids: Int[Array, "B L"] | None = None
+    positions: Int[Array, "B L"] | None = None
+
+
+class Example(NamedTuple):
+    """What there is to learn of a batch, in rows of M tokens; its loss is Σ weight · ce over the positions `where`.
+
+    Attributes:
+        inputs: [B, M] ids that the model reads; M is the batch's L, or more ([noisy ; clean]: 2 L).
+        targets: [B, M] the id that each position is asked for.
+        weight: [B, M] coefficient of a position's cross-entropy in the loss of the whole batch.
+        where: [B, M] positions that are asked; no other goes through the head.
+        t: [B, M] noise level of each token, which the loss is also reported by.
+        tokens: [B] real tokens of each row.
+        share: [B] of what the loss is a mean over, each row's part: losses of batches add up by its sum.
+        mask: who sees whom. An array of it has an entry for each row, or is a number for all.
+        positions: [B, M] rotary positions; None: the mask's, else 0 … M-1.
+    """
+
+    inputs: Int[Array, "B M"]
+    targets: Int[Array, "B M"]
+    weight: Float[Array, "B M"]
+    where: Bool[Array, "B M"]
+    t: Float[Array, "B M"]
+    tokens: Int[Array, " B"]
+    share: Int[Array, " B"]
+    mask: Mask | None = None
+    positions: Int[Array, "B M"] | None = None
+
+
+Objective = Callable[[DeviceBatch, PRNGKeyArray, Int[Array, ""]], Example]
+
+
+class Corruption(NamedTuple):
+    """How text is noised and seen, of the objectives that predict noised tokens.
+
+    Attributes:
+        live: ids below it are tokens, for `random_replace`.
+        rule: who sees whom, but for what belongs to a batch's rows; its block length may be an array.
+        is_ragged: whether rows of documents have padding.
+        by_row: noise levels depend on the row alone: a golden-ratio sequence, evenly spread over any run of rows.
+    """
+
+    noise: NoiseConfig
+    mask_token_id: int
+    live: int
+    rule: Mask = Mask("full")
+    is_ragged: bool = True
+    by_row: bool = False
+
+
+def objective_of(config: Config, mask_token_id: int, live: int, *, for_evaluation: bool = False) -> Objective:
+    """The objective that a configuration asks for: this is where it is chosen.
+
+    For evaluation the noise is the same every time, and no option that biases the loss applies.
+    """
+    noise, blocks = config.training.noise, config.training.block_attention
+    is_ragged = not config.dataset.pack_to_max_length or noise.random_length_prob > 0
+    if for_evaluation:
+        noise = NoiseConfig(eps=noise.eps, schedule=noise.schedule, weight="elbo", noise_type=noise.noise_type,
+                            random_length_prob=0.0, at_least_one=False)  # fmt: skip
+    rule = Mask("full")
+    if blocks.enabled:
+        kind = blocks.visibility or BLOCK_VISIBILITY
+        rule = Mask(kind, blocks.block_length or BLOCK_LENGTH, bool(blocks.prompt_sees_answer) and kind == "block_bias")
+    how = Corruption(noise, mask_token_id, live, rule, is_ragged, by_row=for_evaluation)
+    return functools.partial(sft if config.training.mode == "sft" else pretrain, how=how)
+
+
+def pretrain(batch: DeviceBatch, key: PRNGKeyArray, step: Int[Array, ""], how: Corruption) -> Example:
+    """LLaDA's equation 3: a mean over the real tokens of documents, of which some are cut to a random length."""
+    L, lengths = batch.tokens.shape[1], batch.real_length
+    if how.noise.random_length_prob > 0:
+        keys = diffusion.row_keys(key, step, batch.row_ids)
+        lengths = jnp.minimum(lengths, diffusion.random_lengths(keys, L, how.noise))
+    is_real = jnp.arange(L)[None] < lengths[:, None]
+    noised = corrupt(batch, key, step, how, is_real)
+    mask = mask_of(batch, how.rule, is_real if how.is_ragged else None)
+    return example_of(batch, noised, noised.weight / lengths.sum(), lengths, lengths, mask)
+
+
+def sft(batch: DeviceBatch, key: PRNGKeyArray, step: Int[Array, ""], how: Corruption) -> Example:
+    """LLaDA's equation 5: a mean over rows of the mean over each answer; prompts are only read."""
+    B, L = batch.tokens.shape
+    place = jnp.arange(L)[None]
+    is_real = place < batch.real_length[:, None]
+    noised = corrupt(batch, key, step, how, is_real & (place >= batch.prompt_length[:, None]))
+    counts = (batch.real_length - batch.prompt_length)[:, None] * B
+    mask = mask_of(batch, how.rule, is_real, batch.prompt_length)
+    rows = jnp.ones_like(batch.real_length)
+    return example_of(batch, noised, noised.weight / counts, batch.real_length, rows, mask)
+
+
+def corrupt(
+    batch: DeviceBatch, key: PRNGKeyArray, step: Int[Array, ""], how: Corruption, can_noise: Bool[Array, "B L"]
+) -> Noised:
+    """Noise a whole batch at once, each row at its level, so that how it is cut into micro-batches changes nothing."""
+    B, keys = len(batch.tokens), diffusion.row_keys(key, step, batch.row_ids)
+    if how.by_row:
+        t = ((batch.row_ids + 0.5) * _GOLDEN) % 1.0
+    else:
+        t = diffusion.sample_t(jax.random.fold_in(jax.random.fold_in(key, step), B), keys, batch.row_ids, B, how.noise)
+    return diffusion.forward_process(
+        keys, batch.tokens, how.mask_token_id, how.noise, can_noise=can_noise, t=t, vocab_size=how.live
+    )
+
+
+def example_of(batch: DeviceBatch, noised: Noised, weight: Array, tokens: Array, share: Array, mask: Mask) -> Example:
+    """The example that asks a batch's noised tokens, each at its own position."""
+    t = jnp.broadcast_to(noised.t[:, None], batch.tokens.shape)
+    weight = jnp.where(noised.is_noised, weight, 0.0)
+    return Example(noised.tokens, batch.tokens, weight, noised.is_noised, t, tokens, share, mask, batch.positions)
+
+
+def mask_of(
+    batch: DeviceBatch, rule: Mask, is_real: Bool[Array, "B L"] | None, prompt_length: Int[Array, " B"] | None = None
+) -> Mask:
+    """Who sees whom in this batch: by the rule, own documents only, and nobody sees padding."""
+    return dataclasses.replace(rule, prompt_length=prompt_length, segment_ids=batch.segment_ids,
+                               positions=batch.positions, is_real=is_real)  # fmt: skip
