@@ -1,7 +1,12 @@
-"""A confidence rule of one's own, beside LLaDA's: python examples/custom_rule.py MODEL "A prompt" """
+"""Rules of one's own, beside LLaDA's: python examples/custom_rule.py MODEL "A prompt"
+
+The programs take them from this file too: --rule examples/custom_rule.py:Halves:share=0.3
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
+
+import jax.numpy as jnp
 
 import qwen3llada_jax as q
 from qwen3llada_jax import cli
@@ -15,6 +20,16 @@ def least_surprise(log_p, token, place, key):
     return log_p[token] + rules.entropy_of(log_p)
 
 
+@q.rule
+class Halves:
+    """How many at once: a share of what is still masked in the block."""
+
+    share: float = 0.5
+
+    def commit(self, is_masked):
+        return jnp.ceil(self.share * is_masked.sum())
+
+
 @dataclass(frozen=True)
 class Flags:
     model: Path = flag("model folder", positional=True)
@@ -24,10 +39,11 @@ class Flags:
 def main() -> None:
     flags = cli.parse(Flags)
     model, tokenizer = q.load(flags.model), load_tokenizer(flags.model)
-    for rule in ("low_confidence", least_surprise):
-        settings = q.SamplerConfig(gen_length=32, block_length=8, remasking=rule)
+    for own in ({}, {"order": least_surprise}, {"commit": Halves(0.5)}):
+        settings = q.SamplerConfig(gen_length=32, block_length=8, **own)
         result = q.generate(model, [tokenizer(flags.prompt).input_ids], settings)
-        print(rule if isinstance(rule, str) else rule.__name__, "→", tokenizer.decode(result.answers()[0]))
+        name = next((getattr(rule, "__name__", repr(rule)) for rule in own.values()), "low_confidence")
+        print(f"{name} ({result.passes} passes)", "→", tokenizer.decode(result.answers()[0]))
 
 
 if __name__ == "__main__":

@@ -19,8 +19,10 @@ from qwen3llada_jax.model.config import PRESETS, ModelConfig
 from qwen3llada_jax.model.coordinates import Coordinates
 from qwen3llada_jax.model.masks import Mask
 from qwen3llada_jax.model.model import Qwen3LLaDA, Runtime
+from qwen3llada_jax.sampling import rules
 from qwen3llada_jax.sampling.api import compilations, generate, infill, watch, watch_infill
 from qwen3llada_jax.sampling.config import SamplerConfig, is_exact
+from qwen3llada_jax.sampling.slots import rule
 from qwen3llada_jax.sampling.state import Canvas, Generation, NotFiniteError
 from qwen3llada_jax.sampling.state import to_host as finish
 from qwen3llada_jax.sharding import make_mesh
@@ -52,6 +54,8 @@ __all__ = [
     "load_tokenizer",
     "make_mesh",
     "pretrain_loss",
+    "rule",
+    "rules",
     "save",
     "sft_loss",
     "watch",

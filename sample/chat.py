@@ -21,7 +21,7 @@ from qwen3llada_jax.cli import flag
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.io.atomic_files import check_file, write_text
 from qwen3llada_jax.model.config import ModelConfig
-from qwen3llada_jax.sampling.config import SamplerConfig
+from qwen3llada_jax.sampling.config import SETTINGS, SamplerConfig
 from qwen3llada_jax.text.chat_template import ChatWriter
 from qwen3llada_jax.text.completions import answer_of
 from qwen3llada_jax.text.opening import Folder
@@ -106,8 +106,9 @@ def show_help() -> None:
     for command, text in COMMANDS.items():
         print(f"{command:<16} {text}", file=sys.stderr)
     print("settings:", file=sys.stderr)
-    for name, (_, text) in common.SETTINGS.items():
-        print(f"  {name:<18} {text}", file=sys.stderr)
+    for name, setting in SETTINGS.items():
+        print(f"  {name:<18} {setting.help}", file=sys.stderr)
+    print(f"  {'rule':<18} a rule of your own, as --rule takes it", file=sys.stderr)
 
 
 def lines_typed() -> Iterator[str]:
@@ -221,12 +222,13 @@ def changed(settings: SamplerConfig, text: str, folder: Folder) -> SamplerConfig
         InputError: no such setting, or an impossible value.
     """
     if not text:
-        print(" ".join(f"{name}={getattr(settings, name)}" for name in common.SETTINGS), file=sys.stderr)
+        print(" ".join(f"{name}={value}" for name, value in common.told(settings).items()), file=sys.stderr)
         return settings
     name, equals, value = text.partition("=")
     if not equals:
         raise InputError(f"/set takes NAME=VALUE, as in /set temperature=0.7, not {text!r}")
-    settings = folder.ending(common.changed(settings, {name: value}))
+    rules = [value.strip()] if name.strip() == "rule" else []
+    settings = folder.ending(common.changed(settings, {} if rules else {name: value}, rules))
     inputs.say_if_approximate(settings.for_model(folder.config), folder.config)
     return settings
 

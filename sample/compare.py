@@ -10,9 +10,9 @@ regex=PATTERN, looked for in the text and in the answer alike; an empty think bl
 Without answers it is the model's own opinion of the finished text: the mean log-probability of its tokens, each given
 all others (quality.py), together with the share of distinct 4-grams, because a text that repeats itself is likely too.
 
-A rule is a confidence rule, or SETTING=VALUE (threshold=0.9, factor=1, cache=dual, temperature=0.7), or several joined
-by `+`; steps= is no part of one. Rules with a fixed budget run once for each of --steps, adaptive ones once, without a
-limit on their steps.
+A rule is a confidence rule, or SETTING=VALUE (threshold=0.9, factor=1, cache=dual, temperature=0.7), or one of your own
+(my.py:Halves:share=0.3, as --rule takes it), or several joined by `+`; steps= is no part of one. Rules with a fixed
+budget run once for each of --steps, adaptive ones once, without a limit on their steps.
 """
 
 import dataclasses
@@ -33,8 +33,8 @@ from qwen3llada_jax.cli import flag, whole
 from qwen3llada_jax.errors import InputError, brief
 from qwen3llada_jax.io.atomic_files import check_folder, make_folder, write_text
 from qwen3llada_jax.pictures import pyplot, write_picture
-from qwen3llada_jax.sampling.config import ADAPTIVE, SamplerConfig
-from qwen3llada_jax.sampling.rules import CONFIDENCE_RULES
+from qwen3llada_jax.sampling.config import SETTINGS, SamplerConfig
+from qwen3llada_jax.sampling.rules import COMMIT_RULES, CONFIDENCE_RULES
 from qwen3llada_jax.text import completions
 from qwen3llada_jax.text.completions import Completion
 from qwen3llada_jax.text.conversations import answer_of
@@ -44,7 +44,8 @@ from qwen3llada_jax.text.tokens import up_to_stop
 
 from . import inputs, quality
 from .clock import Timed, timed
-from .flags import SETTINGS, THINKING, MeshFlags, SamplerFlags, changed, check_counts, settings_of
+from .flags import THINKING, MeshFlags, SamplerFlags, changed, check_counts, settings_of
+from .own_rules import is_own
 from .places import check_place
 
 _SPEED = {"nfe": "NFE", "tokens_per_forward": "tokens a forward", "tokens_per_second": "tokens/s"}
@@ -168,7 +169,11 @@ def variants_of(base: SamplerConfig, rules: str, steps: list[int | None]) -> lis
     known: dict[SamplerConfig, Variant] = {}
     for rule in [r.strip() for r in rules.split(",")]:
         change: dict[str, str] = {}
+        own: list[str] = []
         for part in rule.split("+"):
+            if is_own(part):
+                own.append(part.strip())
+                continue
             name, equals, value = part.partition("=")
             name = name.strip().replace("-", "_")
             if name == "steps":
@@ -177,10 +182,10 @@ def variants_of(base: SamplerConfig, rules: str, steps: list[int | None]) -> lis
                 words = [*CONFIDENCE_RULES, *(f"{n}=" for n in SETTINGS)]
                 raise InputError(f"--rules: unknown rule {part!r}" + cli.nearest(part, words))
             change |= {name: value} if equals else {"remasking": part}
-        if any(name in change for name in ADAPTIVE):  # instead of the one that the flags set
-            change = dict.fromkeys(ADAPTIVE, "none") | change
-        settings = changed(base, change)
-        for budget in [None] if settings.adaptive else steps:
+        if any(name in change for name in COMMIT_RULES):  # instead of the one that the flags set
+            change = dict.fromkeys(COMMIT_RULES, "none") | change
+        settings = changed(base, change, own)
+        for budget in steps if settings.has_budget else [None]:
             variant = Variant(rule, budget, dataclasses.replace(settings, steps=budget))
             if variant.settings in known:
                 same, of = known[variant.settings].rule, f" of {budget} steps" if budget else ""

@@ -2,16 +2,18 @@
 
 import argparse
 import dataclasses
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, make_dataclass
 from typing import Annotated, Any
 
 from qwen3llada_jax import cli
 from qwen3llada_jax.cli import Place, flag, ids, whole
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.model.config import VISIBILITIES
-from qwen3llada_jax.sampling.config import CACHES, EOS_RULES, REVISE_BY, SamplerConfig
-from qwen3llada_jax.sampling.rules import CONFIDENCE_RULES
+from qwen3llada_jax.sampling.config import SETTINGS, SamplerConfig
+from qwen3llada_jax.sampling.setting import Setting
+from qwen3llada_jax.sampling.slots import SLOTS
+
+from . import own_rules
 
 
 def seed(text: str) -> int:
@@ -27,33 +29,6 @@ def seed(text: str) -> int:
 
 Seed = Annotated[int, seed]
 DTYPES = ("float32", "bfloat16", "float16")
-# setting → (type or choices, help); the defaults are SamplerConfig's own.
-SETTINGS: dict[str, tuple[Any, str]] = {
-    "gen_length": (whole, "tokens to write (default: 128)"),
-    "block_length": (whole, "tokens of a block (default: the model's, or 32)"),
-    "steps": (whole, "forward passes over all blocks (default: one for each token; under an adaptive rule, no limit)"),
-    "temperature": (float, "0: the likeliest token; above: a draw from softmax(logits / temperature) (default: 0)"),
-    "top_k": (whole, "draw from the k likeliest tokens; needs a temperature"),
-    "top_p": (float, "draw from the fewest tokens that have this probability together; needs a temperature"),
-    "cfg_scale": (float, "classifier-free guidance; 0: off (default: 0)"),
-    "repetition_penalty": (float, "above 1: ids that stand in the text become less likely (default: 1)"),
-    "remasking": (tuple(CONFIDENCE_RULES), "who is written first (default: low_confidence)"),
-    "threshold": (float, "adaptive: write all that are surer than this (fewer passes, other tokens than one by one)"),
-    "factor": (float, "adaptive: write n at once while (n + 1)(1 - lowest probability) is below this"),
-    "entropy_bound": (float, "adaptive: write n at once while their entropies, the largest apart, sum to at most this"),
-    "revise": (whole, "tokens of each block that may be masked again after they were written (default: 0)"),
-    "revise_by": (REVISE_BY, "which: the least certain when written, or random ones (default: confidence)"),
-    "eos": (EOS_RULES, "EOS: as any token, never, or last in a block (default: free)"),
-    "min_length": (whole, "no EOS among the first so many tokens (default: 0)"),
-    "stop_at_eos": (bool, "a text ends at an EOS with nothing masked before it (default: on)"),
-    "eos_token_ids": (ids, "ids that end a text, as 7,12 (default: the model's, the tokenizer's, <|im_end|>)"),
-    "forbid": (ids, "ids that are never written, as 7,12"),
-    "visibility": (VISIBILITIES, "who sees whom (default: what the model was trained with)"),
-    "cache": (CACHES, "keys and values kept between passes: exact in float32 under block_bias and block_causal; under "
-              "full both approximate, and the program says so (default: prefix under the former two, else none)"),
-    "parallel_blocks": (bool, "all blocks in the same passes; exact in float32; needs block_bias (default: off)"),
-    "mask_token_id": (whole, "(default: the model's)"),
-}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,21 +50,26 @@ class MeshFlags(ModelFlags):
 
 
 THINKING = "let a chat's answers begin with their reasoning (default: as the model was taught)"
-_TYPES: dict[Any, Any] = {whole: int, float: float, bool: bool, ids: tuple[int, ...]}
+# What a setting may be → the type of its flag, and what reads it where it is typed as NAME=VALUE.
+_TYPES: dict[Any, Any] = {"whole": int, "number": float, "flag": bool, "ids": tuple[int, ...]}
+_READERS: dict[Any, Any] = {"whole": whole, "number": float, "ids": ids}
 
 
-def _setting(name: str, kind: Any, text: str) -> tuple[str, Any, Any]:
+def _flag_of(name: str, setting: Setting) -> tuple[str, Any, Any]:
     """The field of a setting of the sampler."""
     names = ["--cfg-scale", "--cfg"] if name == "cfg_scale" else []
-    choices = kind if isinstance(kind, tuple) else ()
-    return name, (str if choices else _TYPES[kind]) | None, flag(text, None, names=names, choices=choices)
+    if isinstance(setting.kind, tuple):
+        return name, str | None, flag(setting.help, None, choices=setting.kind)
+    return name, _TYPES[setting.kind] | None, flag(setting.help, None, names=names)
 
 
-# One flag for every setting of the sampler.
+_RULE = "a rule of your own from a Python file, its numbers behind it: my.py:Halves:share=0.3 (docs/sampling.md)"
+# One flag for every setting of the sampler, and what is none.
 SamplerFlags: Any = make_dataclass(
     "SamplerFlags",
     [
-        *(_setting(name, kind, text) for name, (kind, text) in SETTINGS.items()),
+        *(_flag_of(name, setting) for name, setting in SETTINGS.items()),
+        ("rule", list[str] | None, flag(_RULE, None, metavar="FILE:NAME")),
         ("block_attention", bool, flag("the same as --visibility block_bias", False)),
     ],
     namespace={"__doc__": "Sampler."},
@@ -120,28 +100,42 @@ def settings_of(flags: Any) -> SamplerConfig:
     given = {name: getattr(flags, name) for name in SETTINGS if getattr(flags, name) is not None}
     if flags.block_attention:
         given["visibility"] = "block_bias"
-    settings = SamplerConfig(**given)
+    settings = own_rules.with_rules(SamplerConfig(**given), flags.rule or ())
     _check_revise_by(given, settings)
     return settings
 
 
-def changed(settings: SamplerConfig, changes: Mapping[str, str]) -> SamplerConfig:
+def changed(settings: SamplerConfig, changes: Mapping[str, str], rules: Sequence[str] = ()) -> SamplerConfig:
     """Settings, some of them given anew as text; `default` takes one back, and `none` where that is no value of it.
 
+    Args:
+        rules: of a user's own, as `--rule` takes them, in the place of what was said of them before.
+
     Raises:
-        InputError: no such setting, or an impossible value.
+        InputError: no such setting or rule, or an impossible value.
     """
     new: dict[str, Any] = {}
     for name, text in changes.items():
         field = name.strip().replace("-", "_")
         if field not in SETTINGS:
             raise InputError(f"unknown setting {name.strip()!r}" + cli.nearest(field, [*SETTINGS]))
-        kind, value = SETTINGS[field][0], text.strip()
+        kind, value = SETTINGS[field].kind, text.strip()
         is_taken_back = value == "default" or (value == "none" and not (isinstance(kind, tuple) and "none" in kind))
         new[field] = getattr(SamplerConfig(), field) if is_taken_back else _value(field, value)
+    given = {name for name, value in new.items() if value != getattr(SamplerConfig(), name)}
+    new |= {slot: None for slot in SLOTS if any(SETTINGS[name].slot == slot for name in given)}
     settings = dataclasses.replace(settings, **new)
-    _check_revise_by({name for name, value in new.items() if value != getattr(SamplerConfig(), name)}, settings)
-    return settings
+    _check_revise_by(given, settings)
+    if rules:
+        settings = own_rules.without(settings, [own_rules.rule_of(text)[0] for text in rules])
+    return own_rules.with_rules(settings, rules)
+
+
+def told(settings: SamplerConfig) -> dict[str, Any]:
+    """Settings by name, as a line or a file says them; rules of a user's own only where there are any."""
+    own = {slot: repr(rule) for slot in SLOTS if (rule := getattr(settings, slot)) is not None}
+    short = {name: getattr(settings, name) for name in SETTINGS}
+    return {name: getattr(value, "__name__", value) for name, value in short.items()} | own
 
 
 def _check_revise_by(given: Container[str], settings: SamplerConfig) -> None:
@@ -150,11 +144,13 @@ def _check_revise_by(given: Container[str], settings: SamplerConfig) -> None:
 
 
 def _value(name: str, text: str) -> Any:
-    kind = SETTINGS[name][0]
+    kind = SETTINGS[name].kind
     if isinstance(kind, tuple):
         return text  # SamplerConfig knows the choices
-    what = {whole: "a whole number", float: "a number", bool: "on or off", ids: "ids, as 7,12"}[kind]
+    what = {"whole": "a whole number", "number": "a number", "flag": "on or off", "ids": "ids, as 7,12"}[kind]
     try:
-        return {"on": True, "true": True, "off": False, "false": False}[text.lower()] if kind is bool else kind(text)
+        if kind == "flag":
+            return {"on": True, "true": True, "off": False, "false": False}[text.lower()]
+        return _READERS[kind](text)
     except (ValueError, KeyError, argparse.ArgumentTypeError) as error:
         raise InputError(f"{name} must be {what}, not {text!r}") from error

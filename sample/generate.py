@@ -31,7 +31,7 @@ from qwen3llada_jax.text.requests import Request
 
 from . import answers, inputs
 from .clock import Timed, timed
-from .flags import THINKING, MeshFlags, SamplerFlags, check_counts, settings_of
+from .flags import THINKING, MeshFlags, SamplerFlags, check_counts, settings_of, told
 from .live import show_live
 from .places import check_place
 from .trace import Trace, check_trace_path, write_trace
@@ -70,7 +70,7 @@ class Flags(SamplerFlags, MeshFlags, Out, Ask):
     def __post_init__(self) -> None:
         check_counts(self, "num_samples", "batch_size")
         is_random = self.temperature or self.remasking in ("random", "random_topk")
-        is_random = is_random or (self.revise and self.revise_by == "random")
+        is_random = is_random or (self.revise and self.revise_by == "random") or self.rule
         if self.num_samples > 1 and not is_random:
             raise InputError("--num-samples: without randomness all samples are the same; set --temperature")
 
@@ -114,7 +114,7 @@ def _output(
         yield None, 0
         return
     command = {
-        **{name: getattr(value, "__name__", value) for name, value in vars(settings).items()},
+        **told(settings),
         "model": folder.identity(),
         "dtype": flags.dtype,
         "seed": flags.seed,

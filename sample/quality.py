@@ -25,6 +25,7 @@ from qwen3llada_jax.io.jsonl import shortened
 from qwen3llada_jax.model.coordinates import block_of
 from qwen3llada_jax.sampling.config import SamplerConfig
 from qwen3llada_jax.sampling.forward import coordinates_of
+from qwen3llada_jax.sampling.parameters import Structure
 
 KINDS = ("exact", "contains", "last-number", "regex=PATTERN")
 Match = Callable[[str, str], bool]
@@ -114,27 +115,23 @@ def log_probability(
     masked in one pass, so a token sees (strides − 1) / strides of the answer, under the visibility it was written
     under. What the model thinks of its own text, no likelihood: a text that repeats itself does well.
     """
-    outline = settings.for_model(model.config).outline()
-    return np.asarray(_log_probability(model, result._replace(passes=0), outline, strides))
+    complete = settings.for_model(model.config)
+    return np.asarray(_log_probability(model, result._replace(passes=0), complete.structure(), strides))
 
 
-@functools.partial(jax.jit, static_argnames=("settings", "strides"))
-def _log_probability(model: q.Qwen3LLaDA, result: Any, settings: SamplerConfig, strides: int) -> Array:
+@functools.partial(jax.jit, static_argnames=("structure", "strides"))
+def _log_probability(model: q.Qwen3LLaDA, result: Any, structure: Structure, strides: int) -> Array:
     L = result.tokens.shape[1]
-    length = result.prompt_length + settings.gen_length
+    length = result.prompt_length + result.places.shape[1]
     block = None
-    if settings.visibility != "full":
-        assert settings.block_length is not None
-        block = block_of(jnp.arange(L)[None], result.prompt_length, settings.block_length)
-    mask = coordinates_of(model.config, settings, block, length, L)
+    if structure.visibility != "full":
+        block = block_of(jnp.arange(L)[None], result.prompt_length, structure.block_length)
+    mask = coordinates_of(model.config, structure, block, length, L)
     written, place = result.written_at >= 0, jnp.arange(L)[None] - result.prompt_length[:, None]
-
-    mask_token = settings.mask_token_id
-    assert mask_token is not None
 
     def one(stride: Array) -> Array:
         where = written & (place % strides == stride)
-        hidden = model.hidden(jnp.where(where, mask_token, result.tokens), mask)
+        hidden = model.hidden(jnp.where(where, structure.mask_token_id, result.tokens), mask)
         _, ce = q.cross_entropy(hidden, model.head, result.tokens, jnp.zeros(where.shape), where)
         return jnp.where(where, -ce, 0.0)
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from qwen3llada_jax.sampling.config import SamplerConfig
 
+from .flags import told
+
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>Unmasking</title>
 <style>
@@ -80,5 +82,5 @@ def page(rows: list[dict[str, Any]], settings: SamplerConfig) -> str:
     """The page of these rows (of trace.py)."""
     # No text can end the script, or begin a comment.
     data = json.dumps(rows, allow_nan=False).replace("<", "\\u003c")
-    told = "\n".join(f"{name} = {getattr(value, '__name__', value)}" for name, value in vars(settings).items())
-    return _PAGE.replace("SETTINGS", html.escape(told)).replace("DATA", data, 1)
+    lines = "\n".join(f"{name} = {value}" for name, value in told(settings).items())
+    return _PAGE.replace("SETTINGS", html.escape(lines)).replace("DATA", data, 1)

@@ -18,6 +18,7 @@ import qwen3llada_jax as q
 from qwen3llada_jax import cli
 from qwen3llada_jax.io import model_folder
 from qwen3llada_jax.io.atomic_files import write_text
+from qwen3llada_jax.sampling.slots import SLOTS
 from qwen3llada_jax.text import completions, requests, tokens
 from qwen3llada_jax.text.opening import open_folder
 from sample import chat, clock, compare, flags, generate, inputs, live, quality, trace
@@ -46,7 +47,7 @@ def lines_of(path):
 
 
 def test_every_setting_is_a_flag_and_arrives():
-    assert set(flags.SETTINGS) == {field.name for field in dataclasses.fields(q.SamplerConfig)}
+    assert {*flags.SETTINGS, *SLOTS} == {field.name for field in dataclasses.fields(q.SamplerConfig)}
     given = {
         "gen_length": 16, "block_length": 4, "steps": 8, "temperature": 0.5, "top_k": 3, "top_p": 0.9,
         "cfg_scale": 1.5, "repetition_penalty": 1.2, "remasking": "margin", "threshold": 0.8, "revise": 2,

@@ -16,11 +16,10 @@ from hypothesis import strategies as st
 import qwen3llada_jax as q
 from qwen3llada_jax.model.config import VISIBILITIES
 from qwen3llada_jax.sampling import rules
-from qwen3llada_jax.sampling.config import ADAPTIVE
-from qwen3llada_jax.sampling.proposals import Proposal, draw, propose, propose_one
-from qwen3llada_jax.sampling.rules import CONFIDENCE_RULES
+from qwen3llada_jax.sampling.proposals import Proposal, propose, propose_one
+from qwen3llada_jax.sampling.rules import COMMIT_RULES, CONFIDENCE_RULES
 from qwen3llada_jax.sampling.state import bucket
-from qwen3llada_jax.sampling.step import best_first, how_many
+from qwen3llada_jax.sampling.step import best_first, number_to_unmask
 
 V, MASK = 62, 61
 
@@ -72,7 +71,7 @@ prompts_of_two = st.tuples(st.lists(token_ids, max_size=5), st.lists(token_ids, 
 def any_settings(draw):
     """Every option, in any combination that is not refused."""
     block, visibility = draw(st.sampled_from([2, 4, 8])), draw(st.sampled_from(VISIBILITIES))
-    eos, rule = draw(st.sampled_from([(), (3,), (3, 5)])), draw(st.sampled_from([None, *ADAPTIVE]))
+    eos, rule = draw(st.sampled_from([(), (3,), (3, 5)])), draw(st.sampled_from([None, *COMMIT_RULES]))
     options = {
         "block_length": block,
         "visibility": visibility,
@@ -125,7 +124,7 @@ def check_invariants(model, options, prompts, seed):
     """Prompts and kept tokens stay, every pass writes what it may and nothing else, NFE is what was counted."""
     config = q.SamplerConfig(gen_length=8, **options)
     S, starts = config.block_length, np.array([len(prompt) for prompt in prompts])
-    is_fixed, per_block = config.adaptive is None, (config.steps or 8) * S // 8
+    is_fixed, per_block = config.has_budget, (config.steps or 8) * S // 8
     blocks_at_once = 8 // S if config.parallel_blocks else 1
     canvases = list(q.watch(model, prompts, config, key=jax.random.key(seed)))
     passes = np.zeros(2, int)
@@ -308,10 +307,10 @@ def test_eos_last_goes_after_all_others():
     config = q.SamplerConfig(gen_length=5, block_length=5, threshold=0.05, eos="last", eos_token_ids=(1,))
     proposal = Proposal(jnp.zeros((1, 1, 5), int), confidence, confidence, confidence)
     steps = jnp.asarray(config.passes_of_a_block([5], [1]))
-    arguments = (jnp.array([[4]]), jnp.zeros(1, int), steps, config.dials(), config)
-    assert how_many(proposal, masked, is_eos, order, *arguments).item() == 2
+    arguments = (jnp.array([[4]]), jnp.zeros(1, int), steps, config.parameters().commit)
+    assert number_to_unmask(proposal, masked, is_eos, order, *arguments).item() == 2
     order = best_first(confidence, masked & is_eos, is_eos)
-    assert how_many(proposal, masked & is_eos, is_eos, order, *arguments).item() == 2
+    assert number_to_unmask(proposal, masked & is_eos, is_eos, order, *arguments).item() == 2
 
 
 def test_infilling_fills_holes_and_nothing_else(twin):
@@ -400,10 +399,9 @@ def test_a_penalty_on_repetition_is_that_of_transformers():
         place=jnp.arange(3)[None],
         keys=jax.random.split(jax.random.key(0), 1),
         present=jnp.zeros((1, V), bool).at[0, jnp.asarray(seen)].set(True),
-        allowed=jnp.ones(V, bool),
-        eos=jnp.zeros(V, bool),
-        dials=config.dials(),
-        config=config,
+        allowed=jnp.ones((1, V), bool),
+        eos=jnp.zeros((1, V), bool),
+        parameters=config.parameters(),
     )
     np.testing.assert_array_equal(got.token[0], expected.argmax(-1).numpy())
     np.testing.assert_allclose(got.probability[0], expected.max(-1).values.numpy(), rtol=1e-5)
@@ -423,7 +421,7 @@ def test_confidence_rules_are_their_formulas(name):
         "left_to_right": -np.arange(20),
     }[name]
     log_p = jax.nn.log_softmax(jnp.asarray(logits, jnp.float32))
-    got = jax.vmap(rules.CONFIDENCE_RULES[name], (0, 0, 0, None))(
+    got = jax.vmap(rules.CONFIDENCE_RULES[name]().order, (0, 0, 0, None))(
         log_p, log_p.argmax(1), jnp.arange(20), jax.random.key(0)
     )
     np.testing.assert_allclose(got, expected, rtol=2e-5, atol=1e-6)
@@ -435,19 +433,19 @@ def test_confidence_rules_are_their_formulas(name):
 @settings(max_examples=200, deadline=None)
 def test_counting_rules_are_their_formulas(values, masked, level):
     best_first = np.sort(np.array(values, np.float32))[::-1]
-    p, mask = jnp.asarray(best_first.copy())[None, None], (jnp.arange(6) < masked)[None, None]
+    p, mask = jnp.asarray(best_first.copy()), jnp.arange(6) < masked
     c = best_first[:masked]
     assert (
-        rules.threshold(p, mask, level).item()
+        rules.Threshold(level).commit(p, mask).item()
         == (c > min(np.float32(level), np.float32(c[0] - np.float32(1e-5)))).sum()
     )
     fits = [n for n in range(1, masked + 1) if np.float32(n + 1) * (1 - c[n - 1]) < np.float32(level)]
-    assert rules.factor(p, mask, level).item() == max(fits, default=0)
+    assert rules.Factor(level).commit(p, mask).item() == max(fits, default=0)
     H = np.sort(np.array(values, np.float64))[:masked] * 2
     fits = [n for n in range(1, masked + 1) if H[:n].sum() - H[:n].max() <= level]
     near = any(abs(H[:n].sum() - H[:n].max() - level) < 1e-5 for n in range(1, masked + 1))
-    sorted_H = jnp.asarray(np.sort(np.array(values, np.float32)) * 2)[None, None]
-    assert near or rules.entropy_bound(sorted_H, mask, level).item() == max(fits)
+    sorted_H = jnp.asarray(np.sort(np.array(values, np.float32)) * 2)
+    assert near or rules.EntropyBound(level).commit(sorted_H, mask).item() == max(fits)
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(3, None), (None, 0.75), (4, 0.6)])
@@ -462,7 +460,7 @@ def test_top_k_and_top_p_keep_what_transformers_keeps(top_k, top_p):
         left = TopPLogitsWarper(top_p)(None, left)
     config = q.SamplerConfig(block_length=1, temperature=0.7, top_k=top_k, top_p=top_p)
     keys = jax.random.split(jax.random.key(0), 50_000)
-    drawn = jax.vmap(lambda key: draw(key, jnp.asarray(logits), config.dials(), config))(keys)
+    drawn = jax.vmap(lambda key: config.parameters().draw.draw(jnp.asarray(logits), key))(keys)
     share = np.bincount(np.asarray(drawn), minlength=12) / len(keys)
     expected = left.softmax(-1)[0].numpy()
     assert ((share > 0) == (expected > 0)).all()
@@ -490,7 +488,7 @@ def test_proposals_are_drawn_from_the_tempered_softmax(temperature):
     exact = np.exp((logits - 80.0) / temperature, dtype=np.float64)
     exact /= exact.sum()
     config = q.SamplerConfig(block_length=1, temperature=temperature)
-    one = functools.partial(propose_one, dials=config.dials(), config=config)
+    one = functools.partial(propose_one, parameters=config.parameters())
     keys = jax.random.split(jax.random.key(0), draws)
     proposals = jax.jit(jax.vmap(one, (None, None, 0)))(jnp.asarray(logits), jnp.int32(0), keys)
     counts = np.bincount(np.asarray(proposals.token), minlength=size)
@@ -512,8 +510,8 @@ def test_random_rules():
         confidence = jax.vmap(jax.vmap(rule, (None, 0, None, 0)), (None, None, None, 0))(log_p, tokens, 0, keys)
         return np.bincount(np.asarray(confidence.argmax(axis=1)), minlength=8) / 4000
 
-    assert np.abs(first(rules.random, jnp.zeros(8, int)) - 1 / 8).max() < 0.03
-    tied = first(rules.random_topk, jnp.array([0, 0, 1, 1, 1, 2, 2, 2]))
+    assert np.abs(first(rules.Random().order, jnp.zeros(8, int)) - 1 / 8).max() < 0.03
+    tied = first(rules.RandomTopk().order, jnp.array([0, 0, 1, 1, 1, 2, 2, 2]))
     assert tied[2:].sum() == 0
     assert 0.4 < tied[0] < 0.6
 

@@ -11,7 +11,8 @@ import pytest
 from conftest import TINY, on_devices, save_torch, torch_model
 
 import qwen3llada_jax as q
-from qwen3llada_jax.sampling.step import TIE, best_first
+from qwen3llada_jax.sampling.slots import TIE
+from qwen3llada_jax.sampling.step import best_first
 from qwen3llada_jax.text.opening import open_folder
 from qwen3llada_jax.text.text_ends import with_text_ends
 

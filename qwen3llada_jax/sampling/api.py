@@ -20,9 +20,10 @@ from qwen3llada_jax.model.kv_cache import AXES, Cache
 from qwen3llada_jax.model.layers import apart
 from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.sampling import state as pages
-from qwen3llada_jax.sampling.config import Dials, SamplerConfig
-from qwen3llada_jax.sampling.forward import first_cache, wide_differs
-from qwen3llada_jax.sampling.state import Canvas, Generation, Page, Progress, to_host_checked
+from qwen3llada_jax.sampling.config import SamplerConfig
+from qwen3llada_jax.sampling.forward import block_start_differs, first_cache
+from qwen3llada_jax.sampling.parameters import Parameters, Structure
+from qwen3llada_jax.sampling.state import Canvas, Generation, GenerationInputs, SamplerState, to_host_checked
 from qwen3llada_jax.sampling.step import unmask
 from qwen3llada_jax.sharding import canonical_spec, constrain
 
@@ -110,13 +111,13 @@ def compilations() -> int:
     return sum(program._cache_size() for programs in (_begin, _advance) for program in programs.values())
 
 
-def _generate(model: Qwen3LLaDA, canvas: Canvas, page: Page, config: SamplerConfig) -> Generation:
-    step = _stepper(model, page, config)
-    return to_host_checked(step(_started(model, canvas, page, config), _TO_THE_END).canvas)
+def _generate(model: Qwen3LLaDA, canvas: Canvas, inputs: GenerationInputs, config: SamplerConfig) -> Generation:
+    step = _stepper(model, inputs, config)
+    return to_host_checked(step(_started(model, canvas, inputs, config), _TO_THE_END).canvas)
 
 
-def _watch(model: Qwen3LLaDA, canvas: Canvas, page: Page, config: SamplerConfig) -> Iterator[Canvas]:
-    step, state = _stepper(model, page, config), _started(model, canvas, page, config)
+def _watch(model: Qwen3LLaDA, canvas: Canvas, inputs: GenerationInputs, config: SamplerConfig) -> Iterator[Canvas]:
+    step, state = _stepper(model, inputs, config), _started(model, canvas, inputs, config)
     yield state.canvas
     while not np.asarray(state.done).all():
         state = step(state, 1)
@@ -124,19 +125,23 @@ def _watch(model: Qwen3LLaDA, canvas: Canvas, page: Page, config: SamplerConfig)
     to_host_checked(state.canvas)
 
 
-def _stepper(model: Qwen3LLaDA, page: Page, config: SamplerConfig) -> Callable[[Progress, int], Progress]:
+def _stepper(
+    model: Qwen3LLaDA, inputs: GenerationInputs, config: SamplerConfig
+) -> Callable[[SamplerState, int], SamplerState]:
     """So many passes more: the one program that `generate`, `watch` and everything that shows the writing run."""
     is_late = _is_converted_on_cpu(model)
-    model, dials, outline = _laid_out(model, config, is_late), config.dials(), config.outline()
+    model, parameters, structure = _laid_out(model, config, is_late), config.parameters(), config.structure()
 
-    def step(state: Progress, passes: int) -> Progress:
+    def step(state: SamplerState, passes: int) -> SamplerState:
         # The cache is ours alone, so it is renewed in its own memory; canvases are the caller's.
-        return _advance[is_late](state.cache, model, state._replace(cache=None), page, dials, np.int32(passes), outline)
+        return _advance[is_late](
+            state.cache, model, state._replace(cache=None), inputs, parameters, np.int32(passes), structure
+        )
 
     return step
 
 
-def _started(model: Qwen3LLaDA, canvas: Canvas, page: Page, config: SamplerConfig) -> Progress:
+def _started(model: Qwen3LLaDA, canvas: Canvas, inputs: GenerationInputs, config: SamplerConfig) -> SamplerState:
     """Nothing written yet, and the prompt in the cache where it never changes; where the passes leave it."""
     assert config.block_length is not None
     B, G = len(canvas.tokens), canvas.places.shape[1] // config.block_length if config.parallel_blocks else 1
@@ -144,12 +149,12 @@ def _started(model: Qwen3LLaDA, canvas: Canvas, page: Page, config: SamplerConfi
     cache = None
     if config.cache != "none":
         is_late = _is_converted_on_cpu(model)
-        cache = _begin[is_late](_laid_out(model, config, is_late), canvas, page, config.outline())
+        cache = _begin[is_late](_laid_out(model, config, is_late), canvas, inputs, config.structure())
     state: Any = (canvas, zero, zero, zeros, zeros, done, cache)
-    return _placed(Progress(*state), model)
+    return _placed(SamplerState(*state), model)
 
 
-def _placed(state: Progress, model: Qwen3LLaDA) -> Progress:
+def _placed(state: SamplerState, model: Qwen3LLaDA) -> SamplerState:
     """Where the passes leave it: else a second call would be compiled anew.
 
     Over several hosts that stays: no host has the rows of the others.
@@ -164,7 +169,7 @@ def _placed(state: Progress, model: Qwen3LLaDA) -> Progress:
     return jax.device_put(state, places)
 
 
-def _axes(state: Progress) -> Any:
+def _axes(state: SamplerState) -> Any:
     """The logical axes of every array of a state."""
     rows = jax.tree.map(lambda x: ("batch",) + ("length",) * (np.ndim(x) - 1), state._replace(cache=None))
     cache: Any = (AXES, AXES)
@@ -198,26 +203,29 @@ def _is_converted_on_cpu(model: Qwen3LLaDA) -> bool:
 def _passes(
     cache: Cache | None,
     model: Qwen3LLaDA,
-    state: Progress,
-    page: Page,
-    dials: Dials,
+    state: SamplerState,
+    inputs: GenerationInputs,
+    parameters: Parameters,
     passes: Int[Array, ""],
-    config: SamplerConfig,
-) -> Progress:
-    """At most so many passes: wide ones where a row begins a block, narrow ones until the next row does."""
-    Carry = tuple[Progress, Array]
+    structure: Structure,
+) -> SamplerState:
+    """At most so many passes: those of a block start where a row begins a block, others until the next row does."""
+    Carry = tuple[SamplerState, Array]
 
     def goes_on(carry: Carry) -> Array:
         return ~carry[0].done.all() & (carry[1] > 0)
 
-    def one(wide: bool) -> Callable[[Carry], Carry]:
-        return lambda carry: (unmask(model, carry[0], page, dials, config, wide), carry[1] - 1)
+    def one(is_block_start: bool) -> Callable[[Carry], Carry]:
+        return lambda carry: (
+            unmask(model, carry[0], inputs, parameters, structure, is_block_start),
+            carry[1] - 1,
+        )
 
     def both(carry: Carry) -> Carry:
         carry = jax.lax.while_loop(lambda c: goes_on(c) & c[0].begins.any(), one(True), carry)
         return jax.lax.while_loop(lambda c: goes_on(c) & ~c[0].begins.any(), one(False), carry)
 
-    body = both if wide_differs(model, config) else one(False)
+    body = both if block_start_differs(model, structure) else one(False)
     state = jax.lax.while_loop(goes_on, body, (state._replace(cache=cache), passes))[0]
     return jax.tree.map(lambda axes, x: constrain(x, *axes), _axes(state), state, is_leaf=_is_axes)
 
@@ -230,7 +238,7 @@ def _programs(function: Callable[..., Any], donated: tuple[str, ...] = ()) -> di
     late = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
     return {
         is_late: jax.jit(
-            function, static_argnames="config", donate_argnames=donated, compiler_options=late if is_late else None
+            function, static_argnames="structure", donate_argnames=donated, compiler_options=late if is_late else None
         )
         for is_late in (False, True)
     }

@@ -2,34 +2,38 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Int
 
 from qwen3llada_jax import arguments
 from qwen3llada_jax.commands import as_typed
-from qwen3llada_jax.errors import InputError, shown
+from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model.config import VISIBILITIES, ModelConfig
 from qwen3llada_jax.model.model import Qwen3LLaDA
-from qwen3llada_jax.sampling.rules import CONFIDENCE_RULES, ConfidenceRule
+from qwen3llada_jax.sampling import rules, slots
+from qwen3llada_jax.sampling.parameters import Parameters, Structure
+from qwen3llada_jax.sampling.setting import Setting, field, setting_of
+from qwen3llada_jax.sampling.slots import ConfidenceRule, Rule
 
-CACHES = ("none", "prefix", "dual")
-EOS_RULES = ("free", "never", "last")
-REVISE_BY = ("confidence", "random")
-ADAPTIVE = ("threshold", "factor", "entropy_bound")
-_LEAST_OF = {"gen_length": 1, "block_length": 1, "steps": 1, "top_k": 1, "revise": 0, "min_length": 0}
-_REALS = ("temperature", "cfg_scale", "factor", "entropy_bound", "top_p", "threshold", "repetition_penalty")
 _NO_CAP = 1 << 30  # steps of a block when nothing limits them
-_MOST = 2**31 - 1  # whole numbers are 32 bits wide in a program,
-_LEAST = 1e-6  # and logits divided by this, or its inverse, stay finite
+
+
+def _of(kind: Any, name: str, default: Any = None) -> Any:
+    """A short name for a rule's field of that name: what values it takes is said there."""
+    declared = next(setting_of(f) for f in dataclasses.fields(kind) if f.name == name)
+    return field(dataclasses.replace(declared, slot=slots.slot_of(kind)), default)
 
 
 @dataclass(frozen=True)
 class SamplerConfig:
     """How to sample. Formulas and sources of the rules: `rules.py`.
+
+    Every rule has short names here (`threshold=0.9`); or it is given as such (`commit=Threshold(0.9)`), with numbers
+    for all rows or one for each, and from a user's own class or function too.
 
     Attributes:
         gen_length: tokens to write after the prompt.
@@ -54,82 +58,152 @@ class SamplerConfig:
             what follows the block too. None: `prefix` where it changes no token in float32 (`is_exact`), else `none`.
         parallel_blocks: all blocks in the same passes (needs block_bias); the same tokens, in float32.
         mask_token_id: None: the model's.
+        order, commit, draw, remask, stop: rules (slots.py); None: what the short names say.
     """
 
-    gen_length: int = 128
-    block_length: int | None = None
-    steps: int | None = None
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float | None = None
-    cfg_scale: float = 0.0
-    repetition_penalty: float = 1.0
-    remasking: str | ConfidenceRule = "low_confidence"
-    threshold: float | None = None
-    factor: float | None = None
-    entropy_bound: float | None = None
-    revise: int = 0
-    revise_by: str = "confidence"
-    eos: str = "free"
-    min_length: int = 0
-    stop_at_eos: bool = True
-    eos_token_ids: tuple[int, ...] | None = None
-    forbid: tuple[int, ...] = ()
-    visibility: str | None = None
-    cache: str | None = None
-    parallel_blocks: bool = False
-    mask_token_id: int | None = None
+    gen_length: int = field(Setting("whole", "tokens to write (default: 128)", least=1), 128)
+    block_length: int | None = field(Setting("whole", "tokens of a block (default: the model's, or 32)", least=1), None)
+    steps: int | None = field(
+        Setting(
+            "whole",
+            "forward passes over all blocks (default: one for each token; under an adaptive rule, no limit)",
+            least=1,
+        ),
+        None,
+    )
+    temperature: float = _of(rules.Sample, "temperature", 0.0)
+    top_k: int | None = _of(rules.Sample, "top_k")
+    top_p: float | None = _of(rules.Sample, "top_p")
+    cfg_scale: float = field(Setting("number", "classifier-free guidance; 0: off (default: 0)", range="0 or more"), 0.0)
+    repetition_penalty: float = field(
+        Setting("number", "above 1: ids that stand in the text become less likely (default: 1)", range="above 0"), 1.0
+    )
+    remasking: str | ConfidenceRule = field(  # noqa: RUF009
+        Setting(tuple(rules.CONFIDENCE_RULES), "who is written first (default: low_confidence)", slot="order"),
+        "low_confidence",
+    )
+    threshold: float | None = _of(rules.Threshold, "threshold")
+    factor: float | None = _of(rules.Factor, "factor")
+    entropy_bound: float | None = _of(rules.EntropyBound, "entropy_bound")
+    revise: int = _of(rules.LeastCertain, "revise", 0)
+    revise_by: str = field(
+        Setting(
+            tuple(rules.REMASK_RULES),
+            "which: the least certain when written, or random ones (default: confidence)",
+            slot="remask",
+        ),
+        "confidence",
+    )
+    eos: str = field(
+        Setting(("free", "never", "last"), "EOS: as any token, never, or last in a block (default: free)"), "free"
+    )
+    min_length: int = field(Setting("whole", "no EOS among the first so many tokens (default: 0)", least=0), 0)
+    stop_at_eos: bool = field(
+        Setting("flag", "a text ends at an EOS with nothing masked before it (default: on)", slot="stop"), True
+    )
+    eos_token_ids: tuple[int, ...] | None = field(
+        Setting("ids", "ids that end a text, as 7,12 (default: the model's, the tokenizer's, <|im_end|>)"), None
+    )
+    forbid: tuple[int, ...] = field(Setting("ids", "ids that are never written, as 7,12"), ())
+    visibility: str | None = field(
+        Setting(VISIBILITIES, "who sees whom (default: what the model was trained with)"), None
+    )
+    cache: str | None = field(
+        Setting(
+            ("none", "prefix", "dual"),
+            "keys and values kept between passes: exact in float32 under block_bias and block_causal; under "
+            "full both approximate, and the program says so (default: prefix under the former two, else none)",
+        ),
+        None,
+    )
+    parallel_blocks: bool = field(
+        Setting("flag", "all blocks in the same passes; exact in float32; needs block_bias (default: off)"), False
+    )
+    mask_token_id: int | None = field(Setting("whole", "(default: the model's)"), None)
+    order: Rule | None = None
+    commit: Rule | None = None
+    draw: Rule | None = None
+    remask: Rule | None = None
+    stop: Rule | None = None
 
     def __post_init__(self) -> None:
-        self._take(arguments.whole, *_LEAST_OF, "mask_token_id")
-        self._take(arguments.number, *_REALS)
-        self._take(arguments.flag, "stop_at_eos", "parallel_blocks")
-        self._take(arguments.ids, "eos_token_ids", "forbid")
-        for name, least in _LEAST_OF.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"{name} must be at least {least}, not {value}")
-            if value is not None and value > _MOST:
-                raise InputError(f"{name} must be at most {_MOST}, not {value}")
-        for name in ("temperature", "cfg_scale", "factor", "entropy_bound"):
-            value = getattr(self, name)
-            if value is not None and value != 0 and not _LEAST <= value <= 1 / _LEAST:
-                raise InputError(f"{name} must be 0 or more ({_LEAST:g} to {1 / _LEAST:g}), not {value}")
-        for name in ("top_p", "threshold"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value <= 1:
-                raise InputError(f"{name} must be above 0 and at most 1, not {value}")
-        if not _LEAST <= self.repetition_penalty <= 1 / _LEAST:
-            raise InputError(
-                f"repetition_penalty must be above 0 ({_LEAST:g} to {1 / _LEAST:g}), not {self.repetition_penalty}"
-            )
-        for name in ("remasking", "revise_by", "eos"):
-            if getattr(self, name) is None:
-                raise InputError(f"{name} must be named, not None; leave it out for {getattr(type(self), name)!r}")
-        if not callable(self.remasking):
-            _one_of("remasking", self.remasking, tuple(CONFIDENCE_RULES))
-        _one_of("revise_by", self.revise_by, REVISE_BY)
-        _one_of("eos", self.eos, EOS_RULES)
-        _one_of("visibility", self.visibility, VISIBILITIES)
-        _one_of("cache", self.cache, CACHES)
-        adaptive = [n for n in ADAPTIVE if getattr(self, n) is not None]
-        if len(adaptive) > 1:
-            raise InputError(f"{' and '.join(adaptive)} both say how many tokens a pass writes; give one of them")
+        for f in dataclasses.fields(self):
+            setting, value = setting_of(f), getattr(self, f.name)
+            is_function = f.name == "remasking" and callable(value)
+            if setting and not is_function:
+                object.__setattr__(self, f.name, setting.taken(f.name, value, f.default))
+            elif not setting and value is not None:
+                object.__setattr__(self, f.name, slots.checked(f.name, value))
+        self._check_given_once()
         for name in ("top_k", "top_p"):
             if getattr(self, name) is not None and self.temperature == 0:
                 raise InputError(f"{name} chooses what to draw from; it needs a temperature above 0")
 
-    def _take(self, kind: Callable[[str, Any], Any], *names: str) -> None:
-        """Settings as Python's own values; None stays where it may."""
-        for name in names:
-            value = getattr(self, name)
-            if value is not None or getattr(type(self), name) is not None:
-                object.__setattr__(self, name, kind(name, value))
+    def _check_given_once(self) -> None:
+        """Refuse two ways to say one rule."""
+        for slot, what in slots.SLOTS.items():
+            given = [name for name, setting in SETTINGS.items() if setting.slot == slot and self._is_given(name)]
+            if getattr(self, slot) is not None:
+                given = [slot, *given][:2]
+            if len(given) > 1 and given[0] in (slot, *rules.COMMIT_RULES):
+                raise InputError(f"{' and '.join(given)} both say {what}; give one of them")
+
+    def _is_given(self, name: str) -> bool:
+        default = getattr(type(self), name)
+        return getattr(self, name) is not default and getattr(self, name) != default
 
     @property
-    def adaptive(self) -> str | None:
-        """The adaptive rule in force."""
-        return next((n for n in ADAPTIVE if getattr(self, n) is not None), None)
+    def has_budget(self) -> bool:
+        """Whether `steps` are shared out; of an adaptive rule they are the most that may be taken."""
+        return slots.has_budget(self._commit())
+
+    def _commit(self) -> Rule:
+        if self.commit is not None:
+            return self.commit
+        name = next((name for name in rules.COMMIT_RULES if self._is_given(name)), None)
+        return rules.COMMIT_RULES[name](getattr(self, name)) if name else rules.EvenShare()
+
+    def parameters(self, like: "SamplerConfig | None" = None) -> Parameters:
+        """The rules and numbers of a complete config (`for_model`).
+
+        Args:
+            like: what is in force there is in force here, without effect if it is off: so that one program serves both.
+        """
+        likes = (self,) if like is None else (self, like)
+        named = self.remasking
+        order = rules.CONFIDENCE_RULES[named]() if isinstance(named, str) else slots.OwnOrder(named)
+        is_drawn = any(c.temperature for c in likes)
+        revises = any(c.revise for c in likes)
+        kind = next((c.revise_by for c in likes if c.revise), self.revise_by)
+        chosen = (
+            self.order or order,
+            self._commit(),
+            self.draw or (rules.Sample(self.temperature, self.top_k, self.top_p) if is_drawn else rules.Greedy()),
+            self.remask or (rules.REMASK_RULES[kind](self.revise) if revises else None),
+            self.stop or (rules.AtEos() if self.stop_at_eos and self.eos_token_ids else None),
+        )
+        numbers: list[Any] = [
+            np.float32(self.cfg_scale) if self.cfg_scale else None,
+            np.float32(self.repetition_penalty) if any(c.repetition_penalty != 1 for c in likes) else None,
+            np.int32(self.min_length) if any(c.min_length for c in likes) else None,
+        ]
+        return Parameters(*(None if rule is None else slots.numbers_of(rule) for rule in chosen), *numbers)
+
+    def structure(self) -> Structure:
+        """What of a complete config a program is compiled for, its rules apart."""
+        assert self.block_length is not None
+        assert self.visibility is not None
+        assert self.cache is not None
+        assert self.mask_token_id is not None
+        return Structure(
+            self.block_length,
+            self.visibility,
+            self.cache,
+            self.parallel_blocks,
+            is_eos_last=self.eos == "last",
+            cfg_branches=2 if self.cfg_scale else 1,
+            mask_token_id=self.mask_token_id,
+        )
 
     def for_model(self, config: ModelConfig) -> "SamplerConfig":
         """This config with every None filled in from the model (`steps` and the rules apart), and checked.
@@ -162,8 +236,9 @@ class SamplerConfig:
                 f"steps {self.steps} is not a multiple of the {blocks} blocks (gen_length {self.gen_length} / "
                 f"block_length {block}); try {-(-self.steps // blocks) * blocks}"
             )
-        if self.top_k is not None and self.top_k > config.vocab_size:
-            raise InputError(f"top_k {self.top_k} is more than the vocabulary of {config.vocab_size}")
+        top_k = self.top_k if self.draw is None else getattr(self.draw, "top_k", None)
+        if top_k is not None and top_k > config.vocab_size:
+            raise InputError(f"top_k {top_k} is more than the vocabulary of {config.vocab_size}")
         visibility = self.visibility or config.visibility
         if self.parallel_blocks and visibility != "block_bias":
             raise InputError(
@@ -176,8 +251,8 @@ class SamplerConfig:
         known = dataclasses.replace(
             self, mask_token_id=mask, eos_token_ids=eos, block_length=block, visibility=visibility
         )
-        cache = self.cache or ("prefix" if keeps_prompt(known, config) else "none")
-        if cache == "dual" and keeps_prompt(known, config):
+        cache = self.cache or ("prefix" if prefix_cache_is_exact(known, config) else "none")
+        if cache == "dual" and prefix_cache_is_exact(known, config):
             cache = "prefix"  # what follows a block is never seen: nothing else to keep
         return dataclasses.replace(known, cache=cache)
 
@@ -190,32 +265,16 @@ class SamplerConfig:
             why = "forbid" + (f" and eos {self.eos!r}" if self.eos == "never" else " and min_length" if no_eos else "")
             raise InputError(f"no id is left to write: {why} leave none of the model's {live} tokens; forbid fewer")
 
-    def outline(self) -> "SamplerConfig":
-        """What a compiled program depends on: the numbers that it takes as `Dials` are set to one value each."""
+    def check_rows(self, rows: int) -> None:
+        """Refuse rules that have a number for each row, and not for so many rows.
 
-        def same(value: float | None, but: float | None = None) -> Any:
-            return value if value == but or value is None else 1
-
-        return dataclasses.replace(
-            self,
-            steps=None,
-            temperature=same(self.temperature, 0),
-            top_p=same(self.top_p),
-            cfg_scale=same(self.cfg_scale, 0),
-            repetition_penalty=1 if self.repetition_penalty == 1 else 2,
-            threshold=same(self.threshold),
-            factor=same(self.factor),
-            entropy_bound=same(self.entropy_bound),
-            revise=same(self.revise, 0),
-            min_length=same(self.min_length, 0),
-        )
-
-    def dials(self) -> "Dials":
-        """The numbers of a complete config (`for_model`)."""
-        level = getattr(self, self.adaptive) if self.adaptive else 0.0
-        floats = (self.temperature, self.top_p or 1.0, self.cfg_scale, self.repetition_penalty, level)
-        numbers: list[Any] = [*map(np.float32, floats), *map(np.int32, (self.revise, self.min_length))]
-        return Dials(*numbers)
+        Raises:
+            InputError: naming the number.
+        """
+        for rule in filter(None, (getattr(self, slot) for slot in slots.SLOTS)):
+            for name, value in vars(rule).items():
+                if np.ndim(value) and not callable(value) and len(value) != rows:
+                    raise InputError(f"{name} has {len(value)} numbers, and there are {rows} rows; give one, or {rows}")
 
     def passes_of_a_block(self, holes: Sequence[int], blocks: Sequence[int]) -> Int[np.ndarray, " B"]:
         """[B] of rows with so many tokens to write in so many blocks: each row shares `steps` among its blocks.
@@ -225,7 +284,7 @@ class SamplerConfig:
         """
         assert self.block_length is not None
         if self.steps is None:
-            return np.full(len(holes), _NO_CAP if self.adaptive else self.block_length, np.int32)
+            return np.full(len(holes), self.block_length if self.has_budget else _NO_CAP, np.int32)
         odd = next((number for number, many in enumerate(blocks) if self.steps % many), None)
         if odd is not None:
             raise InputError(
@@ -235,24 +294,10 @@ class SamplerConfig:
         return np.array([self.steps // many for many in blocks], np.int32)
 
 
-class Dials(NamedTuple):
-    """The numbers of a `SamplerConfig` that change no program.
-
-    Attributes:
-        level: of the adaptive rule.
-        revise: tokens of a block that may be masked again.
-    """
-
-    temperature: Float[Array, ""]
-    top_p: Float[Array, ""]
-    cfg_scale: Float[Array, ""]
-    repetition_penalty: Float[Array, ""]
-    level: Float[Array, ""]
-    revise: Int[Array, ""]
-    min_length: Int[Array, ""]
+SETTINGS: dict[str, Setting] = {f.name: s for f in dataclasses.fields(SamplerConfig) if (s := setting_of(f))}
 
 
-def keeps_prompt(config: SamplerConfig, model: ModelConfig) -> bool:
+def prefix_cache_is_exact(config: SamplerConfig | Structure, model: ModelConfig) -> bool:
     """Do keys and values of the prompt and of finished blocks never change again?"""
     visibility = config.visibility or model.visibility
     return visibility == "block_causal" or (visibility == "block_bias" and not model.prompt_sees_answer)
@@ -262,7 +307,7 @@ def is_exact(config: SamplerConfig, model: ModelConfig | Qwen3LLaDA, dtype: Any 
     """Does the cache give, token for token, what sampling without one gives?
 
     Under `block_bias` and `block_causal` it computes the same sums in another order. Float32 rounds them alike but for
-    1e-6 or so, which decides only ties that `unmasking.TIE` breaks by place; bfloat16 and float16 round a hundred times
+    1e-6 or so, which decides only ties that `slots.TIE` breaks by place; bfloat16 and float16 round a hundred times
     as coarsely, and now and then another token comes first.
 
     Args:
@@ -275,11 +320,6 @@ def is_exact(config: SamplerConfig, model: ModelConfig | Qwen3LLaDA, dtype: Any 
     """
     if not isinstance(model, ModelConfig):
         dtype, model = model.compute_dtype if dtype is None else dtype, model.config
-    keeps = keeps_prompt(config, model)
+    keeps = prefix_cache_is_exact(config, model)
     is_float32 = dtype is None or arguments.dtype("dtype", dtype) == "float32"
     return config.cache == "none" or (config.cache is None and not keeps) or (keeps and is_float32)
-
-
-def _one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value is not None and not (isinstance(value, str) and value in choices):
-        raise InputError(f"{name} {shown(value)} is unknown; choose one of {', '.join(choices)}")

@@ -19,70 +19,67 @@ from qwen3llada_jax.model import kv_cache as kv
 from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.model.coordinates import Coordinates, until_of
 from qwen3llada_jax.model.model import Qwen3LLaDA
-from qwen3llada_jax.sampling.config import SamplerConfig, keeps_prompt
-from qwen3llada_jax.sampling.state import Canvas, Page, Progress
+from qwen3llada_jax.sampling.config import prefix_cache_is_exact
+from qwen3llada_jax.sampling.parameters import Structure
+from qwen3llada_jax.sampling.state import Canvas, GenerationInputs, SamplerState
 
 
-def streams(config: SamplerConfig) -> int:
-    """Forward passes of a step: guidance needs one more, without the prompt."""
-    return 2 if config.cfg_scale > 0 else 1
-
-
-def wide_differs(model: Qwen3LLaDA, config: SamplerConfig) -> bool:
+def block_start_differs(model: Qwen3LLaDA, structure: Structure) -> bool:
     """Does a row that begins a block need more computed than one within it?"""
-    return config.cache != "none" and not (keeps_prompt(config, model.config) and config.visibility == "block_bias")
+    is_exact = prefix_cache_is_exact(structure, model.config)
+    return structure.cache != "none" and not (is_exact and structure.visibility == "block_bias")
 
 
 def hidden_of_blocks(
     model: Qwen3LLaDA,
-    state: Progress,
-    page: Page,
+    state: SamplerState,
+    inputs: GenerationInputs,
     where: Int[Array, "B S"],
-    config: SamplerConfig,
-    wide: bool,
+    structure: Structure,
+    is_block_start: bool,
 ) -> tuple[Float[Array, "B S G D"], kv.Cache | None]:
     """Hidden states at the block's positions, with and (under guidance) without the prompt."""
     canvas, cache, (B, L) = state.canvas, state.cache, state.canvas.tokens.shape
     if cache is None:
-        return _uncached(model, canvas, page, where, config), None
+        return _uncached(model, canvas, inputs, where, structure), None
     before_this_pass = cache
     S, own = where.shape[1], (where < L) & ~state.done[:, None]
 
     def at(where: Array, wanted: Array) -> tuple[Array, kv.Cache]:
-        return _cached(model, canvas, page, where, wanted, before_this_pass, config)
+        return _cached(model, canvas, inputs, where, wanted, before_this_pass, structure)
 
-    if keeps_prompt(config, model.config):
-        if not (wide and config.visibility == "block_causal"):
+    if prefix_cache_is_exact(structure, model.config):
+        if not (is_block_start and structure.visibility == "block_causal"):
             return at(where, own)
         place = jnp.maximum(state.block[:, None] - 1, 0) * S + jnp.arange(S)  # the block before is final now
         before = jnp.take_along_axis(canvas.places, place, axis=1, mode="fill", fill_value=L)
         renewed = jnp.broadcast_to((state.begins & (state.block > 0))[:, None], before.shape)
         hidden, cache = at(jnp.concatenate([before, where], axis=1), jnp.concatenate([renewed, own], axis=1))
         return hidden[:, S:], cache
-    if wide:
+    if is_block_start:
         whole = jnp.broadcast_to(jnp.arange(L), (B, L))
         follows = (whole >= where[:, :1]) & ~state.done[:, None]  # what a row within its block computes
-        if config.cache == "dual":
+        if structure.cache == "dual":
             follows = jnp.zeros((B, L), bool).at[jnp.arange(B)[:, None], where].set(own, mode="drop")
         hidden, cache = at(whole, state.begins[:, None] | follows)
         return _pick(hidden, where), cache
-    if config.cache == "dual":
+    if structure.cache == "dual":
         return at(where, own)
     follows = where[:, :1] + jnp.arange(canvas.places.shape[1])
     hidden, cache = at(follows, (follows < L) & ~state.done[:, None])
     return hidden[:, :S], cache
 
 
-def first_cache(model: Qwen3LLaDA, canvas: Canvas, page: Page, config: SamplerConfig) -> kv.Cache | None:
+def first_cache(model: Qwen3LLaDA, canvas: Canvas, inputs: GenerationInputs, structure: Structure) -> kv.Cache | None:
     """An empty cache, or one that knows the prompt where it never changes."""
-    if config.cache == "none":
+    if structure.cache == "none":
         return None
     B, L = canvas.tokens.shape
-    cache = kv.blank(model, B * streams(config), L)
+    cache = kv.blank(model, B * structure.cfg_branches, L)
     P = L - canvas.places.shape[1]  # no prompt is longer
-    if keeps_prompt(config, model.config) and P:
+    if prefix_cache_is_exact(structure, model.config) and P:
         where = jnp.broadcast_to(jnp.arange(P), (B, P))
-        _, cache = _cached(model, canvas, page, where, where < canvas.prompt_length[:, None], cache, config)
+        _, cache = _cached(model, canvas, inputs, where, where < canvas.prompt_length[:, None], cache, structure)
     return cache
 
 
@@ -91,43 +88,44 @@ def _pick(hidden: Float[Array, "B L G D"], where: Int[Array, "B S"]) -> Float[Ar
 
 
 def _uncached(
-    model: Qwen3LLaDA, canvas: Canvas, page: Page, where: Int[Array, "B S"], config: SamplerConfig
+    model: Qwen3LLaDA, canvas: Canvas, inputs: GenerationInputs, where: Int[Array, "B S"], structure: Structure
 ) -> Float[Array, "B S G D"]:
-    inside = jnp.repeat(jnp.minimum(where, canvas.tokens.shape[1] - 1), streams(config), axis=0)
-    return _apart(model.hidden(*_inputs(model, canvas, page, config), where=inside), streams(config))
+    inside = jnp.repeat(jnp.minimum(where, canvas.tokens.shape[1] - 1), structure.cfg_branches, axis=0)
+    return _apart(model.hidden(*_inputs(model, canvas, inputs, structure), where=inside), structure.cfg_branches)
 
 
 def _cached(
     model: Qwen3LLaDA,
     canvas: Canvas,
-    page: Page,
+    inputs: GenerationInputs,
     where: Int[Array, "B W"],
     wanted: Bool[Array, "B W"],
     cache: kv.Cache,
-    config: SamplerConfig,
+    structure: Structure,
 ) -> tuple[Float[Array, "B W G D"], kv.Cache]:
-    tokens, mask = _inputs(model, canvas, page, config)
-    where, wanted = (jnp.repeat(x, streams(config), axis=0) for x in (where, wanted))
+    tokens, mask = _inputs(model, canvas, inputs, structure)
+    where, wanted = (jnp.repeat(x, structure.cfg_branches, axis=0) for x in (where, wanted))
     hidden, cache = kv.hidden_at(model, tokens, where, wanted, mask, cache)
-    return _apart(hidden, streams(config)), cache
+    return _apart(hidden, structure.cfg_branches), cache
 
 
-def _inputs(model: Qwen3LLaDA, canvas: Canvas, page: Page, config: SamplerConfig) -> tuple[Array, Coordinates]:
+def _inputs(
+    model: Qwen3LLaDA, canvas: Canvas, inputs: GenerationInputs, structure: Structure
+) -> tuple[Array, Coordinates]:
     """Tokens and visibility; under guidance each row twice, as it is and with masks for what was given."""
     B, L = canvas.tokens.shape
-    tokens, block, length = canvas.tokens, page.block, canvas.length
-    if streams(config) == 2:
-        assert config.mask_token_id is not None
-        without = jnp.where(page.is_given, config.mask_token_id, tokens)
+    tokens, block, length = canvas.tokens, inputs.block, canvas.length
+    if structure.cfg_branches == 2:
+        without = jnp.where(inputs.is_given, structure.mask_token_id, tokens)
         tokens = jnp.stack([tokens, without], axis=1).reshape(2 * B, L)
         block, length = None if block is None else jnp.repeat(block, 2, axis=0), jnp.repeat(length, 2)
-    return tokens, coordinates_of(model.config, config, block, length, L)
+    return tokens, coordinates_of(model.config, structure, block, length, L)
 
 
 def coordinates_of(
-    model: ModelConfig, config: SamplerConfig, block: Int[Array, "B L"] | None, length: Int[Array, " B"], L: int
+    model: ModelConfig, structure: Structure, block: Int[Array, "B L"] | None, length: Int[Array, " B"], L: int
 ) -> Coordinates:
-    """Who sees whom in rows of `length` tokens, padded to L, for a complete config.
+    """Who sees whom in rows of `length` tokens, padded to L.
 
     Args:
         block: each token's, -1 for a prompt; None under `full`.
@@ -135,7 +133,7 @@ def coordinates_of(
     segment = jnp.where(jnp.arange(L)[None] < length[:, None], 0, -1)
     if block is None:
         return Coordinates(segment=segment)
-    until = until_of(config.visibility or "full", block, prompt_sees_answer=model.prompt_sees_answer)
+    until = until_of(structure.visibility, block, prompt_sees_answer=model.prompt_sees_answer)
     return Coordinates(segment=segment, block=block, until=until)
 
 

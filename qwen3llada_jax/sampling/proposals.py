@@ -4,7 +4,6 @@ All in float32 log space. What may not be written has probability 0, so that con
 of what may.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -14,8 +13,9 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from qwen3llada_jax import sharding
 from qwen3llada_jax.head import positions_at_once, stream
 from qwen3llada_jax.model.config import ModelConfig
-from qwen3llada_jax.sampling import rules
-from qwen3llada_jax.sampling.config import Dials, SamplerConfig
+from qwen3llada_jax.sampling import rules, slots
+from qwen3llada_jax.sampling.parameters import Parameters, Structure
+from qwen3llada_jax.sampling.state import GenerationInputs
 
 
 class Proposal(NamedTuple):
@@ -41,10 +41,9 @@ def propose(
     place: Int[Array, "B S"],
     keys: PRNGKeyArray,
     present: Bool[Array, "B V"] | None,
-    allowed: Bool[Array, " V"],
-    eos: Bool[Array, " V"],
-    dials: Dials,
-    config: SamplerConfig,
+    allowed: Bool[Array, "#B V"],
+    eos: Bool[Array, "#B V"],
+    parameters: Parameters,
 ) -> Proposal:
     """A proposal for every position `where`; zeros elsewhere.
 
@@ -56,22 +55,29 @@ def propose(
         place: position in the answer.
         keys: [B] one a row.
         present: ids that stand in the row, for the repetition penalty; None: no penalty.
-        allowed: ids that may be written; `eos`: those that may not before `dials.min_length`.
+        allowed: ids that may be written, of each row or of all; `eos`: those that may not before `min_length`.
     """
     rows, shared = ("batch",), ()
     key_data = jax.random.key_data(keys)
     per_row = (hidden, where, place, key_data) if present is None else (hidden, where, place, key_data, present)
+    ids = shared if len(allowed) == 1 else rows
     work = sharding.per_device(
-        functools.partial(_local, config=config),
-        (("vocab", "embed"), shared, shared, [shared] * len(dials), *[rows] * len(per_row)),
+        _local,
+        (
+            ("vocab", "embed"),
+            ids,
+            ids,
+            jax.tree.map(lambda x: rows if jnp.ndim(x) else shared, parameters),
+            *[rows] * len(per_row),
+        ),
         [rows] * len(Proposal._fields),
     )
-    return Proposal(*work(table, allowed, eos, list(dials), *per_row))
+    return Proposal(*work(table, allowed, eos, parameters, *per_row))
 
 
-def _local(table, allowed, eos, dials, hidden, where, place, key_data, present=None, *, config):  # noqa: ANN001, ANN202
+def _local(table, allowed, eos, parameters, hidden, where, place, key_data, present=None):  # noqa: ANN001, ANN202
     B, S, G, D = hidden.shape
-    R, dials = B * S, Dials(*dials)
+    R = B * S
     vocab, embed = sharding.mesh_axes("vocab"), sharding.mesh_axes("embed")
     table = table.astype(hidden.dtype)
     if embed:
@@ -83,18 +89,20 @@ def _local(table, allowed, eos, dials, hidden, where, place, key_data, present=N
     def work(carry, x, logits, here, into):  # noqa: ANN001, ANN202
         if vocab:
             logits = jax.lax.all_gather(logits, vocab, axis=2, tiled=True)  # C G V
-        guided = logits[:, 0]
+        guided, its = logits[:, 0], jax.tree.map(lambda x: x[row[here]] if jnp.ndim(x) else x, parameters)
         if G == 2:
-            guided = logits[:, 1] + (dials.cfg_scale + 1) * (logits[:, 0] - logits[:, 1])
+            guided = logits[:, 1] + (_column(its.cfg_scale) + 1) * (logits[:, 0] - logits[:, 1])
         if present is not None:
-            penalised = jnp.where(guided > 0, guided / dials.repetition_penalty, guided * dials.repetition_penalty)
-            guided = jnp.where(present[row[here]], penalised, guided)
-        may = jnp.broadcast_to(allowed, guided.shape)
-        if config.min_length:
-            may = may & ~(eos & (place[here] < dials.min_length)[:, None])
+            penalty = _column(its.repetition_penalty)
+            penalized = jnp.where(guided > 0, guided / penalty, guided * penalty)
+            guided = jnp.where(present[row[here]], penalized, guided)
+        may, ends = (x if len(x) == 1 else x[row[here]] for x in (allowed, eos))
+        may = jnp.broadcast_to(may, guided.shape)
+        if its.min_length is not None:
+            may = may & ~(ends & (place[here] < its.min_length)[:, None])
         guided = jnp.where(may, guided, -jnp.inf)
         at = jax.vmap(jax.random.fold_in)(keys[row[here]], place[here])
-        new = jax.vmap(functools.partial(propose_one, dials=dials, config=config))(guided, place[here], at)
+        new = jax.vmap(propose_one, (0, 0, 0, slots.row_axes(its)))(guided, place[here], at, its)
         return jax.tree.map(lambda old, new: old.at[into].set(new, mode="drop"), carry, new)
 
     zeros = Proposal(jnp.zeros(R, jnp.int32), *(jnp.zeros(R) for _ in range(3)))
@@ -103,44 +111,31 @@ def _local(table, allowed, eos, dials, hidden, where, place, key_data, present=N
     return [x.reshape(B, S) for x in flat]
 
 
+def _column(x: Array) -> Array:
+    return x[:, None] if x.ndim else x
+
+
 def propose_one(
-    logits: Float[Array, " V"], place: Int[Array, ""], key: PRNGKeyArray, dials: Dials, config: SamplerConfig
+    logits: Float[Array, " V"], place: Int[Array, ""], key: PRNGKeyArray, parameters: Parameters
 ) -> Proposal:
     """The proposal of one position, from its final logits (−∞: may not be written)."""
     to_draw, to_order = jax.random.split(key)
     log_p = jax.nn.log_softmax(logits)
-    token = jnp.argmax(logits) if config.temperature == 0 else draw(to_draw, logits, dials, config)
-    token = token.astype(jnp.int32)
-    rule = rules.CONFIDENCE_RULES[config.remasking] if isinstance(config.remasking, str) else config.remasking
-    entropy = rules.entropy_of(log_p) if config.entropy_bound is not None else jnp.float32(0)
-    return Proposal(token, jnp.exp(log_p[token]), rule(log_p, token, place, to_order), entropy)
+    token = parameters.draw.draw(logits, to_draw).astype(jnp.int32)
+    confidence = jnp.asarray(parameters.order.order(log_p, token, place, to_order), jnp.float32)
+    is_seen = "entropy" in slots.looks_at(parameters.commit)
+    return Proposal(token, jnp.exp(log_p[token]), confidence, rules.entropy_of(log_p) if is_seen else jnp.float32(0))
 
 
-def draw(key: PRNGKeyArray, logits: Float[Array, " V"], dials: Dials, config: SamplerConfig) -> Int[Array, ""]:
-    """A token from softmax(logits / τ), of the k likeliest, of the nucleus of mass top_p (in this order).
-
-    argmax(logits + τ · Gumbel) is such a draw, and never overflows. Candidates are known by their rank, not by
-    comparing logits: XLA may compute one twice and round it differently, and then none would be left.
-    """
-    ids = None
-    if config.top_k is not None:
-        logits, ids = jax.lax.top_k(logits, config.top_k)
-    elif config.top_p is not None:
-        fallen, ids = jax.lax.sort((-logits, jnp.arange(len(logits))), num_keys=1)
-        logits = -fallen
-    if config.top_p is not None:
-        before = jnp.cumsum(jax.nn.softmax(logits / dials.temperature))
-        before = jnp.concatenate([jnp.zeros(1), before[:-1]])
-        logits = jnp.where(before < dials.top_p, logits, -jnp.inf)
-    best = jnp.argmax(logits + dials.temperature * jax.random.gumbel(key, logits.shape))
-    return best if ids is None else ids[best]
-
-
-def writable(model: ModelConfig, config: SamplerConfig) -> tuple[Bool[Array, " V"], Bool[Array, " V"]]:
-    """([V] ids that may ever be written, [V] those that are an EOS), for a complete config."""
+def allowed_ids(
+    model: ModelConfig, inputs: GenerationInputs, structure: Structure
+) -> tuple[Bool[Array, "#B V"], Bool[Array, "#B V"]]:
+    """([B, V] ids that may ever be written, [B, V] those that are an EOS); [1, V] where they are those of all rows."""
     ids = jnp.arange(model.vocab_size)
     live = model.vocab_size if model.live_vocab_size is None else model.live_vocab_size
-    eos = jnp.isin(ids, jnp.asarray(config.eos_token_ids or (), jnp.int32))
-    never = jnp.asarray((config.mask_token_id, *config.forbid), jnp.int32)
-    allowed = (ids < live) & ~jnp.isin(ids, never)
-    return (allowed & ~eos if config.eos == "never" else allowed), eos
+
+    def named(rows: Int[Array, "#B n"]) -> Bool[Array, "#B V"]:
+        nobody = jnp.zeros((len(rows), model.vocab_size), bool)
+        return nobody.at[jnp.arange(len(rows))[:, None], rows].set(True, mode="drop")
+
+    return (ids < live) & (ids != structure.mask_token_id) & ~named(inputs.forbidden), named(inputs.ends)

@@ -88,7 +88,7 @@ class NotFiniteError(InputError):
         self.result, self.rows = result, rows
 
 
-class Page(NamedTuple):
+class GenerationInputs(NamedTuple):
     """What never changes while writing.
 
     Attributes:
@@ -97,15 +97,19 @@ class Page(NamedTuple):
             None under `full`, where all is one block.
         keys: [B] one a row.
         steps: [B] passes of a block.
+        forbidden, ends: [B, n] ids that are never written, and that end a text; [1, n]: of all rows. Ids outside the
+            table fill up.
     """
 
     is_given: Bool[Array, "B L"]
     block: Int[Array, "B L"] | None
     keys: PRNGKeyArray
     steps: Int[Array, " B"]
+    forbidden: Int[Array, "#B n"]
+    ends: Int[Array, "#B m"]
 
 
-class Progress(NamedTuple):
+class SamplerState(NamedTuple):
     """Where every row stands.
 
     Attributes:
@@ -174,7 +178,7 @@ def continuation(
     config: SamplerConfig,
     key: PRNGKeyArray | int | None,
     room: int = 0,
-) -> tuple[Canvas, Page]:
+) -> tuple[Canvas, GenerationInputs]:
     """Prompts followed by `gen_length` masks, on a canvas for prompts of at least `room` tokens."""
     rows = [_ids(p, model.vocab_size) for p in arguments.rows_of_ids("prompts", prompts)]
     if not rows:
@@ -212,7 +216,7 @@ def for_holes(model: ModelConfig, texts: Sequence[Sequence[int | None]], config:
 
 def with_holes(
     model: ModelConfig, texts: Sequence[Sequence[int | None]], config: SamplerConfig, key: PRNGKeyArray | int | None
-) -> tuple[Canvas, Page]:
+) -> tuple[Canvas, GenerationInputs]:
     """Texts with masks for their holes."""
     texts = arguments.rows_of_ids("texts", texts, holes=True)
     lengths = [len(text) for text in texts]
@@ -233,13 +237,14 @@ def _lay_out(
     length: int,
     config: SamplerConfig,
     key: PRNGKeyArray | int | None,
-) -> tuple[Canvas, Page]:
+) -> tuple[Canvas, GenerationInputs]:
     """Rows with -1 where something is to be written, padded to `length`."""
     assert config.mask_token_id is not None
     assert config.block_length is not None
     assert config.visibility is not None
     B = len(rows)
     sharding.check_rows(B)
+    config.check_rows(B)
     tokens = np.full((B, length), config.mask_token_id, np.int32)
     is_masked, is_given = np.zeros((B, length), bool), np.zeros((B, length), bool)
     places = np.full((B, config.gen_length), length, np.int32)
@@ -264,9 +269,27 @@ def _lay_out(
         zeros,
         zeros,
     ]
-    steps = config.passes_of_a_block(is_masked.sum(axis=1).tolist(), blocks.tolist())
-    still: list[Any] = [is_given, block if config.visibility != "full" else None, _keys(key, B), steps]
-    return Canvas(*arrays), Page(*still)
+    still: list[Any] = [
+        is_given,
+        block if config.visibility != "full" else None,
+        _keys(key, B),
+        config.passes_of_a_block(is_masked.sum(axis=1).tolist(), blocks.tolist()),
+        *(_padded(ids, model.vocab_size)[None] for ids in ids_of(config)),
+    ]
+    return Canvas(*arrays), GenerationInputs(*still)
+
+
+def ids_of(config: SamplerConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(ids that are never written, ids that end a text) of a complete config."""
+    ends = config.eos_token_ids or ()
+    return config.forbid + (ends if config.eos == "never" else ()), ends
+
+
+def _padded(ids: Sequence[int], outside: int) -> Int[np.ndarray, " n"]:
+    """Ids, filled up to a power of two, so that few numbers of them are compiled for."""
+    padded = np.full(1 << (len(ids) - 1).bit_length() if ids else 0, outside, np.int32)
+    padded[: len(ids)] = ids
+    return padded
 
 
 def _order(holes: Int[np.ndarray, " H"], block_length: int, visibility: str) -> Int[np.ndarray, " H"]:

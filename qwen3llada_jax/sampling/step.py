@@ -4,30 +4,35 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from qwen3llada_jax.model.model import Qwen3LLaDA
-from qwen3llada_jax.sampling import rules
-from qwen3llada_jax.sampling.config import Dials, SamplerConfig
-from qwen3llada_jax.sampling.forward import hidden_of_blocks, streams
-from qwen3llada_jax.sampling.proposals import Proposal, propose, writable
-from qwen3llada_jax.sampling.state import Canvas, Page, Progress
+from qwen3llada_jax.sampling import slots
+from qwen3llada_jax.sampling.forward import hidden_of_blocks
+from qwen3llada_jax.sampling.parameters import Parameters, Structure
+from qwen3llada_jax.sampling.proposals import Proposal, allowed_ids, propose
+from qwen3llada_jax.sampling.slots import Rule
+from qwen3llada_jax.sampling.state import Canvas, GenerationInputs, SamplerState
 
 _NOT_A_PLACE = 1 << 30  # beyond every place in an answer
-TIE = 1e-5  # confidences nearer to each other are equal: what float32 rounds away differs from batch to batch
-_HAS_TIES = ("low_confidence", "margin", "entropy")  # rules on that scale whose order is the model's alone
 
 
-def unmask(model: Qwen3LLaDA, state: Progress, page: Page, dials: Dials, config: SamplerConfig, wide: bool) -> Progress:
+def unmask(
+    model: Qwen3LLaDA,
+    state: SamplerState,
+    inputs: GenerationInputs,
+    parameters: Parameters,
+    structure: Structure,
+    is_block_start: bool,
+) -> SamplerState:
     """One pass of the model and what it writes.
 
     A row whose logits are not finite writes nothing and is done, with places still masked.
 
     Args:
-        wide: compute all that a row needs that begins a block; else only what lies within blocks.
+        is_block_start: compute all that a row needs that begins a block; else only what lies within blocks.
     """
-    canvas, S, L = state.canvas, config.block_length, state.canvas.tokens.shape[1]
-    assert S is not None
+    canvas, S, L = state.canvas, structure.block_length, state.canvas.tokens.shape[1]
     B, G = state.to_write.shape
     rows = jnp.arange(B)[:, None]
     alive = ~state.done
@@ -42,11 +47,11 @@ def unmask(model: Qwen3LLaDA, state: Progress, page: Page, dials: Dials, config:
         return array.at[rows, where].get(mode="fill", fill_value=fill)
 
     is_masked = at(canvas.is_masked, False) & alive[:, None]
-    hidden, cache = hidden_of_blocks(model, state, page, where, config, wide)
-    keys = jax.vmap(jax.random.fold_in)(page.keys, state.step)
-    present = _present(canvas, model.config.vocab_size) if config.repetition_penalty != 1 else None
-    allowed, eos = writable(model.config, config)
-    proposal = propose(hidden, model.head, is_masked, place, keys, present, allowed, eos, dials, config)
+    hidden, cache = hidden_of_blocks(model, state, inputs, where, structure, is_block_start)
+    keys = jax.vmap(jax.random.fold_in)(inputs.keys, state.step)
+    present = None if parameters.repetition_penalty is None else _present(canvas, model.config.vocab_size)
+    allowed, eos = allowed_ids(model.config, inputs, structure)
+    proposal = propose(hidden, model.head, is_masked, place, keys, present, allowed, eos, parameters)
     # One logit that is NaN or infinite makes the probability of whatever is proposed there NaN.
     is_broken = (is_masked & ~jnp.isfinite(proposal.probability)).any(axis=1)
 
@@ -55,25 +60,30 @@ def unmask(model: Qwen3LLaDA, state: Progress, page: Page, dials: Dials, config:
 
     masked = blocks(is_masked)
     to_write = jnp.where(state.begins[:, None], masked.sum(axis=2), state.to_write)
-    goes_last = blocks(eos[proposal.token]) if config.eos == "last" else jnp.zeros_like(masked)
-    has_ties = config.remasking in _HAS_TIES
-    order = best_first(blocks(proposal.confidence), masked, goes_last, TIE if has_ties else 0.0)
-    count = how_many(
-        jax.tree.map(blocks, proposal), masked, goes_last, order, to_write, state.step, page.steps, dials, config
+    goes_last = blocks(_is_in(eos, proposal.token)) if structure.is_eos_last else jnp.zeros_like(masked)
+    order = best_first(blocks(proposal.confidence), masked, goes_last, _tie(parameters.order))
+    count = number_to_unmask(
+        jax.tree.map(blocks, proposal),
+        masked,
+        goes_last if structure.is_eos_last else None,
+        order,
+        to_write,
+        state.step,
+        inputs.steps,
+        parameters.commit,
     )
 
     again, revised = jnp.zeros_like(masked), jnp.where(state.begins[:, None], 0, state.revised)
-    if config.revise:
+    if parameters.remask is not None:
         written = blocks(at(canvas.written_at, -1)) >= 0
-        rate = -(-dials.revise // page.steps[:, None])
-        extra = jnp.minimum(rate, dials.revise - revised)
+        budget = parameters.remask.revise
+        budget = budget[:, None] if budget.ndim else budget
+        rate = -(-budget // inputs.steps[:, None])
+        extra = jnp.minimum(rate, budget - revised)
         extra = jnp.minimum(extra, jnp.minimum(written.sum(axis=2), masked.sum(axis=2) - count))
-        sure = blocks(at(canvas.confidence, 0.0))
-        if config.revise_by == "random":
-            at_random = jax.vmap(jax.vmap(lambda key, at: jax.random.uniform(jax.random.fold_in(key, at)), (None, 0)))
-            sure = blocks(at_random(keys, place + _NOT_A_PLACE))  # draws that no proposal makes
-        tie = 0.0 if config.revise_by == "random" else TIE
-        again = first_of(best_first(-sure, written, jnp.zeros_like(written), tie), extra) & written
+        sure = blocks(_certainty(parameters.remask, keys, place, at(canvas.confidence, 0.0)))
+        again = best_first(-sure, written, jnp.zeros_like(written), _tie(parameters.remask))
+        again = first_of(again, extra) & written
         count, revised = count + extra, revised + extra
     keep = (first_of(order, count) & masked).reshape(B, G * S) & ~is_broken[:, None]
     again = again.reshape(B, G * S) & ~is_broken[:, None]
@@ -83,17 +93,17 @@ def unmask(model: Qwen3LLaDA, state: Progress, page: Page, dials: Dials, config:
         return array.at[rows, where].set(value.astype(array.dtype), mode="drop")
 
     canvas = canvas._replace(
-        tokens=write(canvas.tokens, proposal.token, config.mask_token_id or 0),
+        tokens=write(canvas.tokens, proposal.token, structure.mask_token_id),
         is_masked=write(canvas.is_masked, False, True),
         written_at=write(canvas.written_at, canvas.passes[:, None], -1),
         confidence=write(canvas.confidence, proposal.probability, 0.0),
         passes=canvas.passes + alive,
-        nfe=canvas.nfe + alive * streams(config),
+        nfe=canvas.nfe + alive * structure.cfg_branches,
     )
-    if config.stop_at_eos and config.eos_token_ids:
-        canvas = _stop_at_eos(canvas, eos)
+    if parameters.stop is not None:
+        canvas = _stopped(canvas, eos, parameters.stop)
     block_is_full = ~at(canvas.is_masked, False).any(axis=1)
-    return Progress(
+    return SamplerState(
         canvas,
         state.block + (block_is_full & alive),
         jnp.where(block_is_full, 0, state.step + 1),
@@ -132,54 +142,88 @@ def first_of(order: Int[Array, "B G S"], count: Int[Array, "B G"]) -> Bool[Array
     return jnp.argsort(order, axis=-1) < count[..., None]
 
 
-def how_many(
+def number_to_unmask(
     proposal: Proposal,
     is_masked: Bool[Array, "B G S"],
-    goes_last: Bool[Array, "B G S"],
+    goes_last: Bool[Array, "B G S"] | None,
     order: Int[Array, "B G S"],
     to_write: Int[Array, "B G"],
     step: Int[Array, " B"],
     steps: Int[Array, " B"],
-    dials: Dials,
-    config: SamplerConfig,
+    rule: Rule,
 ) -> Int[Array, "B G"]:
-    """How many masked positions of each block are written in this pass.
+    """How many masked positions of each block are written in this pass, by a commit rule.
 
-    An even share of what was masked when the block began, the first passes one more where it does not divide; or
-    what an adaptive rule allows, at least one and at least that share.
+    Without a budget of its own it writes at least an even share of what was masked when the block began, so that
+    `steps` are enough.
+
+    Args:
+        goes_last: positions that wait for all others; None: no position does.
     """
-    step, steps = step[:, None], steps[:, None]
-    count = to_write // steps + (step < to_write % steps)
-    if config.adaptive:
-        looked_at = proposal.entropy if config.adaptive == "entropy_bound" else proposal.probability
-        inner = jnp.take_along_axis(is_masked, order, axis=2)
-        sure = getattr(rules, config.adaptive)(jnp.take_along_axis(looked_at, order, axis=2), inner, dials.level)
-        if config.eos == "last":
+    step, steps = (jnp.broadcast_to(x[:, None], to_write.shape) for x in (step, steps))
+    even_share = to_write // steps + (step < to_write % steps)
+
+    def best_first(x: Array) -> Array:
+        return jnp.take_along_axis(x, order, axis=2)
+
+    seen = {
+        "probability": best_first(proposal.probability),
+        "entropy": best_first(proposal.entropy),
+        "is_masked": best_first(is_masked),
+        "even_share": even_share,
+        "step": step,
+    }
+    seen = {name: seen[name] for name in slots.looks_at(rule)}
+    of_block = jax.vmap(lambda rule, seen: jnp.asarray(rule.commit(**seen)), (None, 0))
+    count = jax.vmap(of_block, (slots.row_axes(rule), 0))(rule, seen).astype(jnp.int32)
+    if not slots.has_budget(rule):
+        if goes_last is not None:
             others = (is_masked & ~goes_last).sum(axis=2)
-            sure = jnp.where(others > 0, jnp.minimum(sure, others), sure)
-        count = jnp.maximum(jnp.maximum(sure, 1), count)
-    return jnp.minimum(count, is_masked.sum(axis=2))
+            count = jnp.where(others > 0, jnp.minimum(count, others), count)
+        count = jnp.maximum(count, even_share)
+    return jnp.minimum(jnp.maximum(count, 1), is_masked.sum(axis=2))
 
 
-def _stop_at_eos(canvas: Canvas, eos: Bool[Array, " V"]) -> Canvas:
-    """End the rows that have an EOS with nothing masked before it: what is still masked becomes that EOS."""
+def _stopped(canvas: Canvas, eos: Bool[Array, "#B V"], rule: Rule) -> Canvas:
+    """End the rows that a stop rule ends: what is masked behind the end becomes the token there."""
     T = canvas.places.shape[1]
     rows = jnp.arange(canvas.places.shape[0])[:, None]
     tokens, masked = canvas.tokens[rows, canvas.places], canvas.is_masked[rows, canvas.places]
-    ends = eos[tokens] & ~masked
-    first_end = jnp.where(ends.any(axis=1), jnp.argmax(ends, axis=1), T)
-    first_mask = jnp.where(masked.any(axis=1), jnp.argmax(masked, axis=1), T)
-    fill = masked & (first_end < first_mask)[:, None]
-    end = jnp.take_along_axis(tokens, jnp.minimum(first_end, T - 1)[:, None], axis=1)
+    of_row = jax.vmap(lambda rule, *seen: rule.stop(*seen), (slots.row_axes(rule), 0, 0))
+    end = of_row(rule, _is_in(eos, tokens) & ~masked, masked)[:, None]
+    fill = masked & (jnp.arange(T) > end)
+    token = jnp.take_along_axis(tokens, jnp.minimum(end, T - 1), axis=1)
 
     def put(array: Array, old: Array, new: Array | float | bool) -> Array:
         return array.at[rows, canvas.places].set(jnp.where(fill, new, old).astype(array.dtype))
 
     return canvas._replace(
-        tokens=put(canvas.tokens, tokens, end),
+        tokens=put(canvas.tokens, tokens, token),
         is_masked=put(canvas.is_masked, masked, False),
         confidence=put(canvas.confidence, canvas.confidence[rows, canvas.places], 1.0),
     )
+
+
+def _certainty(
+    rule: Rule, keys: PRNGKeyArray, place: Int[Array, "B S"], confidence: Float[Array, "B S"]
+) -> Float[Array, "B S"]:
+    """What a remask rule says of every place; its draws are those that no proposal makes."""
+
+    def one(rule: Rule, key: PRNGKeyArray, place: Array, confidence: Array) -> Array:
+        return jnp.asarray(rule.remask(confidence, jax.random.fold_in(key, place)), jnp.float32)
+
+    of_row = jax.vmap(one, (None, None, 0, 0))
+    return jax.vmap(of_row, (slots.row_axes(rule), 0, 0, 0))(rule, keys, place + _NOT_A_PLACE, confidence)
+
+
+def _is_in(ids: Bool[Array, "#B V"], tokens: Int[Array, "B S"]) -> Bool[Array, "B S"]:
+    """Whether each token is one of its row's ids."""
+    return ids[0][tokens] if len(ids) == 1 else jnp.take_along_axis(ids, tokens, axis=1)
+
+
+def _tie(rule: Rule) -> float:
+    """How near to each other a rule's numbers are equal."""
+    return getattr(rule, "tie", 0.0)
 
 
 def _present(canvas: Canvas, vocab_size: int) -> Bool[Array, "B V"]:

@@ -1,0 +1,141 @@
+"""What a rule of the sampler is, a user's own too: a class that decides one thing.
+
+A rule is a class with `@rule`: a frozen dataclass that is a pytree. Its numbers are leaves: changing one compiles
+nothing, and an array [B] gives each row its own. Its choices (texts, booleans, fields with metadata `static`) are
+structure. What a rule decides is said by the one method it has, which looks at one position, or one block, of one row:
+
+order(log_p, token, place, key): who is written first. A number, higher is sooner, from log_p [V] of what may be
+    written there (at temperature 1), the proposed token, and its place in the answer.
+commit(…): how many masked positions of a block are written; one at least. It takes those of `SEEN` that it names.
+draw(logits, key): the token, from the final logits [V].
+remask(confidence, key): what is masked again, `revise` of a block at most. A number, lower is sooner.
+stop(is_end, is_masked): where the row ends. A place in the answer, whose token fills what is masked behind it; T, the
+    length of both: nowhere.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar, dataclass_transform
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.sampling.setting import Setting, field, setting_of
+
+SLOTS = {
+    "order": "who is written first",
+    "commit": "how many tokens a pass writes",
+    "draw": "which token is proposed",
+    "remask": "what is masked again",
+    "stop": "where a row ends",
+}
+SEEN = {
+    "probability": "[S] of the proposed tokens, best first (masked ones stand before all others)",
+    "entropy": "[S] of the distributions there, in nats",
+    "is_masked": "[S]",
+    "even_share": "of the block's masks over its steps; a rule that looks at it has a budget of steps",
+    "step": "the block's passes so far",
+}
+TIE = 1e-5  # confidences nearer to each other are equal: what float32 rounds away differs from batch to batch
+Rule = Any
+ConfidenceRule = Callable[
+    [Float[Array, " V"], Int[Array, ""], Int[Array, ""], PRNGKeyArray],
+    Float[Array, ""],
+]
+C = TypeVar("C", bound=type)
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(field, dataclasses.field))
+def rule(cls: C) -> C:
+    """Make a class a rule: a frozen dataclass that is a pytree, its numbers leaves."""
+    made: Any = dataclasses.dataclass(frozen=True)(cls)
+    static = [f.name for f in dataclasses.fields(made) if _is_choice(f)]
+    numbers = [f.name for f in dataclasses.fields(made) if f.name not in static]
+    jax.tree_util.register_dataclass(made, numbers, static)
+    return made
+
+
+def _is_choice(field: "dataclasses.Field[Any]") -> bool:
+    return field.metadata.get("static", False) or field.type in (str, bool, "str", "bool")
+
+
+def slot_of(rule: Rule) -> str | None:
+    """What a rule (or its class) decides; None: it is none."""
+    kind = rule if isinstance(rule, type) else type(rule)
+    slots = [slot for slot in SLOTS if callable(getattr(kind, slot, None))]
+    is_rule = dataclasses.is_dataclass(kind) and len(slots) == 1 and slots[0] not in kind.__dataclass_fields__
+    return slots[0] if is_rule else None
+
+
+def checked(slot: str, rule: Rule) -> Rule:
+    """A rule for this slot, its numbers as Python's own or [B] arrays.
+
+    Raises:
+        InputError: no rule, one that decides something else, or looks at what there is not, or a number out of range.
+    """
+    if slot == "order" and callable(rule) and not isinstance(rule, type) and slot_of(rule) is None:
+        return OwnOrder(rule)
+    name = getattr(rule, "__name__", type(rule).__name__)
+    if isinstance(rule, type) and slot_of(rule):
+        raise InputError(f"{slot} must be a rule: make one of the class, {name}(…)")
+    if slot_of(rule) != slot:
+        found = slot_of(rule)
+        but = f"decides {SLOTS[found]}; give it as {found}" if found else f"is none: it needs @rule and def {slot}"
+        raise InputError(f"{slot} must be a rule of {SLOTS[slot]}; {name} {but}")
+    unseen = [n for n in looks_at(rule) if n not in SEEN] if slot == "commit" else []
+    if unseen:
+        raise InputError(f"{name}.commit takes {unseen[0]!r}; there is {', '.join(SEEN)}")
+    if slot == "remask" and "revise" not in rule.__dataclass_fields__:
+        raise InputError(f"{name} must have a number `revise`: how many tokens of a block it may mask again")
+    numbers: dict[str, Any] = {}
+    for f in dataclasses.fields(rule):
+        value, default = getattr(rule, f.name), None if f.default is dataclasses.MISSING else f.default
+        needs = setting_of(f) or (None if _is_choice(f) else Setting("number"))
+        if needs and not isinstance(value, jax.core.Tracer):
+            if isinstance(value, np.ndarray | jax.Array) and value.ndim == 1:
+                numbers[f.name] = np.array([needs.taken(f.name, x) for x in np.asarray(value)])
+            elif value is not None or f.default is not None:
+                numbers[f.name] = needs.taken(f.name, value, default)
+    return dataclasses.replace(rule, **numbers)
+
+
+def numbers_of(rule: Rule) -> Rule:
+    """The rule with its numbers as a program takes them: float32, or int32 where they are declared whole."""
+    kinds = {f.name: np.int32 if f.type in (int, "int") else np.float32 for f in dataclasses.fields(rule)}
+    values = {f.name: getattr(rule, f.name) for f in dataclasses.fields(rule) if not _is_choice(f)}
+    return dataclasses.replace(
+        rule, **{name: jax.tree.map(lambda x, k=kinds[name]: _typed(x, k), value) for name, value in values.items()}
+    )
+
+
+def _typed(value: Any, kind: Any) -> Any:
+    return value.astype(kind) if isinstance(value, jax.Array) else kind(value)
+
+
+def looks_at(commit: Rule) -> list[str]:
+    """What a commit rule is shown: the names of its method's arguments."""
+    return list(inspect.signature(commit.commit).parameters)
+
+
+def has_budget(commit: Rule) -> bool:
+    """Whether a commit rule shares out a number of steps; all others are adaptive and have at most so many."""
+    return "even_share" in looks_at(commit)
+
+
+def row_axes(rule: Any) -> Any:
+    """For `jax.vmap` over rows: which numbers of a rule, or of a tree of them, differ from row to row."""
+    return jax.tree.map(lambda x: 0 if jnp.ndim(x) else None, rule)
+
+
+@rule
+class OwnOrder:
+    """A plain function of (log_p, token, place, key)."""
+
+    function: ConfidenceRule = dataclasses.field(metadata={"static": True})
+
+    def order(self, log_p: Array, token: Array, place: Array, key: Array) -> Array:
+        return self.function(log_p, token, place, key)

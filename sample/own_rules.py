@@ -1,0 +1,146 @@
+"""A rule of a user's own from a Python file: `my.py:Halves`, or with its numbers `my.py:Halves:share=0.3`."""
+
+import dataclasses
+import functools
+import importlib.util
+import inspect
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from qwen3llada_jax import cli
+from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.io.atomic_files import expanded
+from qwen3llada_jax.sampling import slots
+from qwen3llada_jax.sampling.config import SETTINGS, SamplerConfig
+
+
+def is_own(text: str) -> bool:
+    """Whether a text names a rule in a file."""
+    return ".py:" in text
+
+
+def with_rules(settings: SamplerConfig, texts: Sequence[str]) -> SamplerConfig:
+    """Settings, with rules from files in the place of those that they had.
+
+    Raises:
+        InputError: naming the one that is none, cannot be read, or says what another one says.
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        slot, rule = rule_of(text)
+        if slot in found:
+            raise InputError(f"--rule {text}: another one says {slots.SLOTS[slot]} too; give one of them")
+        found[slot] = rule
+    try:
+        return dataclasses.replace(settings, **found)
+    except InputError as error:
+        raise InputError(f"--rule {' '.join(texts)}: {error}") from error
+
+
+def without(settings: SamplerConfig, names: Sequence[str]) -> SamplerConfig:
+    """Settings without what they say of these rules: a rule as such, and its short names."""
+    said = {name: getattr(SamplerConfig, name) for name, setting in SETTINGS.items() if setting.slot in names}
+    return dataclasses.replace(settings, **(said | dict.fromkeys(names)))
+
+
+def rule_of(text: str) -> tuple[str, Any]:
+    """(what it decides, the rule) of `FILE:NAME` or `FILE:NAME:NUMBER=VALUE`.
+
+    Raises:
+        InputError: no such file or name, no rule, a number that it has not, or an error of Python's in the file.
+    """
+    file, _, rest = text.partition(".py:")
+    name, *numbers = rest.split(":")
+    if not is_own(text) or not name:
+        raise InputError(f"--rule {text!r}: takes FILE:NAME, as my.py:Halves, or my.py:Halves:share=0.3")
+    place = f"--rule {file}.py"
+    module = _module(expanded(file + ".py"))
+    found = getattr(module, name, None)
+    if found is None:
+        own = [n for n, x in vars(module).items() if getattr(x, "__module__", None) == module.__name__]
+        raise InputError(f"{place}: has no {name!r}" + cli.nearest(name, own))
+    slot = slots.slot_of(found)
+    if slot is None and inspect.isfunction(found) and len(inspect.signature(found).parameters) == 4:
+        slot = "order"
+    if slot is None:
+        raise InputError(
+            f"{place}: {name} is no rule; that is a class with @q.rule and one method of {', '.join(slots.SLOTS)}, or "
+            "a function of (log_p, token, place, key)"
+        )
+    values = dict(_number(f"{place}: {name}", found, text) for text in numbers)
+    try:
+        rule: Any = found if not isinstance(found, type) else found(**values)
+        rule = dataclasses.replace(rule, **values) if values else rule
+        rule = slots.checked(slot, rule)
+        _try(slot, rule)
+    except Exception as error:
+        raise InputError(f"{place}: {name}: {_in_a_line(error)}") from error
+    return slot, rule
+
+
+@functools.cache
+def _module(path: Path) -> ModuleType:
+    """A file, run once: its classes are the same whoever asks."""
+    if not path.is_file():
+        raise InputError(f"--rule {path}: there is no such file")
+    name = f"own_rules_{abs(hash(path))}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise InputError(f"--rule {path}: cannot be run: {_in_a_line(error)}") from error
+    return module
+
+
+def _number(of: str, rule: Any, text: str) -> tuple[str, Any]:
+    name, equals, value = (part.strip() for part in text.partition("="))
+    known = {f.name: f for f in dataclasses.fields(rule)} if dataclasses.is_dataclass(rule) else {}
+    if not equals:
+        raise InputError(f"{of}: {text!r} must be NUMBER=VALUE")
+    if name not in known:
+        has = f"; it has {', '.join(known)}" if known else ""
+        raise InputError(f"{of} has no number {name!r}{has}")
+    kind = known[name].type
+    if kind in (str, "str"):
+        return name, value
+    if kind in (bool, "bool") and value in ("on", "off"):
+        return name, value == "on"
+    try:
+        return name, int(value) if kind in (int, "int") else float(value)
+    except ValueError as error:
+        what = "a whole number" if kind in (int, "int") else "on or off" if kind in (bool, "bool") else "a number"
+        raise InputError(f"{of}: {name} must be {what}, not {value!r}") from error
+
+
+def _try(slot: str, rule: Any) -> None:
+    """Run a rule's method on shapes alone, so that what is wrong in it is said before a model is read."""
+    some = jnp.zeros(4)
+    seen = {"probability": some, "entropy": some, "is_masked": some > 0, "even_share": 0, "step": 0}
+    shown: dict[str, tuple[Any, ...]] = {
+        "order": (some, 0, 0, jax.random.key(0)),
+        "commit": tuple(jnp.asarray(seen[name]) for name in slots.looks_at(rule)) if slot == "commit" else (),
+        "draw": (some, jax.random.key(0)),
+        "remask": (some[0], jax.random.key(0)),
+        "stop": (some > 0, some > 0),
+    }
+    values = jax.tree.map(jnp.asarray, (slots.numbers_of(rule), shown[slot]))
+    result = jax.eval_shape(lambda rule, values: jnp.asarray(getattr(rule, slot)(*values)), *values)
+    if result.shape != ():
+        raise InputError(f"{slot} must give one number, not an array of shape {list(result.shape)}")
+
+
+def _in_a_line(error: BaseException) -> str:
+    if isinstance(error, InputError):
+        return str(error)
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"
