@@ -30,13 +30,15 @@ from qwen3llada_jax.text.opening import Folder, open_folder
 from qwen3llada_jax.text.requests import KINDS, Request
 from qwen3llada_jax.text.turns import Message
 
+from .flags import MeshFlags
+
 _BYTES_OF_A_REQUEST = 200
 
 
 # ---- the model -----------------------------------------------------------------------------------------------
 
 
-def open_model(flags: Any) -> Folder:
+def open_model(flags: MeshFlags) -> Folder:
     """Open the folder that --model names, on the mesh that the flags ask for, without its weights.
 
     Raises:

@@ -327,9 +327,10 @@ def test_k7_values_of_settings_are_what_they_say():
         with pytest.raises(q.InputError, match=name):
             flags.changed(q.SamplerConfig(), {name: text})
     with pytest.raises(q.InputError, match="--seed"):
-        generate.parse(["--model", "m", "--prompt", "x", "--seed", "2024_01"])
-    parsed = generate.parse(
-        ["--model", "2024_01", "--prompt", "0x10", "--prompt", "ROMEO: #2 ", "--system", "1e3", "--chat"]
+        cli.parse(generate.Flags, ["--model", "m", "--prompt", "x", "--seed", "2024_01"])
+    parsed = cli.parse(
+        generate.Flags,
+        ["--model", "2024_01", "--prompt", "0x10", "--prompt", "ROMEO: #2 ", "--system", "1e3", "--chat"],
     )
     assert (parsed.model, parsed.prompt, parsed.system) == ("2024_01", ["0x10", "ROMEO: #2 "], "1e3")
 
