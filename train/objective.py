@@ -53,7 +53,7 @@ class Example(NamedTuple):
     t: Float[Array, "B M"]
     tokens: Int[Array, " B"]
     share: Int[Array, " B"]
-    mask: Mask | Coordinates
+    mask: Mask | Coordinates | Bool[Array, "R M M"]
 
 
 Objective = Callable[[DeviceBatch, PRNGKeyArray, Int[Array, ""]], Example]
@@ -92,7 +92,7 @@ def objective_of(config: Config, mask_token_id: int, live: int, *, for_evaluatio
         kind = blocks.visibility or BLOCK_VISIBILITY
         rule = Mask(kind, blocks.block_length or BLOCK_LENGTH, bool(blocks.prompt_sees_answer) and kind == "block_bias")
     how = Corruption(noise, mask_token_id, live, rule, is_ragged, by_row=for_evaluation)
-    return functools.partial(sft if config.training.mode == "sft" else pretrain, how=how)
+    return functools.partial(sft if config.learns_answers else pretrain, how=how)
 
 
 def pretrain(batch: DeviceBatch, key: PRNGKeyArray, step: Int[Array, ""], how: Corruption) -> Example:
