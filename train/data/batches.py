@@ -264,4 +264,4 @@ def _stream(
     source = sources.stream(part.name, part.config, part.split, split_key=split_key)
     recipe = recipe_of(config)
     with sources.readable(part.name):
-        return streaming.StreamedRows(source, tokenize.tokeniser(recipe, tokenizer, source, _reading(part)), recipe)
+        return streaming.StreamedRows(source, tokenize.tokenize_with(recipe, tokenizer, source, _reading(part)), recipe)
