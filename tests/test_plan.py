@@ -182,7 +182,9 @@ def test_the_step_that_is_planned_is_the_runs():
     assert size["skip"] > size["stop"]
 
 
-@pytest.mark.skipif((sys.platform, platform.machine()) != ("linux", "x86_64"), reason="libtpu is for Linux on x86-64")
+@pytest.mark.skipif(
+    (sys.platform, platform.hardware_of()) != ("linux", "x86_64"), reason="libtpu is for Linux on x86-64"
+)
 @pytest.mark.parametrize("topology", ["v5e:4x4", pytest.param("v6e:4x4", marks=[pytest.mark.slow, pytest.mark.soak])])
 def test_tpus_gather_weights_and_scatter_gradients(monkeypatch, topology):
     """fsdp over both axes of a torus: in each layer seven weights gathered twice, seven gradients reduce-scattered."""
@@ -197,7 +199,7 @@ def test_tpus_gather_weights_and_scatter_gradients(monkeypatch, topology):
         training=TrainingConfig(batch_size=16, max_length=256, bf16=True, remat="full"),
         dataset=DatasetConfig(name="none"),
     )
-    mesh = sharding.make_mesh(1, 16, 1, hardware.machine(topology).devices)
+    mesh = sharding.make_mesh(1, 16, 1, hardware.hardware_of(topology).devices)
     program, _ = plan.traced_step(config, architecture, mesh)
     with jax.set_mesh(mesh):
         text = program.lower().compile().as_text()

@@ -43,7 +43,7 @@ from .monitor.model_flops import training_flops_per_token
 from .objective import DeviceBatch, objective_of
 from .optim import bad_updates
 from .planning import hlo_analysis, saved_activations
-from .planning.hardware import Machine, machine
+from .planning.hardware import Hardware, hardware_of
 from .planning.jaxpr_analysis import traced
 from .planning.plan_report import Memory, Plan, as_text
 from .step import make_train_step, rows_of_a_pass, rows_sharding, state_shardings
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     architecture = architecture_of(config, options.model)
     config = settled(config, blocks_of(config, architecture)[0])
     check_length(config.training.max_length, architecture)
-    place = machine(options.topology)
+    place = hardware_of(options.topology)
     if options.largest_batch and place.chip is None:
         raise InputError(f"--largest-batch: simulated devices ({place.topology}) have no memory that could be full")
     result = plan(config, architecture, place)
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if result.refusal is None else 1
 
 
-def plan(config: Config, architecture: ModelConfig, place: Machine) -> Plan:
+def plan(config: Config, architecture: ModelConfig, place: Hardware) -> Plan:
     """Compile the training step for a machine and read off what it holds, sends and computes.
 
     Raises:
@@ -236,7 +236,7 @@ def abstract_batch(config: Config, mesh: Mesh) -> DeviceBatch:
     return DeviceBatch(tokens, of_row, of_row, of_row, *(2 * (tokens,) if divided else ()))
 
 
-def largest_batch(config: Config, architecture: ModelConfig, place: Machine, first: Plan) -> int:
+def largest_batch(config: Config, architecture: ModelConfig, place: Hardware, first: Plan) -> int:
     """The most rows of a forward pass for which the step still compiles, found by compiling a few sizes."""
     ways = first.mesh["data"] * first.mesh["fsdp"]
 
