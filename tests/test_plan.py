@@ -163,7 +163,7 @@ def test_activations_that_the_layers_keep(pieces):
             dataset=DatasetConfig("x"),
         )
         program, _ = plan.traced_step(config, architecture, sharding.make_mesh(1, 4, 1, jax.devices()[:4]))
-        found[remat] = saved_activations.kept(program.jaxpr, layers)
+        found[remat] = saved_activations.saved_bytes(program.jaxpr, layers)
     assert found["full"] == layers * B // pieces * L * D * 2
     assert found["full"] < found["dots"] < found["none"]
 
@@ -274,7 +274,7 @@ def test_flops_of_a_training_step_are_the_models():
 
 
 def test_loops_that_data_decide():
-    """A while loop says nothing of its rounds: they are given, or it is an error."""
+    """A while loop says nothing of its trip_counts: they are given, or it is an error."""
 
     def f(x, n):
         with jax.named_scope("search"):

@@ -128,12 +128,12 @@ def plan(config: Config, architecture: ModelConfig, place: Hardware) -> Plan:
         memory=Memory(
             parameters=_local_bytes([shapes["params"], shapes.get("ema")]),
             moments=_local_bytes(shapes["opt"]),
-            activations=saved_activations.kept(program.jaxpr, architecture.num_hidden_layers) // ways,
+            activations=saved_activations.saved_bytes(program.jaxpr, architecture.num_hidden_layers) // ways,
         ),
         ideal_flops=training_flops_per_token(architecture, lengths[-1]) * t.batch_size * lengths[-1],
     )
-    rounds = {"cross_entropy": rounds_of_the_head(architecture, rows // ways * lengths[-1], mesh.shape["tensor"])}
-    counted = traced(program.jaxpr, rounds)
+    trip_counts = {"cross_entropy": trips_of_the_head(architecture, rows // ways * lengths[-1], mesh.shape["tensor"])}
+    counted = traced(program.jaxpr, trip_counts)
     started = time.perf_counter()
     try:
         with jax.set_mesh(mesh):
@@ -158,9 +158,9 @@ def plan(config: Config, architecture: ModelConfig, place: Hardware) -> Plan:
         result,
         memory=memory.summed(),
         traced_flops=counted,
-        compiled_flops=hlo_analysis.matmul_flops(text, rounds) * len(place.devices) + counted.kernels,
-        hbm_bytes=hlo_analysis.hbm_bytes(text, rounds),
-        collectives=tuple(hlo_analysis.by_purpose(text, rounds)),
+        compiled_flops=hlo_analysis.matmul_flops(text, trip_counts) * len(place.devices) + counted.kernels,
+        hbm_bytes=hlo_analysis.hbm_bytes(text, trip_counts),
+        collectives=tuple(hlo_analysis.by_purpose(text, trip_counts)),
         compile_seconds=time.perf_counter() - started,
     )
 
@@ -218,7 +218,7 @@ def architecture_of(config: Config, preset: str | None) -> ModelConfig:
     return dataclasses.replace(found, mask_token_id=min(live, found.vocab_size - 1), live_vocab_size=live)
 
 
-def rounds_of_the_head(architecture: ModelConfig, positions: int, tensor: int) -> int:
+def trips_of_the_head(architecture: ModelConfig, positions: int, tensor: int) -> int:
     """Slices of noised positions that go through the head on a device that holds `positions`, half of them noised."""
     at_once = min(positions, positions_at_once(positions, architecture.vocab_size // tensor))
     return math.ceil(NOISED_SHARE * positions / at_once)
