@@ -38,7 +38,7 @@ class TokenizeConfig:
         mode: pretrain or sft.
         length: tokens of a row at most.
         pack: pretrain: join documents into full rows; else each gets rows of its own.
-        divide: tell where documents begin in packed rows.
+        boundaries: tell where documents begin in packed rows.
         template: sft: chat or plain.
         enable_thinking: sft: answers begin with their reasoning.
         turn_fields: sft: of each turn, beside who speaks and what, only these are used; empty: all.
@@ -48,7 +48,7 @@ class TokenizeConfig:
     mode: str
     length: int
     pack: bool = True
-    divide: bool = False
+    boundaries: bool = False
     template: str = "chat"
     enable_thinking: bool = False
     turn_fields: tuple[str, ...] = ()
