@@ -19,7 +19,7 @@ import numpy as np
 
 from qwen3llada_jax import sharding
 from qwen3llada_jax.model import model
-from train.checkpoint.base_model import find_start
+from train.checkpoint.base_model import find_base_model
 from train.checkpoint.initial_state import first_state
 from train.config.parse import read_config
 from train.data.batches import held_out_rows, training_batches
@@ -61,7 +61,7 @@ def measure(name: str, folder: str, steps: int) -> dict[str, Any]:
         "evaluation.eval_name": ROOT / "examples/data/shakespeare/valid.txt",
     }  # fmt: skip
     config = read_config(ROOT / "configs" / "demo.yaml", [(k, str(v)) for k, v in given.items()])
-    start = find_start(config)
+    start = find_base_model(config)
     live, mask_id = start.config.live_vocab_size, start.config.mask_token_id
     assert live is not None
     assert mask_id is not None

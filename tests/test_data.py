@@ -25,7 +25,7 @@ def ids_of(tokenizer, texts):
 
 
 def pretraining(name, tokenizer, length=8, pack=True, column=None, split="train", boundaries=False):
-    how, source = TokenizeConfig("pretrain", length, pack, divide), sources.load(name, None, split)
+    how, source = TokenizeConfig("pretrain", length, pack, boundaries), sources.load(name, None, split)
     return rows_of(source, how, tokenizer, Reading(column), num_proc=None)
 
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from orbax.checkpoint import CheckpointManager
 
 from .checkpoint import manager as checkpoints
-from .checkpoint.base_model import Start
+from .checkpoint.base_model import BaseModel
 from .config.schema import Config
 from .data import loader
 from .data.batches import Batches
@@ -50,7 +50,7 @@ class Ready(NamedTuple):
         compile_step: compiles the training step for a batch, where its shape is new.
     """
 
-    start: Start
+    base: BaseModel
     mesh: Mesh
     batches: Batches
     held_out: loader.Rows | None
@@ -111,7 +111,7 @@ class _Loop:
         self.eval_loss: float | None = None  # of what stands, once it is computed
         self.metrics: Any = None  # of the newest update
         self.unseen: Any = None  # the same, while nobody has waited for it
-        self.throughput = Throughput(ready.start.config, peak_of_run(config))
+        self.throughput = Throughput(ready.base.config, peak_of_run(config))
 
     def run(self) -> None:
         """All updates that are left, or those until a request to stop, saved."""
@@ -197,7 +197,7 @@ class _Loop:
         """
         config, ready = self.config, self.ready
         self.owes = list(due)
-        pad_id = ready.start.tokenizer.eos_token_id
+        pad_id = ready.base.tokenizer.eos_token_id
         with (
             self.throughput.paused(self.metrics),
             self.stop.rescued(self.save_and_leave),
@@ -213,7 +213,7 @@ class _Loop:
                 self.owes.remove(EVALUATION)
             if SAMPLES in self.owes and not self.stop():
                 network = nnx.merge(ready.graphdef, eval_params(self.state))
-                samples.write_samples(network, ready.start.tokenizer, config, self.done, self.log, ready.mesh)
+                samples.write_samples(network, ready.base.tokenizer, config, self.done, self.log, ready.mesh)
                 self.owes.remove(SAMPLES)
 
     def save(self) -> None:
@@ -222,7 +222,7 @@ class _Loop:
         stands = {"fingerprint": self.ready.batches.fingerprint, "state": self.place}
         ledger = {"interval": interval.to_json(self.total), "tokens": self.seen, "elapsed": self.log.elapsed,
                   "owes": self.owes}  # fmt: skip
-        architecture = self.ready.start.config
+        architecture = self.ready.base.config
         checkpoints.save(self.manager, self.state, self.config, architecture, stands, self.eval_loss, ledger)
         self.saved, self.has_saved = self.done, True
 

@@ -18,7 +18,7 @@ from ..monitor.run_log import warn
 
 
 @dataclass(frozen=True)
-class Start:
+class BaseModel:
     """A folder to start from, its tokenizer, and the architecture with this run's mask token and blocks.
 
     Attributes:
@@ -35,7 +35,7 @@ class Start:
     visibility: str
 
 
-def find_start(config: Config, goes_on: Path | None = None) -> Start:
+def find_base_model(config: Config, goes_on: Path | None = None) -> BaseModel:
     """Open the model folder that the configuration names (`qwen3llada_model_path` before `base_model_path`).
 
     Args:
@@ -70,11 +70,11 @@ def find_start(config: Config, goes_on: Path | None = None) -> Start:
         enable_thinking=_thinks(config, architecture),
     )
     check_length(config.training.max_length, architecture)
-    return Start(folder, tokenizer, architecture, mask, blocks, visibility)
+    return BaseModel(folder, tokenizer, architecture, mask, blocks, visibility)
 
 
 def settled(config: Config, blocks: BlockAttentionConfig, enable_thinking: bool = False) -> Config:
-    """The configuration with what `find_start` found where it left the choice to the model."""
+    """The configuration with what `find_base_model` found where it left the choice to the model."""
     training = dataclasses.replace(config.training, block_attention=blocks)
     dataset = config.dataset
     if config.learns_answers:
