@@ -23,7 +23,7 @@ from train.config import unused_keys
 from train.config.parse import read_config
 from train.config.schema import Config, TrainingConfig, flat
 from train.data import sources
-from train.data.batches import held_out_rows, training_batches
+from train.data.batches import load_eval_rows, training_batches
 from train.data.shuffle import shares
 from train.monitor import samples
 from train.optim import bad_updates
@@ -213,7 +213,7 @@ def test_conversations_that_are_none(start, tokenizer, tmp_path, row, part):
 def test_splits_and_weights_that_are_none(start, tokenizer, tmp_path):
     (tmp_path / "train.txt").write_text("a")
     with refused("has no split 'validation'; set evaluation.eval_split to one of train"):
-        held_out_rows(configured(start, evaluation__eval_name=tmp_path), tokenizer, 1088)
+        load_eval_rows(configured(start, evaluation__eval_name=tmp_path), tokenizer, 1088)
     with refused("holds no file of a known kind"):
         (tmp_path / "sub").mkdir()
         sources.load(str(tmp_path / "sub"), None, "train")

@@ -42,7 +42,7 @@ class Ready(NamedTuple):
     """A run that is about to compute its first update.
 
     Attributes:
-        held_out: rows of the eval loss; None: none is computed.
+        eval_rows: rows of the eval loss; None: none is computed.
         first: updates done before this start.
         steps: updates when the run ends.
         next: the batch of the first update; None: no update is left.
@@ -53,7 +53,7 @@ class Ready(NamedTuple):
     base: BaseModel
     mesh: Mesh
     batches: Batches
-    held_out: loader.Rows | None
+    eval_rows: loader.Rows | None
     resumed: checkpoints.Resumed
     first: int
     steps: int
@@ -167,7 +167,7 @@ class _Loop:
         done, every, is_last = self.done, self.config.evaluation, self.done == self.ready.steps
         looks = done % every.eval_every_steps == 0 or is_last
         saves = done % self.config.training.save_steps == 0 or is_last
-        evaluates = self.ready.held_out is not None and (looks or (saves and self.config.training.keep_best))
+        evaluates = self.ready.eval_rows is not None and (looks or (saves and self.config.training.keep_best))
         due = [EVALUATION] * evaluates + [SAMPLES] * bool(looks and every.prompts)
         return done % every.steps == 0 or is_last or done == 1, saves, due
 
@@ -204,9 +204,9 @@ class _Loop:
             suppress(StoppedError),
         ):
             if EVALUATION in self.owes:
-                assert ready.held_out is not None
+                assert ready.eval_rows is not None
                 losses = evaluate(
-                    ready.eval_fn, eval_params(self.state), ready.held_out, pad_id, config, ready.mesh, self.stop
+                    ready.eval_fn, eval_params(self.state), ready.eval_rows, pad_id, config, ready.mesh, self.stop
                 )
                 self.log.metrics({"step": self.done, **losses})
                 self.eval_loss = losses["eval_loss"]

@@ -35,7 +35,7 @@ from .config.parse import ConfigFlags, as_yaml
 from .config.schema import Config
 from .config.validate import MOST
 from .data import shuffle
-from .data.batches import Batches, check_held_out, held_out_rows, lengths_of, trained_on_too, training_batches
+from .data.batches import Batches, check_eval_rows, lengths_of, load_eval_rows, trained_on_too, training_batches
 from .data.prefetch import prefetch
 from .data.show_rows import shown
 from .evaluate import batches_of
@@ -169,18 +169,18 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
     if steps is not None:
         Profile(logs / "profile", config.project.profile, newest_update(origin), steps)
     if config.evaluation.do_eval_loss:
-        check_held_out(config)
+        check_eval_rows(config)
 
     # ---- data ---------------------------------------------------------------------------------------------
     host_rows = shuffle.host_rows(rows_sharding(mesh), config.training.batch_size)
-    held_out = None
+    eval_rows = None
     if config.evaluation.do_eval_loss:  # the smaller ones first: what is wrong with them is told sooner
-        held_out = held_out_rows(config, tokenizer, architecture.vocab_size)
+        eval_rows = load_eval_rows(config, tokenizer, architecture.vocab_size)
     batches = training_batches(config, tokenizer, architecture.vocab_size, host_rows)
     info("training data: " + batches.report.replace("\n", "\n  "))
-    if held_out is not None:
-        info("held-out data: " + held_out.report.replace("\n", "\n  "))
-        if (warning := trained_on_too(config, batches, held_out)) is not None:
+    if eval_rows is not None:
+        info("held-out data: " + eval_rows.report.replace("\n", "\n  "))
+        if (warning := trained_on_too(config, batches, eval_rows)) is not None:
             warn(warning)
     if look.rows:
         info(shown(batches, tokenizer, look.rows))
@@ -227,11 +227,11 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
         batch = next(ahead, None)  # none where only an evaluation is left to do
         if batch is not None:
             compile_step(resumed.state, batch.on_devices, info)
-        if held_out is not None:
-            one = next(batches_of(held_out, tokenizer.eos_token_id, config, mesh))
+        if eval_rows is not None:
+            one = next(batches_of(eval_rows, tokenizer.eos_token_id, config, mesh))
             info("compiling the evaluation")
             eval_fn.lower(eval_params(resumed.state), one).compile()
-    return Ready(base, mesh, batches, held_out, resumed, first, steps, batch, ahead, profile, graphdef, step_fn,
+    return Ready(base, mesh, batches, eval_rows, resumed, first, steps, batch, ahead, profile, graphdef, step_fn,
                  eval_fn, compile_step)  # fmt: skip
 
 

@@ -162,7 +162,7 @@ def training_batches(
     return IndexedBatches(parts, weights, host_rows=host_rows, **common)
 
 
-def check_held_out(config: Config) -> None:
+def check_eval_rows(config: Config) -> None:
     """Refuse, before anything is read, a configuration that holds nothing out.
 
     Raises:
@@ -179,13 +179,13 @@ def check_held_out(config: Config) -> None:
         )
 
 
-def held_out_rows(config: Config, tokenizer: Any, vocab_size: int) -> loader.Rows:
+def load_eval_rows(config: Config, tokenizer: Any, vocab_size: int) -> loader.Rows:
     """The rows of the held-out loss: all of `eval_split`, or as many as are used where the training data is streamed.
 
     Raises:
         InputError: nothing is held out, or as in `training_batches`.
     """
-    check_held_out(config)
+    check_eval_rows(config)
     d, e = config.dataset, config.evaluation
     part = SourceConfig(e.eval_name or d.name, 1.0, d.config, e.eval_split, d.text_field, d.columns)
     if not d.streaming:
@@ -201,14 +201,14 @@ def held_out_rows(config: Config, tokenizer: Any, vocab_size: int) -> loader.Row
     return rows
 
 
-def trained_on_too(config: Config, batches: Batches, held_out: loader.Rows) -> str | None:
+def trained_on_too(config: Config, batches: Batches, eval_rows: loader.Rows) -> str | None:
     """A warning where held-out rows are also trained on; None: they are not."""
     d, e = config.dataset, config.evaluation
     parts: Sequence[loader.Rows | streaming.StreamedRows] = batches.parts
     for part, rows in zip(d.sources, parts, strict=True):
         assert rows.source is not None
-        assert held_out.source is not None
-        if sources.shares_rows(rows.source, held_out.source):
+        assert eval_rows.source is not None
+        if sources.shares_rows(rows.source, eval_rows.source):
             name = f"{e.eval_name or d.name} {e.eval_split}"
             return f"held-out rows are trained on too: {name} shares rows with {part.name} {part.split}"
     return None
