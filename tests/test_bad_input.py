@@ -1,4 +1,4 @@
-"""Bad input to train.run, train.plan and train.report: one line that names the thing and the mend, nothing written."""
+"""Bad input to train.run, train.plan and train.report: one line that names the thing and the fix, nothing written."""
 
 import json
 import shutil
