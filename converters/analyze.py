@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 from qwen3llada_jax import cli
+from qwen3llada_jax.checkpoint import hf_import
+from qwen3llada_jax.checkpoint import model_folder as checkpoint
+from qwen3llada_jax.checkpoint.hf_names import flatten, hf_tensors
 from qwen3llada_jax.cli import Place, flag
-from qwen3llada_jax.io import hf_import
-from qwen3llada_jax.io import model_folder as checkpoint
-from qwen3llada_jax.io.hf_names import flatten, hf_tensors
 from qwen3llada_jax.io.hub import model_folder
 from qwen3llada_jax.io.safetensors_folder import StoredTensor, reader, stored_tensors
 from qwen3llada_jax.model import model

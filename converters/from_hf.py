@@ -14,10 +14,10 @@ from typing import Any
 import jax
 
 from qwen3llada_jax import cli
+from qwen3llada_jax.checkpoint import hf_import
+from qwen3llada_jax.checkpoint import model_folder as checkpoint
 from qwen3llada_jax.cli import Place, flag
 from qwen3llada_jax.errors import InputError, listed
-from qwen3llada_jax.io import hf_import
-from qwen3llada_jax.io import model_folder as checkpoint
 from qwen3llada_jax.io.atomic_files import new_folder
 from qwen3llada_jax.io.hub import model_folder
 from qwen3llada_jax.model.config import ModelConfig, read_config_json, read_model_config, unknown_keys

@@ -16,11 +16,11 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from qwen3llada_jax import arguments, cli
+from qwen3llada_jax.checkpoint import model_folder
+from qwen3llada_jax.checkpoint.hf_names import flatten, hf_tensors
 from qwen3llada_jax.cli import flag
 from qwen3llada_jax.errors import InputError, brief, shown
-from qwen3llada_jax.io import model_folder
 from qwen3llada_jax.io.atomic_files import new_folder, write_text
-from qwen3llada_jax.io.hf_names import flatten, hf_tensors
 from qwen3llada_jax.io.safetensors_folder import INDEX
 from qwen3llada_jax.model import model
 from qwen3llada_jax.model.config import ModelConfig, read_config_json, read_model_config

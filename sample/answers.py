@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 
 from qwen3llada_jax.errors import InputError, brief
 from qwen3llada_jax.io.atomic_files import check_file, home, write_text
-from qwen3llada_jax.text.requests import Request
+from qwen3llada_jax.writing.requests import Request
 
 from .clock import Timed
 

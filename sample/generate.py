@@ -24,10 +24,10 @@ from qwen3llada_jax import cli
 from qwen3llada_jax.cli import flag
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.sampling.config import SamplerConfig
-from qwen3llada_jax.text import completions
-from qwen3llada_jax.text.completions import Completion, Watcher
-from qwen3llada_jax.text.opening import Folder
-from qwen3llada_jax.text.requests import Request
+from qwen3llada_jax.writing import completions
+from qwen3llada_jax.writing.completions import Completion, Watcher
+from qwen3llada_jax.writing.opening import Folder
+from qwen3llada_jax.writing.requests import Request
 
 from . import answers, inputs
 from .answers import check_place

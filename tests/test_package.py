@@ -46,6 +46,32 @@ def test_the_library_imports_no_program_and_programs_not_each_other():
                     assert name.split(".")[0] not in programs - {room}, f"{file}: {name}"
 
 
+def arrows(package: str) -> set[tuple[str, str]]:
+    """(room, room that it imports from) of a package: its folders, and its files outside of any."""
+    found = set()
+    for file in (ROOT / package).rglob("*.py"):
+        parts = file.relative_to(ROOT).with_suffix("").parts
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                above = parts[: len(parts) - node.level] if node.level else ()
+                module = ".".join((*above, *([node.module] if node.module else [])))
+                for name in (f"{module}.{alias.name}".split(".") for alias in node.names):
+                    is_there = (ROOT / package / name[1]).is_dir() or (ROOT / package / f"{name[1]}.py").exists()
+                    if name[0] == package and is_there and name[1] != parts[1]:
+                        found.add((parts[1], name[1]))
+    return found
+
+
+@pytest.mark.parametrize("package", ["qwen3llada_jax", "train", "sample", "converters"])
+def test_no_two_rooms_import_each_other_in_a_circle(package):
+    left = arrows(package)
+    assert left or package == "converters"
+    while left:
+        ends = {to for _, to in left} - {room for room, _ in left}
+        assert ends, f"in a circle: {sorted(left)}"
+        left = {(room, to) for room, to in left if to not in ends}
+
+
 def test_every_folder_of_code_is_a_package():
     """A folder without `__init__.py` works in the checkout, and is left out by whoever looks for packages."""
     for room in ("qwen3llada_jax", "converters", "train", "sample"):

@@ -21,10 +21,10 @@ from safetensors.numpy import load_file, save_file
 
 import qwen3llada_jax as q
 from qwen3llada_jax import cli
-from qwen3llada_jax.io import model_folder
+from qwen3llada_jax.checkpoint import model_folder
 from qwen3llada_jax.io.atomic_files import write_text
-from qwen3llada_jax.text import completions, requests
-from qwen3llada_jax.text.opening import open_folder
+from qwen3llada_jax.writing import completions, requests
+from qwen3llada_jax.writing.opening import open_folder
 from sample import answers, chat, compare, flags, generate, inputs, live, quality
 
 MASK = 1050

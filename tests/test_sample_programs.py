@@ -16,11 +16,12 @@ from conftest import ROOT, TINY, assert_one_line_error, on_devices, run_program,
 
 import qwen3llada_jax as q
 from qwen3llada_jax import cli
-from qwen3llada_jax.io import model_folder
+from qwen3llada_jax.checkpoint import model_folder
 from qwen3llada_jax.io.atomic_files import write_text
 from qwen3llada_jax.sampling.slots import SLOTS
-from qwen3llada_jax.text import completions, requests, tokens
-from qwen3llada_jax.text.opening import open_folder
+from qwen3llada_jax.text import tokens
+from qwen3llada_jax.writing import completions, requests
+from qwen3llada_jax.writing.opening import open_folder
 from sample import chat, clock, compare, flags, generate, inputs, live, quality, trace
 
 MASK = 1050

@@ -13,9 +13,9 @@ from conftest import DATA, assert_one_line_error, on_devices, run_program, torch
 
 import qwen3llada_jax as q
 from qwen3llada_jax import cli, sharding
-from qwen3llada_jax.io import model_folder
-from qwen3llada_jax.io.hf_names import flatten
-from qwen3llada_jax.io.model_folder import read_model_config
+from qwen3llada_jax.checkpoint import model_folder
+from qwen3llada_jax.checkpoint.hf_names import flatten
+from qwen3llada_jax.checkpoint.model_folder import read_model_config
 from qwen3llada_jax.model import model
 from qwen3llada_jax.model.roles import by_role
 from train import step as training

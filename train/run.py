@@ -22,9 +22,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from qwen3llada_jax import cli, sharding
+from qwen3llada_jax.checkpoint import model_folder
 from qwen3llada_jax.cli import flag
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.io import model_folder
 from qwen3llada_jax.io.atomic_files import check_folder, make_folder, remove_parts, write_text
 from qwen3llada_jax.model import attention, model
 from qwen3llada_jax.model.model import Runtime

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qwen3llada_jax.checkpoint.model_folder import read_model_config
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.io.atomic_files import home, put_back
 from qwen3llada_jax.io.hub import model_folder
-from qwen3llada_jax.io.model_folder import read_model_config
 from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.text import mask_token, tokens
 from qwen3llada_jax.text.mask_token import MaskToken
