@@ -2,6 +2,11 @@
 
 A program declares its flags as the fields of a dataclass; `parse` makes an argparse parser of it, and an instance of it
 of the command line. shtab makes a shell's completions of the same parser (`--print-completion`).
+
+Of the libraries that read dataclasses by themselves, tyro 1.0 takes `None` as a value of every optional flag, knows no
+`--no-` of `bool | None`, takes the last of two values and tells errors in boxes, which only a private hook opens. Of
+cyclopts 5 the lines of errors, the pages of help and the numbers (1_6 is 16) would all be written anew. Both, and
+jsonargparse, add a tenth to a fifth of a second to every start.
 """
 
 import argparse
