@@ -273,7 +273,7 @@ def test_places_that_cannot_hold_a_run(start, tmp_path, monkeypatch):
 @pytest.mark.parametrize("topology", ["", "v5e", "gpu:8", "v5e:4y4", "cpu:0", "cpu:x"])
 def test_machines_that_are_none(topology):
     with refused("--topology", "as in cpu:8"):
-        machine(topology)
+        hardware_of(topology)
 
 
 @pytest.mark.parametrize(

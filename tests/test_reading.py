@@ -24,7 +24,7 @@ from train.data import sources
 from train.data.batches import held_out_rows, trained_on_too, training_batches
 from train.data.rows import rows_of as made_of
 from train.data.show_rows import shown
-from train.data.tokenize import Reading, Recipe
+from train.data.tokenize import Reading, TokenizeConfig
 
 USER, ANSWER = {"role": "user", "content": "Who?"}, {"role": "assistant", "content": "I am."}
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"city": "string"}}}
@@ -36,8 +36,8 @@ def rows_of(path, tokenizer, length=2000, columns=Columns(), mode="sft", split="
     """The rows of a file or folder, as a run reads them."""
     with sources.readable(str(path)):
         source = sources.load(str(path), None, split)
-        recipe = Recipe(mode, length, pack=False, **more)
-        return made_of(source, recipe, tokenizer, Reading(column, columns), num_proc=None)
+        how = TokenizeConfig(mode, length, pack=False, **more)
+        return made_of(source, how, tokenizer, Reading(column, columns), num_proc=None)
 
 
 def texts(rows, tokenizer):

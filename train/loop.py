@@ -19,7 +19,7 @@ from .evaluate import StoppedError, evaluate
 from .monitor import interval, samples
 from .monitor.profiler import Profile
 from .monitor.run_log import Watch, say
-from .monitor.throughput import Meter, peak_of_run
+from .monitor.throughput import Throughput, peak_of_run
 from .objective import DeviceBatch
 from .optim import bad_updates
 from .optim.optimizer import schedule
@@ -113,7 +113,7 @@ class _Loop:
         self.eval_loss: float | None = None  # of what stands, once it is computed
         self.metrics: Any = None  # of the newest update
         self.unseen: Any = None  # the same, while nobody has waited for it
-        self.meter = Meter(ready.start.config, peak_of_run(config))
+        self.throughput = Throughput(ready.start.config, peak_of_run(config))
 
     def run(self) -> None:
         """All updates that are left, or those until a request to stop, saved."""
@@ -128,16 +128,16 @@ class _Loop:
             checkpoints.settle(self.manager, self.done)
         for step in range(ready.first, ready.steps):
             with self.stop.rescued(self.save_and_leave):
-                with self.meter.waiting():
+                with self.throughput.waiting():
                     batch, on_devices, place = ready.next if ready.next and step == ready.first else next(ready.ahead)
-                with self.meter.paused(None):
+                with self.throughput.paused(None):
                     ready.compile_step(self.state, on_devices, watch.say)
             ready.profile.before(step, self.state)
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 state, metrics = ready.step_fn(self.state, on_devices)
             before, self.unseen = self.unseen, metrics
             self.state, self.metrics, self.place, self.done, self.eval_loss = state, metrics, place, step + 1, None
-            with self.meter.paused(None):  # the first time, it is compiled
+            with self.throughput.paused(None):  # the first time, it is compiled
                 self.total = interval.add(self.total, {k: metrics[k] for k in interval.NEEDED})
             self.count(batch)
             checkpoints.check_written(self.manager)
@@ -149,17 +149,17 @@ class _Loop:
             if logs or saves or due:
                 self.judge()
             if logs:
-                with self.meter.paused(metrics):
+                with self.throughput.paused(metrics):
                     skipped = int(metrics["skipped"])
                     values = {"lr": float(rate(step - skipped)), **interval.read(self.total)}
                     self.total = interval.fresh(ready.mesh)
                 values |= {"skipped": skipped} if skips else {}
-                watch.metrics({"step": self.done, **values, **self.meter.read()})
+                watch.metrics({"step": self.done, **values, **self.throughput.read()})
             if due:
                 self.look(due)
             stops = self.stop()
             if saves or stops:
-                with self.meter.paused(metrics):
+                with self.throughput.paused(metrics):
                     self.save()
             if stops:
                 return
@@ -175,7 +175,7 @@ class _Loop:
 
     def count(self, batch: loader.Batch) -> None:
         """One update more."""
-        self.meter.count(batch)
+        self.throughput.count(batch)
         self.watch.advance()
         if self.seen is not None:
             self.seen += int(batch.real_length.sum())
@@ -201,7 +201,7 @@ class _Loop:
         self.owes = list(due)
         pad_id = ready.start.tokenizer.eos_token_id
         with (
-            self.meter.paused(self.metrics),
+            self.throughput.paused(self.metrics),
             self.stop.rescued(self.save_and_leave),
             suppress(StoppedError),
         ):
