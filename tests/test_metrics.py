@@ -365,18 +365,18 @@ def test_wandb_goes_on_in_the_same_run(monkeypatch, tmp_path):
 
 
 def test_other_processes_write_and_print_nothing(monkeypatch, tmp_path, capsys):
-    from train.monitor.run_log import Watch, say
+    from train.monitor.run_log import RunLog, info
 
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     line = dict.fromkeys(
         ("loss", "ce", "grad_norm", "grad_norm_max", "lr", "tokens_per_second", "seconds_per_update", "data_wait"), 1.0
     )
-    with Watch(config_of(tensorboard=True), tmp_path, 0, 9) as watch:
-        watch.metrics({"step": 1, **line})
-        watch.sample({"step": 1, "prompt": "a", "answer": "b"})
-        watch.say("hello")
-        watch.advance()
-        say("hello")
+    with RunLog(config_of(tensorboard=True), tmp_path, 0, 9) as log:
+        log.metrics({"step": 1, **line})
+        log.sample({"step": 1, "prompt": "a", "answer": "b"})
+        log.info("hello")
+        log.advance()
+        info("hello")
     assert capsys.readouterr().out == ""
     assert list(tmp_path.iterdir()) == []
 

@@ -43,7 +43,7 @@ from .loop import Ahead, Ready, compiler, run_loop
 from .monitor import samples, trackers
 from .monitor.banner import banner, check_disk
 from .monitor.profiler import Profile
-from .monitor.run_log import notice, say
+from .monitor.run_log import info, warn
 from .objective import objective_of
 from .optim import bad_updates
 from .runtime import distributed
@@ -153,9 +153,9 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
     if config.evaluation.prompts:
         samples.check(config, architecture, tokenizer)
     assert architecture.mask_token_id is not None
-    say(f"starting from {start.folder}, mask token {start.mask_token}, visibility {start.visibility}")
+    info(f"starting from {start.folder}, mask token {start.mask_token}, visibility {start.visibility}")
     if start.mask_token.warning:
-        notice(start.mask_token.warning)
+        warn(start.mask_token.warning)
 
     # ---- mesh, and all that can be refused before the data are read ---------------------------------------
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
@@ -177,13 +177,13 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
     if config.evaluation.do_eval_loss:  # the smaller ones first: what is wrong with them is told sooner
         held_out = held_out_rows(config, tokenizer, architecture.vocab_size)
     batches = training_batches(config, tokenizer, architecture.vocab_size, host_rows)
-    say("training data: " + batches.report.replace("\n", "\n  "))
+    info("training data: " + batches.report.replace("\n", "\n  "))
     if held_out is not None:
-        say("held-out data: " + held_out.report.replace("\n", "\n  "))
+        info("held-out data: " + held_out.report.replace("\n", "\n  "))
         if (warning := trained_on_too(config, batches, held_out)) is not None:
-            notice(warning)
+            warn(warning)
     if look.rows:
-        say(shown(batches, tokenizer, look.rows))
+        info(shown(batches, tokenizer, look.rows))
     if steps is None:
         assert batches.rows_per_epoch is not None  # a stream asks for max_steps
         steps = max(1, math.ceil(config.training.epochs * batches.rows_per_epoch / config.training.batch_size))
@@ -191,8 +191,8 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
             raise InputError(f"training.epochs {config.training.epochs:g} are more than {MOST} updates; lower it")
     if look.only:
         for line in banner(config, mesh, kernels, shapes, roles, output, newest_update(origin), steps):
-            say(line)
-        say("dry run: nothing was trained, and nothing was written")
+            info(line)
+        info("dry run: nothing was trained, and nothing was written")
         return None
 
     # ---- state: 1. this run's newest checkpoint, 2. another run's, 3. the starting weights ----------------
@@ -202,7 +202,7 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
         resumed = first_state(config, output, origin, start, batches.fingerprint, tx, shapes, shardings, mesh)
     first = int(resumed.state["step"])
     if first >= steps and not resumed.ledger.get("owes"):
-        say(f"{output}: already at update {first} of {steps}, nothing to do")
+        info(f"{output}: already at update {first} of {steps}, nothing to do")
         if distributed.is_main() and (output / "checkpoints").is_dir():  # it may have been moved since
             write_owner(output, logs, hold_folders(output, logs, holds))
         return None
@@ -213,7 +213,7 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
     if distributed.is_main():
         prepare_folder(output, logs, config, start, holds)
     for line in banner(config, mesh, kernels, shapes, roles, output, first, steps):
-        say(line)
+        info(line)
 
     # ---- programs: compiled here, where a stop loses nothing ----------------------------------------------
     live, mask_token = architecture.live_vocab_size or architecture.vocab_size, architecture.mask_token_id
@@ -226,10 +226,10 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
     with jax.set_mesh(mesh):
         batch = next(ahead, None)  # none where only an evaluation is left to do
         if batch is not None:
-            compile_step(resumed.state, batch.on_devices, say)
+            compile_step(resumed.state, batch.on_devices, info)
         if held_out is not None:
             one = next(batches_of(held_out, tokenizer.eos_token_id, config, mesh))
-            say("compiling the evaluation")
+            info("compiling the evaluation")
             eval_fn.lower(eval_params(resumed.state), one).compile()
     return Ready(start, mesh, batches, held_out, resumed, first, steps, batch, ahead, profile, graphdef, step_fn,
                  eval_fn, compile_step)  # fmt: skip

@@ -14,7 +14,7 @@ from qwen3llada_jax.text import mask_token, tokens
 from qwen3llada_jax.text.mask_token import MaskToken
 
 from ..config.schema import BLOCK_LENGTH, BLOCK_VISIBILITY, BlockAttentionConfig, Config
-from ..monitor.run_log import notice
+from ..monitor.run_log import warn
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def find_start(config: Config, goes_on: Path | None = None) -> Start:
         if goes_on is None:
             raise
         folder, architecture, tokenizer = _open(home(goes_on))
-        notice(f"{error}; config and tokenizer are taken from {folder}")
+        warn(f"{error}; config and tokenizer are taken from {folder}")
     if tokenizer.eos_token_id is None:
         raise InputError(f"{folder}: its tokenizer names no EOS token, which ends every text")
     mask = _mask_token(config, folder, architecture, tokenizer)

@@ -17,7 +17,7 @@ from qwen3llada_jax.io.atomic_files import home
 from qwen3llada_jax.model.model import Qwen3LLaDA
 
 from ..config.schema import Config
-from ..monitor.run_log import notice
+from ..monitor.run_log import warn
 from ..step import State
 from . import manager
 from .base_model import Start
@@ -121,7 +121,7 @@ def first_state(
                                    fork=origin.is_fork)  # fmt: skip
         model_folder.check_finite(found.state["params"], f"{origin.run}, update {int(found.state['step'])}")
         into = f", in {output}" if origin.is_fork else ""
-        notice(f"going on from update {int(found.state['step'])} of {origin.run}{into}")
+        warn(f"going on from update {int(found.state['step'])} of {origin.run}{into}")
         return found
     if config.model.from_scratch:
         fresh = lambda: nnx.to_pure_dict(  # noqa: E731
