@@ -27,7 +27,6 @@ from train.data.batches import held_out_rows, training_batches
 from train.data.shuffle import shares
 from train.monitor import samples
 from train.optim import bad_updates
-from train.planning.hardware import machine
 
 
 @contextmanager
