@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from qwen3llada_jax.io import model_folder
+from qwen3llada_jax.checkpoint import model_folder
 from qwen3llada_jax.model import model
 from qwen3llada_jax.model.config import ModelConfig
 from train.checkpoint import manager as checkpoints

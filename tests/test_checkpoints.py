@@ -25,7 +25,7 @@ import qwen3llada_jax as q
 from benchmarks import interruptions
 from converters.to_hf import export
 from qwen3llada_jax import sharding
-from qwen3llada_jax.io.hf_names import flatten
+from qwen3llada_jax.checkpoint.hf_names import flatten
 from qwen3llada_jax.text import tokens
 from train.checkpoint import manager as checkpoints
 from train.config.parse import read_config

@@ -14,8 +14,8 @@ from jax.sharding import PartitionSpec as P
 
 import qwen3llada_jax as q
 from qwen3llada_jax import sharding
-from qwen3llada_jax.io import model_folder
-from qwen3llada_jax.io.hf_names import flatten
+from qwen3llada_jax.checkpoint import model_folder
+from qwen3llada_jax.checkpoint.hf_names import flatten
 from qwen3llada_jax.model import model
 from train import step as training
 from train.config.parse import read_config

@@ -19,8 +19,8 @@ from converters.analyze import analyze
 from converters.from_hf import convert
 from converters.to_hf import export
 from qwen3llada_jax import sharding
-from qwen3llada_jax.io import model_folder
-from qwen3llada_jax.io.hf_names import flatten, hf_tensors, ours_of
+from qwen3llada_jax.checkpoint import model_folder
+from qwen3llada_jax.checkpoint.hf_names import flatten, hf_tensors, ours_of
 from qwen3llada_jax.model import families, model
 from qwen3llada_jax.model.layers import Layers, new_weight
 from qwen3llada_jax.model.roles import Role

@@ -20,9 +20,9 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from qwen3llada_jax.checkpoint.model_folder import params_handler, writing
 from qwen3llada_jax.errors import InputError, listed
 from qwen3llada_jax.io.atomic_files import write_text
-from qwen3llada_jax.io.model_folder import params_handler, writing
 from qwen3llada_jax.model.config import ModelConfig
 
 from ..config.schema import Config, flat

@@ -229,9 +229,19 @@ class Config:
         return "bfloat16" if self.training.bf16 else "float32"
 
     @property
+    def learns_answers(self) -> bool:
+        """Whether rows are prompts with answers, of which the answers are learned; else documents."""
+        return self.training.mode == "sft"
+
+    @property
     def pads_answers(self) -> bool:
         """Whether answers are padded with EOS that is learned."""
-        return self.training.mode == "sft" and self.training.eos_padding
+        return self.learns_answers and self.training.eos_padding
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether all rows are full."""
+        return not self.learns_answers and self.dataset.pack_to_max_length
 
     @property
     def micro_batches(self) -> int:

@@ -37,7 +37,7 @@ TABLE = (
         "with training.on_spike none",
         "leave it out, or set on_spike: stop or skip",
     ),
-    Inert("training.eos_padding", lambda c: c.training.mode != "sft", "on pretraining, which has no answers to pad"),
+    Inert("training.eos_padding", lambda c: not c.learns_answers, "on pretraining, which has no answers to pad"),
     Inert(
         "training.block_attention.visibility",
         # As it stands in the training.yaml of a run without blocks.
@@ -82,13 +82,13 @@ TABLE = (
     ),
     Inert(
         "dataset.pack_boundaries",
-        lambda c: c.training.mode != "pretrain",
+        lambda c: c.learns_answers,
         "on sft, whose rows hold one conversation each",
     ),
     *(
         Inert(
             f"dataset.{name}",
-            lambda c: c.training.mode != "sft",
+            lambda c: not c.learns_answers,
             "on pretraining, whose texts are taken as they are",
         )
         for name in ("template", "enable_thinking", "turn_fields", *(f"columns.{f.name}" for f in fields(Columns)))

@@ -226,9 +226,8 @@ def _check_config_used(d: DatasetConfig) -> None:
 
 def lengths_of(config: Config) -> list[int]:
     """All lengths that batches of this run may have, ascending."""
-    t = config.training
-    is_packed = t.mode == "pretrain" and config.dataset.pack_to_max_length
-    return [t.max_length] if is_packed else loader.buckets(t.max_length)
+    length = config.training.max_length
+    return [length] if config.is_packed else loader.buckets(length)
 
 
 def recipe_of(config: Config) -> Recipe:
