@@ -17,14 +17,14 @@ from qwen3llada_jax.io.jsonl import BadRowError
 from qwen3llada_jax.text.chat_template import ChatWriter, names_in
 from qwen3llada_jax.text.conversations import Columns, read_conversation
 from qwen3llada_jax.text.tokens import load_tokenizer
-from train.checkpoint.base_model import find_start, settled
+from train.checkpoint.base_model import find_base_model, settled
 from train.config.parse import read_config
 from train.config.schema import Config, DatasetConfig, EvaluationConfig, TrainingConfig
 from train.data import sources
 from train.data.batches import held_out_rows, trained_on_too, training_batches
 from train.data.rows import rows_of as made_of
 from train.data.show_rows import shown
-from train.data.tokenize import Reading, Recipe
+from train.data.tokenize import Reading, TokenizeConfig
 
 USER, ANSWER = {"role": "user", "content": "Who?"}, {"role": "assistant", "content": "I am."}
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"city": "string"}}}
@@ -36,8 +36,8 @@ def rows_of(path, tokenizer, length=2000, columns=Columns(), mode="sft", split="
     """The rows of a file or folder, as a run reads them."""
     with sources.readable(str(path)):
         source = sources.load(str(path), None, split)
-        recipe = Recipe(mode, length, pack=False, **more)
-        return made_of(source, recipe, tokenizer, Reading(column, columns), num_proc=None)
+        how = TokenizeConfig(mode, length, pack=False, **more)
+        return made_of(source, how, tokenizer, Reading(column, columns), num_proc=None)
 
 
 def texts(rows, tokenizer):
@@ -671,7 +671,7 @@ def test_k9_whether_answers_think_travels_with_the_model(start, tmp_path):
         flags = [] if flag is None else [("dataset.enable_thinking", flag)]
         asked = read_config(None, [("model.base_model_path", str(model)), ("model.mask_token_id", "auto"),
                                    ("training.mode", "sft"), ("dataset.name", "x"), *flags])  # fmt: skip
-        found = find_start(asked)
+        found = find_base_model(asked)
         assert found.config.enable_thinking is expected
         assert settled(asked, found.blocks, found.config.enable_thinking).dataset.enable_thinking is expected
         assert found.config.to_hf()["enable_thinking"] is expected

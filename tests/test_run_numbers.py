@@ -181,7 +181,7 @@ def test_k14_the_banner(start, tmp_path, capsys):
         ({"project.profile": 9}, "project.profile 9 needs 11 updates"),
         ({"evaluation.eval_name": "null"}, "so nothing is held out"),
         ({"training.lr": 0.5, "project.output_dir": "run"}, "training.lr 0.001 → 0.5"),
-        ({"training.grad_clip": 0, "training.resume_from": "run"}, "the state of another model or optimiser"),
+        ({"training.grad_clip": 0, "training.resume_from": "run"}, "the state of another model or optimizer"),
         ({"training.resume_from": "never", "project.output_dir": "run"}, "holds the checkpoints of another run"),
         ({"model.base_model_path": "noweights"}, "noweights: no weights in it"),
         ({"model.base_model_path": "others"}, "weights and config.json do not agree"),

@@ -295,8 +295,8 @@ def test_no_text_can_end_the_page():
     assert json.loads(re.search(r"const rows = (.*);\n", made)[1])[0]["tokens"] == [evil]
 
 
-def test_picture_has_the_colours_of_the_passes(tmp_path):
-    """Two passes: the first and the last colour of the map are there; a longer line under a surer token."""
+def test_picture_has_the_colors_of_the_passes(tmp_path):
+    """Two passes: the first and the last color of the map are there; a longer line under a surer token."""
     from matplotlib import colormaps
     from PIL import Image
 
@@ -306,8 +306,8 @@ def test_picture_has_the_colours_of_the_passes(tmp_path):
     draw(tmp_path / "t.png", [{"nfe": 2, "tokens": tokens}])
     pixels = np.asarray(Image.open(tmp_path / "t.png").convert("RGB"), int).reshape(-1, 3)
     for end in (0.0, 1.0):
-        colour = np.array(colormaps["viridis_r"](end)[:3]) * 255
-        assert (np.abs(pixels - colour).max(axis=1) < 3).sum() > 500
+        color = np.array(colormaps["viridis_r"](end)[:3]) * 255
+        assert (np.abs(pixels - color).max(axis=1) < 3).sum() > 500
 
 
 def test_token_texts_make_the_whole_text(tokenizer):

@@ -28,7 +28,7 @@ from train.evaluate import evaluate
 from train.monitor.jsonl import read_lines
 from train.monitor.throughput import MEASURED
 from train.objective import DeviceBatch, objective_of
-from train.optim.optimizer import is_matrix, optimiser, schedule
+from train.optim.optimizer import is_matrix, optimizer, schedule
 from train.run import Flags, train
 
 
@@ -142,7 +142,7 @@ def test_moments_lie_where_their_parameters_do_and_the_step_compiles_once(start)
     architecture = model_folder.read_model_config(start)
     mesh = sharding.make_mesh(2, 2, 2)
     graphdef, _, roles = model.abstract(architecture)
-    tx = optimiser(config, 10, roles)
+    tx = optimizer(config, 10, roles)
     _, shardings = training.state_shardings(architecture, tx, mesh)
     with jax.set_mesh(mesh):
         params = model_folder.load_params(start, architecture, "float32", mesh)

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: parameters (openable on their own), optimiser state, and what the run was told.
+"""Checkpoints of a run: parameters (openable on their own), optimizer state, and what the run was told.
 
     OUTPUT_DIR/checkpoints/<updates done>/params · ema, if kept · opt · meta · metrics
 
@@ -26,7 +26,7 @@ from qwen3llada_jax.io.atomic_files import write_text
 from qwen3llada_jax.model.config import ModelConfig
 
 from ..config.schema import Config, flat
-from ..monitor.run_log import notice
+from ..monitor.run_log import warn
 from ..runtime.distributed import is_main
 from ..runtime.versions import versions
 from ..step import State
@@ -168,7 +168,7 @@ def resume(
             folder is left as it is, and the position in the data holds only for the same data.
 
     Raises:
-        InputError: it is a run with other settings, of another model or optimiser, on other data, or none of
+        InputError: it is a run with other settings, of another model or optimizer, on other data, or none of
             its checkpoints can be read.
     """
     damaged: list[tuple[Path, str]] = []
@@ -219,7 +219,7 @@ def resume(
 
 
 def check_before_data(run: Path, config: Config, model: ModelConfig, shapes: State, *, fork: bool) -> None:
-    """Refuse what `resume` will, as far as it can be told without the data: settings, model and optimiser.
+    """Refuse what `resume` will, as far as it can be told without the data: settings, model and optimizer.
 
     Raises:
         InputError: as in `resume`.
@@ -267,7 +267,7 @@ def _set_aside(step: Path, reason: str, *, instead: Path, leave: bool) -> None:
         number += 1
         place = step.with_name(f"{step.name}.damaged-{number}")
     kept = "" if leave else f", now {place.name}"
-    notice(f"{step}: damaged ({reason}){kept}; going on from {instead.name}")
+    warn(f"{step}: damaged ({reason}){kept}; going on from {instead.name}")
     if not leave:
         if is_main():
             step.rename(place)

@@ -74,7 +74,7 @@ TABLE = (
         "leave it out, or set wsd",
     ),
     Inert("optim.min_lr_ratio", lambda c: c.optim.scheduler == "constant", "with optim.scheduler constant"),
-    Inert("dataset.num_proc", lambda c: c.dataset.streaming, "on a stream, which is tokenised as it is read"),
+    Inert("dataset.num_proc", lambda c: c.dataset.streaming, "on a stream, which is tokenized as it is read"),
     Inert(
         "dataset.shuffle_buffer",
         lambda c: not c.dataset.streaming,

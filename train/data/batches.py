@@ -20,7 +20,7 @@ from ..config.schema import Config, DatasetConfig, SourceConfig
 from . import loader, shuffle, sources, streaming, tokenize
 from .rows import digest_of, rows_of
 from .token_cache import tokenizer_tag
-from .tokenize import Reading, Recipe
+from .tokenize import Reading, TokenizeConfig
 
 _LOOKED_AT = 1000  # batches that the share of padding is computed over
 _SHUFFLE_BUFFER = 1024
@@ -148,7 +148,7 @@ def training_batches(
     }
     if d.streaming:
         opened = [_stream(config, tokenizer, part) for part in d.sources]
-        made_by = [tokenizer_tag(tokenizer), getattr(tokenizer, "chat_template", None), recipe_of(config)]
+        made_by = [tokenizer_tag(tokenizer), getattr(tokenizer, "chat_template", None), tokenize_config_of(config)]
         readings = [_reading(part) for part in d.sources]
         return streaming.StreamedBatches(
             opened,
@@ -230,10 +230,10 @@ def lengths_of(config: Config) -> list[int]:
     return [length] if config.is_packed else loader.buckets(length)
 
 
-def recipe_of(config: Config) -> Recipe:
+def tokenize_config_of(config: Config) -> TokenizeConfig:
     """How texts become rows in this run."""
     d, t = config.dataset, config.training
-    return Recipe(
+    return TokenizeConfig(
         t.mode, t.max_length, d.pack_to_max_length, d.pack_boundaries, d.template, bool(d.enable_thinking),
         d.turn_fields, d.on_bad_row,
     )  # fmt: skip
@@ -251,7 +251,7 @@ def _rows(
     source = sources.load(part.name, part.config, part.split, split_key=split_key)
     workers = config.dataset.num_proc
     with sources.readable(part.name):
-        rows = rows_of(source, recipe_of(config), tokenizer, _reading(part), num_proc=workers)
+        rows = rows_of(source, tokenize_config_of(config), tokenizer, _reading(part), num_proc=workers)
     model.check_tokens(np.array([rows.values.min(), rows.values.max()]), vocab_size)
     return dataclasses.replace(rows, source=source)
 
@@ -262,6 +262,6 @@ def _stream(
     assert part.name is not None
     assert part.split is not None
     source = sources.stream(part.name, part.config, part.split, split_key=split_key)
-    recipe = recipe_of(config)
+    how = tokenize_config_of(config)
     with sources.readable(part.name):
-        return streaming.StreamedRows(source, tokenize.tokeniser(recipe, tokenizer, source, _reading(part)), recipe)
+        return streaming.StreamedRows(source, tokenize.tokenize_with(how, tokenizer, source, _reading(part)), how)
