@@ -81,7 +81,7 @@ def test_a_number_for_each_row_gives_each_what_it_gets_alone(model, slot, made, 
     ]
     assert together.answers() == [one.answers()[0] for one in alone]
     assert together.nfe.tolist() == [int(one.nfe[0]) for one in alone]
-    assert len(set(together.nfe.tolist())) > 1 or slot == "draw"
+    assert len(set(together.nfe.tolist())) > 1 or slot != "commit"
 
 
 @q.rule
