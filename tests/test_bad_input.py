@@ -335,7 +335,7 @@ def test_k16_a_start_of_nonsense_is_refused(start, tmp_path):
 
 
 def test_k16_a_bad_first_update_names_no_checkpoint():
-    bad = {"verdict": bad_updates.NOT_FINITE, "loss": np.nan, "grad_norm": 1.0, "skipped": 0}
+    bad = {"status": bad_updates.NOT_FINITE, "loss": np.nan, "grad_norm": 1.0, "skipped": 0}
     for has_saved in (True, False):
         with pytest.raises(q.InputError) as told:
             bad_updates.report(1, bad, TrainingConfig(on_nan="stop"), print, has_saved=has_saved)
@@ -344,7 +344,7 @@ def test_k16_a_bad_first_update_names_no_checkpoint():
 
 
 def test_k16_a_run_that_skips_all_updates_does_not_end_well(start, tmp_path, monkeypatch):
-    monkeypatch.setattr(bad_updates, "judge", lambda *_: jnp.int32(bad_updates.NOT_FINITE))
+    monkeypatch.setattr(bad_updates, "status_of", lambda *_: jnp.int32(bad_updates.NOT_FINITE))
     more = {"training.max_steps": 2, "training.on_nan": "skip", "evaluation.do_eval_loss": False}
     with refused("all 2 updates were skipped"):
         trained(start, tmp_path / "run", **more)

@@ -210,7 +210,7 @@ def test_a_document_of_a_packed_row_is_as_it_is_alone(start, block_length):
         None if b.positions is None else jnp.asarray(b.positions),
     )  # fmt: skip
     whole = objective_of(config, 1050, 1050)(put(batch), jax.random.key(1), jnp.int32(3))
-    hidden = jax.jit(lambda part: network.hidden(part.inputs, part.mask, part.positions))
+    hidden = jax.jit(lambda part: network.hidden(part.inputs, part.mask))
     loss = jax.jit(lambda part: training.loss_and_sums(network, part)[0])
     bare = dataclasses.replace(whole.mask, segment_ids=None, positions=None)
     together, total = hidden(whole), 0.0
@@ -218,7 +218,7 @@ def test_a_document_of_a_packed_row_is_as_it_is_alone(start, block_length):
         inside = slice(begin, begin + 8)
         alone = whole._replace(
             inputs=whole.inputs[:, inside], targets=whole.targets[:, inside], weight=whole.weight[:, inside],
-            where=whole.where[:, inside], t=whole.t[:, inside], mask=bare, positions=None,
+            where=whole.where[:, inside], t=whole.t[:, inside], mask=bare,
         )  # fmt: skip
         np.testing.assert_allclose(together[:, inside], hidden(alone), atol=2e-5)
         total += float(loss(alone))
@@ -227,7 +227,7 @@ def test_a_document_of_a_packed_row_is_as_it_is_alone(start, block_length):
     moved = np.flatnonzero(np.asarray(changed != together).any(axis=(0, 2)))
     assert set(moved) <= set(range(8, 16))
     assert len(moved) >= 4
-    divided = hidden(whole._replace(mask=bare, positions=None))
+    divided = hidden(whole._replace(mask=bare))
     assert np.abs(np.asarray(divided - together)).max() > 0.1  # and without boundaries it does know of them
 
 

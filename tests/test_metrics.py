@@ -139,14 +139,16 @@ def test_judge_against_numpy():
         for factors in ([2.9, 2.9], [3.1, 2.9], [2.9, 3.1]):
             now = (medians * factors).astype(np.float32)
             is_spike = n >= bad_updates.FEWEST and max(factors) > 3
-            assert int(bad_updates.judge(jnp.asarray(now), jnp.asarray(history), 3.0)) == (
+            assert int(bad_updates.status_of(jnp.asarray(now), jnp.asarray(history), 3.0)) == (
                 bad_updates.SPIKE if is_spike else bad_updates.GOOD
             )
-        assert int(bad_updates.judge(jnp.array([1e30, 1.0]), jnp.asarray(history), None)) == bad_updates.GOOD
+        assert int(bad_updates.status_of(jnp.array([1e30, 1.0]), jnp.asarray(history), None)) == bad_updates.GOOD
     for bad in (np.nan, np.inf, -np.inf):
         for now in ([bad, 1.0], [1.0, bad]):
             for factor in (3.0, None):
-                assert int(bad_updates.judge(jnp.array(now), jnp.asarray(history), factor)) == bad_updates.NOT_FINITE
+                assert (
+                    int(bad_updates.status_of(jnp.array(now), jnp.asarray(history), factor)) == bad_updates.NOT_FINITE
+                )
 
 
 def bits(tree) -> list[bytes]:
@@ -156,7 +158,7 @@ def bits(tree) -> list[bytes]:
 @pytest.mark.parametrize("rule", ["on_nan", "on_spike"])
 def test_a_skipped_update_leaves_optimiser_and_weights_bitwise(rule):
     settings = TrainingConfig(**{rule: "skip"}, spike_factor=4.0)
-    tx, plain = bad_updates.watched(optax.adamw(1e-2), settings), optax.adamw(1e-2)
+    tx, plain = bad_updates.skip_bad_updates(optax.adamw(1e-2), settings), optax.adamw(1e-2)
     params = {"w": jnp.array([1.0, -2.0, 0.0, -0.0, 3e-20]), "b": jnp.array([jnp.pi])}
     update = jax.jit(tx.update)
     state, reference = tx.init(params), plain.init(params)
@@ -191,7 +193,7 @@ def test_the_training_step_skips_and_compiles_once():
     automatic = (jax.sharding.AxisType.Auto,) * 3
     mesh = jax.make_mesh((1, 1, 1), sharding.MESH_AXES, automatic, devices=jax.devices()[:1])
     graphdef, _, roles = model.abstract(SMALL)
-    tx = bad_updates.watched(optimiser(config, 10, roles), config.training)
+    tx = bad_updates.skip_bad_updates(optimiser(config, 10, roles), config.training)
     _, shardings = training.state_shardings(SMALL, tx, mesh, ema=True)
     with jax.set_mesh(mesh):
         fresh = lambda: nnx.to_pure_dict(nnx.state(q.Qwen3LLaDA(SMALL, rngs=nnx.Rngs(0)), nnx.Param))  # noqa: E731
@@ -210,13 +212,13 @@ def test_the_training_step_skips_and_compiles_once():
         state, metrics = step_fn(state, batch)
         assert bits(state["params"]) != before
         assert bits(state["ema"]) != average
-        assert (int(metrics["verdict"]), int(metrics["skipped"])) == (bad_updates.GOOD, 0)
+        assert (int(metrics["status"]), int(metrics["skipped"])) == (bad_updates.GOOD, 0)
 
         usual = jax.device_put(jnp.full((2, bad_updates.WINDOW), 1e-6, jnp.float32), shardings["opt"].history)
         state["opt"] = state["opt"]._replace(history=usual)
         before = bits((state["params"], state["opt"].inner, state["ema"]))
         state, metrics = step_fn(state, batch)
-        assert (int(metrics["verdict"]), int(metrics["skipped"])) == (bad_updates.SPIKE, 1)
+        assert (int(metrics["status"]), int(metrics["skipped"])) == (bad_updates.SPIKE, 1)
         assert bits((state["params"], state["opt"].inner, state["ema"])) == before
         assert float(metrics["update_norm"]) == 0
 
@@ -224,22 +226,22 @@ def test_the_training_step_skips_and_compiles_once():
         state["params"]["norm"] = norm
         before = bits((state["params"], state["opt"].inner, state["ema"]))
         state, metrics = step_fn(state, batch)
-        assert (int(metrics["verdict"]), int(metrics["skipped"]), int(state["step"])) == (bad_updates.NOT_FINITE, 2, 3)
+        assert (int(metrics["status"]), int(metrics["skipped"]), int(state["step"])) == (bad_updates.NOT_FINITE, 2, 3)
         assert bits((state["params"], state["opt"].inner, state["ema"])) == before
     assert step_fn._cache_size() == 1
 
 
 def test_what_the_person_watching_is_told():
     said = []
-    metrics = {"verdict": bad_updates.NOT_FINITE, "loss": float("nan"), "grad_norm": 3.0, "skipped": 1}
+    metrics = {"status": bad_updates.NOT_FINITE, "loss": float("nan"), "grad_norm": 3.0, "skipped": 1}
     bad_updates.report(7, metrics, TrainingConfig(on_nan="skip"), said.append)
     assert said == ["update 7: loss nan, gradient norm 3: not finite; skipped (training.on_nan), 1 so far"]
     with pytest.raises(q.InputError, match=r"update 7: loss nan, gradient norm 3: not finite; stopped"):
         bad_updates.report(7, metrics, TrainingConfig(), said.append)
-    metrics |= {"verdict": bad_updates.SPIKE, "loss": 55.5}
+    metrics |= {"status": bad_updates.SPIKE, "loss": 55.5}
     with pytest.raises(q.InputError, match=r"above 10 × its running median; stopped \(training\.on_spike\)"):
         bad_updates.report(8, metrics, TrainingConfig(on_spike="stop"), said.append)
-    bad_updates.report(9, metrics | {"verdict": bad_updates.GOOD}, TrainingConfig(), said.append)
+    bad_updates.report(9, metrics | {"status": bad_updates.GOOD}, TrainingConfig(), said.append)
     assert len(said) == 1
 
 

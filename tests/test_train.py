@@ -17,6 +17,7 @@ from qwen3llada_jax.io import model_folder
 from qwen3llada_jax.io.hf_names import flatten
 from qwen3llada_jax.io.model_folder import read_model_config
 from qwen3llada_jax.model import model
+from qwen3llada_jax.model.roles import by_role
 from train import step as training
 from train.checkpoint.base_model import blocks_of, settled
 from train.config.parse import as_yaml, read_config
@@ -165,8 +166,8 @@ def test_moments_lie_where_their_parameters_do_and_the_step_compiles_once(start)
 
 
 def test_only_matrices_are_decayed():
-    shapes = model.abstract(q.ModelConfig(64, 16, 32, 2, 2, 1, 8, attention_bias=True))[1]
-    decayed = {name for name, yes in flatten(is_matrix(shapes)).items() if yes}
+    _, shapes, roles = model.abstract(q.ModelConfig(64, 16, 32, 2, 2, 1, 8, attention_bias=True))
+    decayed = {name for name, yes in flatten(by_role(roles, is_matrix)(shapes)).items() if yes}
     assert decayed == {"embed_tokens", "lm_head"} | {
         f"layers.{n}_proj" for n in ["q", "k", "v", "o", "gate", "up", "down"]
     }

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from qwen3llada_jax import diffusion
 from qwen3llada_jax.diffusion import NoiseConfig, Noised
+from qwen3llada_jax.model.coordinates import Coordinates
 from qwen3llada_jax.model.masks import Mask
 
 from .config.schema import BLOCK_LENGTH, BLOCK_VISIBILITY, Config
@@ -42,8 +43,7 @@ class Example(NamedTuple):
         t: [B, M] noise level of each token, which the loss is also reported by.
         tokens: [B] real tokens of each row.
         share: [B] of what the loss is a mean over, each row's part: losses of batches add up by its sum.
-        mask: who sees whom. An array of it has an entry for each row, or is a number for all.
-        positions: [B, M] rotary positions; None: the mask's, else 0 … M-1.
+        mask: who sees whom, and the positions; its arrays have an entry for each row, or one for all.
     """
 
     inputs: Int[Array, "B M"]
@@ -53,8 +53,7 @@ class Example(NamedTuple):
     t: Float[Array, "B M"]
     tokens: Int[Array, " B"]
     share: Int[Array, " B"]
-    mask: Mask | None = None
-    positions: Int[Array, "B M"] | None = None
+    mask: Mask | Coordinates
 
 
 Objective = Callable[[DeviceBatch, PRNGKeyArray, Int[Array, ""]], Example]
@@ -65,7 +64,7 @@ class Corruption(NamedTuple):
 
     Attributes:
         live: ids below it are tokens, for `random_replace`.
-        rule: who sees whom, but for what belongs to a batch's rows; its block length may be an array.
+        rule: who sees whom, but for what belongs to a batch's rows. As an array its block length is data.
         is_ragged: whether rows of documents have padding.
         by_row: noise levels depend on the row alone: a golden-ratio sequence, evenly spread over any run of rows.
     """
@@ -138,7 +137,7 @@ def example_of(batch: DeviceBatch, noised: Noised, weight: Array, tokens: Array,
     """The example that asks a batch's noised tokens, each at its own position."""
     t = jnp.broadcast_to(noised.t[:, None], batch.tokens.shape)
     weight = jnp.where(noised.is_noised, weight, 0.0)
-    return Example(noised.tokens, batch.tokens, weight, noised.is_noised, t, tokens, share, mask, batch.positions)
+    return Example(noised.tokens, batch.tokens, weight, noised.is_noised, t, tokens, share, mask)
 
 
 def mask_of(

@@ -163,7 +163,7 @@ def traced_step(config: Config, architecture: ModelConfig, mesh: Mesh) -> tuple[
     t = config.training
     runtime = Runtime(config.dtype, t.attention, t.remat)
     graphdef, _, roles = model.abstract(architecture, runtime=runtime)
-    tx = bad_updates.watched_optimiser(config, t.max_steps or 1000, roles)
+    tx = bad_updates.run_optimizer(config, t.max_steps or 1000, roles)
     shapes, shardings = state_shardings(architecture, tx, mesh, ema=config.training.ema_decay > 0)
     state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
     live, mask_token = architecture.live_vocab_size, architecture.mask_token_id

@@ -151,7 +151,7 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
     rows_of_a_pass(config, mesh)  # refuses those that do not divide
     steps = config.training.max_steps
     average = config.training.ema_decay > 0
-    tx = bad_updates.watched_optimiser(config, steps or 1, roles)
+    tx = bad_updates.run_optimizer(config, steps or 1, roles)
     shapes, _ = state_shardings(architecture, tx, mesh, ema=average)
     check_before_data(config, origin, start, shapes)
     check_disk(output, shapes)
@@ -185,7 +185,7 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
         return None
 
     # ---- state: 1. this run's newest checkpoint, 2. another run's, 3. the starting weights ----------------
-    tx = bad_updates.watched_optimiser(config, steps, roles)
+    tx = bad_updates.run_optimizer(config, steps, roles)
     shapes, shardings = state_shardings(architecture, tx, mesh, ema=average)
     with jax.set_mesh(mesh):
         resumed = first_state(config, output, origin, start, batches.fingerprint, tx, shapes, shardings, mesh)

@@ -82,7 +82,7 @@ def eval_params(state: State) -> Any:
 
 def loss_and_sums(network: Qwen3LLaDA, part: Example, *, smoothing: float = 0.0) -> tuple[Array, dict[str, Array]]:
     """This part's share of the batch's loss (shares add up), and sums for the metrics."""
-    hidden = network.hidden(part.inputs, part.mask, part.positions)
+    hidden = network.hidden(part.inputs, part.mask)
     loss, ce = cross_entropy(hidden, network.head, part.targets, part.weight, part.where, smoothing=smoothing)
     band = jnp.minimum((part.t * BANDS).astype(jnp.int32), BANDS - 1)
     asked = part.where.astype(jnp.float32)
@@ -132,8 +132,8 @@ def make_train_step(
                 return jax.tree.map(jnp.add, total, value_and_grad(state["params"], part)), None
 
             def divided(x: Array) -> Array:
-                if x.ndim == 0:  # a number of the whole batch
-                    return jnp.broadcast_to(x, pieces)
+                if x.ndim == 0 or len(x) == 1:  # the same for all rows
+                    return jnp.broadcast_to(x, (pieces, *x.shape))
                 # Rows are dealt out in turn: a plain reshape would gather a batch that lies on several devices.
                 return x.reshape(-1, pieces, *x.shape[1:]).swapaxes(0, 1)
 
@@ -146,7 +146,7 @@ def make_train_step(
         updates, opt = tx.update(gradient, state["opt"], state["params"], loss=loss)
         params = optax.apply_updates(state["params"], updates)
         skipped = bad_updates.is_skipped(opt, state["opt"])
-        metrics = summarise(loss, sums) | {
+        metrics = summarize(loss, sums) | {
             "grad_norm": optax.global_norm(gradient),
             "param_norm": optax.global_norm(params),
             "update_norm": optax.global_norm(updates),
@@ -158,7 +158,7 @@ def make_train_step(
         if "ema" in state:
             keep = config.training.ema_decay
             average = jax.tree.map(lambda mean, x: keep * mean + (1 - keep) * x, state["ema"], params)
-            new["ema"] = bad_updates.guarded(average, state["ema"], ~skipped)
+            new["ema"] = bad_updates.where_good(average, state["ema"], ~skipped)
         return new, metrics
 
     return train_step
@@ -178,7 +178,7 @@ def make_eval_step(graphdef: Any, objective: Objective) -> Any:
     return eval_step
 
 
-def summarise(loss: Array, sums: dict[str, Array]) -> dict[str, Array]:
+def summarize(loss: Array, sums: dict[str, Array]) -> dict[str, Array]:
     """Metrics of sums over batches; NaN for a noise band that had no noised token.
 
     `noised_perplexity` is of noised tokens at the noise levels that were drawn, and no bound of the text's own.

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from ..step import BANDS, summarise
+from ..step import BANDS, summarize
 
 # Of one update, summed; `grad_norm_max` is the largest instead, and `param_norm` the last.
 _SUMS = ("loss", "weight", "ce", "noised", "tokens", "grad_norm", "update_norm", "updates")
@@ -59,7 +59,7 @@ def read(total: Total) -> dict[str, float]:
     t: dict[str, Any] = {name: np.asarray(value, np.float64) for name, value in jax.device_get(total).items()}
     updates = float(t["updates"])
     with np.errstate(divide="ignore", invalid="ignore"):
-        values = {k: float(v) for k, v in summarise(t["loss"] / t["weight"], t).items()}
+        values = {k: float(v) for k, v in summarize(t["loss"] / t["weight"], t).items()}
         values |= {name: float(t[name] / updates) if updates else math.nan for name in ("grad_norm", "update_norm")}
     largest = float(t["grad_norm_max"])
     return values | {"grad_norm_max": largest if largest or updates else math.nan, "param_norm": float(t["param_norm"])}

@@ -1,8 +1,8 @@
 """Updates that would harm a run: a loss or gradient that is not finite, or a spike far above its running median.
 
-`watched` wraps the optimiser: it judges every update inside the compiled step, and one that is to be skipped leaves
-parameters and moments bitwise as they were. What it remembers lies in the optimiser's state, so a resumed run judges
-as one never stopped would have. `report` is the other half: what the person watching is told.
+`skip_bad_updates` wraps the optimizer: it judges every update inside the compiled step, and one that is to be skipped
+leaves parameters and moments bitwise as they were. What it remembers lies in the optimizer's state, so a resumed run
+judges as one never stopped would have. `report` is the other half: what the person watching is told.
 """
 
 import math
@@ -24,13 +24,13 @@ FEWEST = 16  # finite ones needed before anything can be a spike
 GOOD, NOT_FINITE, SPIKE = 0, 1, 2
 
 
-class Watched(NamedTuple):
-    """State of `watched`.
+class SkipState(NamedTuple):
+    """State of `skip_bad_updates`; checkpoints know its fields by these names.
 
     Attributes:
-        inner: the optimiser's state.
+        inner: the optimizer's state.
         history: [2, WINDOW] newest finite losses and gradient norms, the newest last; NaN: not yet.
-        verdict: GOOD, NOT_FINITE or SPIKE of the last update.
+        verdict: status of the last update: GOOD, NOT_FINITE or SPIKE.
         skipped: updates skipped so far.
     """
 
@@ -40,7 +40,7 @@ class Watched(NamedTuple):
     skipped: Int[Array, ""]
 
 
-def judge(now: Float[Array, " 2"], history: Float[Array, "2 W"], factor: float | None) -> Int[Array, ""]:
+def status_of(now: Float[Array, " 2"], history: Float[Array, "2 W"], factor: float | None) -> Int[Array, ""]:
     """GOOD, NOT_FINITE or SPIKE (above `factor` × the median; None: never) of (loss, gradient norm) after a history."""
     if factor is None:
         return jnp.where(jnp.isfinite(now).all(), GOOD, NOT_FINITE)
@@ -48,50 +48,54 @@ def judge(now: Float[Array, " 2"], history: Float[Array, "2 W"], factor: float |
     return jnp.where(jnp.isfinite(now).all(), jnp.where(is_spike.any(), SPIKE, GOOD), NOT_FINITE)
 
 
-def guarded(new: Any, old: Any, is_good: Bool[Array, ""]) -> Any:
+def where_good(new: Any, old: Any, is_good: Bool[Array, ""]) -> Any:
     """`new` where `is_good`, bitwise `old` where not."""
     return jax.tree.map(lambda n, o: jnp.where(is_good, n, o), new, old)
 
 
-def watched(tx: optax.GradientTransformation, settings: TrainingConfig) -> optax.GradientTransformationExtraArgs:
-    """The optimiser under `training.on_nan`, `on_spike` and `spike_factor`; its update also takes the `loss`."""
+def skip_bad_updates(
+    tx: optax.GradientTransformation, settings: TrainingConfig
+) -> optax.GradientTransformationExtraArgs:
+    """The optimizer under `training.on_nan`, `on_spike` and `spike_factor`; its update also takes the `loss`."""
     tx = optax.with_extra_args_support(tx)
     skips_nan, skips_spike = settings.on_nan == "skip", settings.on_spike == "skip"
 
-    def init(params: Any) -> Watched:
-        return Watched(tx.init(params), jnp.full((2, WINDOW), jnp.nan, jnp.float32), jnp.int32(GOOD), jnp.int32(0))
+    def init(params: Any) -> SkipState:
+        return SkipState(tx.init(params), jnp.full((2, WINDOW), jnp.nan, jnp.float32), jnp.int32(GOOD), jnp.int32(0))
 
-    def update(gradient: Any, state: Watched, params: Any = None, *, loss: Array, **more: Any) -> tuple[Any, Watched]:
+    def update(
+        gradient: Any, state: SkipState, params: Any = None, *, loss: Array, **more: Any
+    ) -> tuple[Any, SkipState]:
         now = jnp.stack([loss, optax.global_norm(gradient)]).astype(jnp.float32)
-        verdict = judge(now, state.history, None if settings.on_spike == "none" else settings.spike_factor)
+        status = status_of(now, state.history, None if settings.on_spike == "none" else settings.spike_factor)
         # A spike enters the history too: where the level has changed for good, it soon is the usual one.
         history = jnp.where(
-            verdict == NOT_FINITE, state.history, jnp.concatenate([state.history[:, 1:], now[:, None]], axis=1)
+            status == NOT_FINITE, state.history, jnp.concatenate([state.history[:, 1:], now[:, None]], axis=1)
         )
         updates, inner = tx.update(gradient, state.inner, params, **more)
-        is_skipped = ((verdict == NOT_FINITE) & skips_nan) | ((verdict == SPIKE) & skips_spike)
+        is_skipped = ((status == NOT_FINITE) & skips_nan) | ((status == SPIKE) & skips_spike)
         if skips_nan or skips_spike:
             # x + (−0) is x for every x, −0 included; x + 0 is not.
-            updates = guarded(updates, jax.tree.map(lambda u: jnp.full_like(u, -0.0), updates), ~is_skipped)
-            inner = guarded(inner, state.inner, ~is_skipped)
-        return updates, Watched(inner, history, verdict.astype(jnp.int32), state.skipped + is_skipped)
+            updates = where_good(updates, jax.tree.map(lambda u: jnp.full_like(u, -0.0), updates), ~is_skipped)
+            inner = where_good(inner, state.inner, ~is_skipped)
+        return updates, SkipState(inner, history, status.astype(jnp.int32), state.skipped + is_skipped)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def watched_optimiser(config: Config, steps: int, roles: Any) -> optax.GradientTransformationExtraArgs:
-    """The optimiser of a run, as train.run takes its steps by it and train.plan plans them."""
-    return watched(optimiser(config, steps, roles), config.training)
+def run_optimizer(config: Config, steps: int, roles: Any) -> optax.GradientTransformationExtraArgs:
+    """The optimizer of a run, as train.run takes its steps by it and train.plan plans them."""
+    return skip_bad_updates(optimiser(config, steps, roles), config.training)
 
 
 def metrics_of(opt: Any) -> dict[str, Array]:
-    """`verdict` and `skipped` of a watched optimiser's state; nothing of another's."""
-    return {"verdict": opt.verdict, "skipped": opt.skipped} if isinstance(opt, Watched) else {}
+    """`status` and `skipped` of a `SkipState`; nothing of another optimizer's state."""
+    return {"status": opt.verdict, "skipped": opt.skipped} if isinstance(opt, SkipState) else {}
 
 
 def is_skipped(new: Any, old: Any) -> Bool[Array, ""]:
-    """Whether the update between these states of a watched optimiser was skipped; False of another's."""
-    return new.skipped > old.skipped if isinstance(new, Watched) else jnp.bool_(False)
+    """Whether the update between these states was skipped; False of another optimizer's."""
+    return new.skipped > old.skipped if isinstance(new, SkipState) else jnp.bool_(False)
 
 
 def report(
@@ -110,11 +114,11 @@ def report(
     Raises:
         InputError: the update is bad and the configuration says stop.
     """
-    verdict = int(metrics["verdict"])
-    if verdict == GOOD:
+    status = int(metrics["status"])
+    if status == GOOD:
         return
     loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
-    if verdict == NOT_FINITE:
+    if status == NOT_FINITE:
         rule, what = "on_nan", "not finite"
     else:
         rule, what = "on_spike", f"above {settings.spike_factor:g} × its running median"

@@ -44,7 +44,7 @@ def optimiser(config: Config, steps: int, roles: Any) -> optax.GradientTransform
     tx = optax.chain(
         *([optax.clip_by_global_norm(t.grad_clip)] if t.grad_clip > 0 else []),
         rule(config.optim, roles),
-        optax.add_decayed_weights(t.weight_decay, mask=by_role(roles, _is_decayed)),
+        optax.add_decayed_weights(t.weight_decay, mask=by_role(roles, is_matrix)),
         optax.scale_by_learning_rate(schedule(config, steps)),
     )
     return freeze.hold(tx, roles, t.freeze) if t.freeze else tx
@@ -65,9 +65,9 @@ def rule(o: OptimConfig, roles: Any) -> optax.GradientTransformation:
         case "lion":
             return lion
         case "adamw8bit":
-            return in_8_bits(adam, by_role(roles, _is_decayed))
+            return in_8_bits(adam, by_role(roles, is_matrix))
         case "lion8bit":
-            return in_8_bits(lion, by_role(roles, _is_decayed))
+            return in_8_bits(lion, by_role(roles, is_matrix))
         case "adafactor":
             return optax.chain(optax.scale_by_factored_rms(), optax.stateless(by_role(roles, _clip_rms)))
         case "muon":
@@ -113,7 +113,8 @@ def _ways(where: NamedSharding, part: Any) -> int:
     return math.prod(where.mesh.shape[a] for a in ((part,) if isinstance(part, str) else part or ()))
 
 
-def _is_decayed(role: Role, _: Any) -> bool:
+def is_matrix(role: Role, _: Any) -> bool:
+    """Whether a weight is a projection or a table; norms and biases are not decayed, nor their moments in 8 bits."""
     return role.kind in ("matrix", "table")
 
 
