@@ -8,7 +8,7 @@ from flax import nnx
 import qwen3llada_jax as q
 from qwen3llada_jax.model import layers
 from qwen3llada_jax.model.layers import Layers, apart
-from qwen3llada_jax.sampling import api
+from qwen3llada_jax.sampling import loop
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_layers_apart_compute_what_the_stack_computes(wide):
 def test_only_uncached_sampling_takes_layers_apart(wide, cache, monkeypatch):
     config = q.SamplerConfig(gen_length=8, block_length=4, steps=8, visibility="block_causal", cache=cache)
     seen = []
-    monkeypatch.setattr(api, "apart", lambda x: seen.append(apart(x)) or seen[-1])
+    monkeypatch.setattr(loop, "apart", lambda x: seen.append(apart(x)) or seen[-1])
     answer = q.generate(wide, [[1, 2, 3]], config)
     *_, watched = q.watch(wide, [[1, 2, 3]], config)
     assert [type(x) for x in seen] == ([nnx.List] * 2 if cache == "none" else [])
@@ -77,10 +77,10 @@ def test_no_converted_copy_of_the_weights_is_held(dtype, compute, cache, monkeyp
 
         return run
 
-    names = {"none": ["_advance"], "prefix": ["_begin", "_advance"]}[cache]  # all that run the model, in their order
-    for name in ("_begin", "_advance"):
-        programs = {is_late: measured(name, is_late, program) for is_late, program in getattr(api, name).items()}
-        monkeypatch.setattr(api, name, programs)
+    names = {"none": ["advance"], "prefix": ["begin", "advance"]}[cache]  # all that run the model, in their order
+    for name in ("begin", "advance"):
+        programs = {is_late: measured(name, is_late, program) for is_late, program in getattr(loop, name).items()}
+        monkeypatch.setattr(loop, name, programs)
     q.generate(model, [[1, 2, 3]], config)
     in_float32 = sum(x.size for x in jax.tree.leaves(model.layers)) * 4
     assert list(temporaries) == [(name, True) for name in names]

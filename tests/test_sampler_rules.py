@@ -54,6 +54,15 @@ def test_a_short_name_is_its_rule(short, given):
             config(**short, **given)
 
 
+def test_rules_of_two_classes_are_two_structures():
+    every = [*rules.CONFIDENCE_RULES.values(), rules.EvenShare, rules.Greedy, rules.AtEos]
+    trees = [jax.tree.structure(kind()) for kind in every]
+    assert all((a == b) == (i == j) for i, a in enumerate(trees) for j, b in enumerate(trees))
+    assert jax.tree.structure(rules.LeastCertain(1)) != jax.tree.structure(rules.AtRandom(1))
+    assert jax.tree.structure(rules.Sample(1.0, 3)) != jax.tree.structure(rules.Sample(1.0, 4))
+    assert jax.tree.structure(rules.Sample(1.0, 3)) == jax.tree.structure(rules.Sample(0.5, 3))
+
+
 def test_three_levels_are_one_program(model):
     q.generate(model, PROMPTS, config(threshold=0.2))
     before = q.compilations()
