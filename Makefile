@@ -46,7 +46,7 @@ bench: .venv/ready
 	$(BIN)/python -m benchmarks.save_hold
 	$(BIN)/python -m benchmarks.interruptions
 	$(BIN)/python -m benchmarks.interruptions --streaming
-	$(BIN)/python -m benchmarks.optimisers
+	$(BIN)/python -m benchmarks.optimizers
 	$(BIN)/python -m benchmarks.sorting
 	$(BIN)/python -m benchmarks.sft_stops
 	$(BIN)/python -m benchmarks.sampling --trained out/sorting

@@ -230,8 +230,8 @@ def columns_of(file: Path) -> dict[str, Any]:
             if key not in TIMES:
                 columns.setdefault(f"{file.stem}.{key}", []).append(value)
     for key, values in columns.items():
-        if all(isinstance(value, int | float) for value in values):
-            columns[key] = np.array(values)
+        if all(value is None or isinstance(value, int | float) for value in values):
+            columns[key] = np.array([np.nan if value is None else value for value in values])
     return columns
 
 
@@ -246,19 +246,23 @@ def arrays_of(folder: Path) -> dict[str, np.ndarray]:
 
 def difference(name: str, before: Any, after: Any) -> float | None:
     """None: bit for bit the same; else the largest difference, as a share of the largest number (inf: no numbers)."""
-    if not isinstance(before, np.ndarray | int | float) or not isinstance(after, np.ndarray | int | float):
-        return None if before == after and type(before) is type(after) else np.inf
+    if type(before) is not type(after):
+        return np.inf
+    if not isinstance(before, np.ndarray | int | float):
+        return None if before == after else np.inf
     before, after = np.asarray(before), np.asarray(after)
     if before.dtype != after.dtype or before.shape != after.shape:
         return np.inf
     if before.tobytes() == after.tobytes():
         return None
     a, b = before.astype(np.float64), after.astype(np.float64)
+    if not np.array_equal(np.isnan(a), np.isnan(b)):
+        return np.inf
+    a, b = np.nan_to_num(a), np.nan_to_num(b)
     gap = np.abs(a - b)
     if name.startswith("confidence."):
         gap = np.where(gap < 1.5 * DIGIT, 0.0, gap)
-    largest = float(gap.max() / max(np.abs(a).max(), np.abs(b).max(), np.finfo(np.float64).tiny))
-    return np.inf if np.isnan(largest) else largest
+    return float(gap.max() / max(np.abs(a).max(), np.abs(b).max(), np.finfo(np.float64).tiny))
 
 
 def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, float]:

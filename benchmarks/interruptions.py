@@ -4,7 +4,7 @@
 
 Trains the bundled tiny Qwen3 twice by the same command: once undisturbed, once with `kill -9` at random moments
 (every second one inside a save) and SIGTERM at others, each time started again by the same command. Then compares
-parameters and optimiser state bit for bit, the lines of metrics and samples, and, for every update that was
+parameters and optimizer state bit for bit, the lines of metrics and samples, and, for every update that was
 computed (some more than once), a digest of the batch that went into it.
 """
 
@@ -129,7 +129,7 @@ def tail(out: Path) -> str:
 
 
 def state_of(out: Path) -> dict[str, bytes]:
-    """Every array of the newest checkpoint, optimiser state included."""
+    """Every array of the newest checkpoint, optimizer state included."""
     import warnings
 
     import numpy as np

@@ -100,7 +100,7 @@ def trained_rows(trained: Path, folder: Path, limit: int) -> list[Row]:
     """The threshold rule on a model that sorts lists, against one token a pass, on its held-out prompts."""
     from benchmarks import sorting
     from converters.to_hf import export
-    from qwen3llada_jax.io.model_folder import read_model_config
+    from qwen3llada_jax.checkpoint.model_folder import read_model_config
     from qwen3llada_jax.text.tokens import load_tokenizer
 
     result = json.loads((trained / "result.json").read_text())
@@ -159,7 +159,7 @@ def measure(row: Row, sides: dict[str, ProcessPoolExecutor], repeats: int) -> di
 
 def share_right(row: Row, written: list[list[int]]) -> float:
     """Of all lists, those sorted rightly and in their places."""
-    from qwen3llada_jax.io.model_folder import read_model_config
+    from qwen3llada_jax.checkpoint.model_folder import read_model_config
     from qwen3llada_jax.text.text_ends import with_text_ends
     from qwen3llada_jax.text.tokens import load_tokenizer, up_to_stop
 

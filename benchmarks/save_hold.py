@@ -17,12 +17,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from qwen3llada_jax.io import model_folder
+from qwen3llada_jax.checkpoint import model_folder
 from qwen3llada_jax.model import model
 from qwen3llada_jax.model.config import ModelConfig
 from train.checkpoint import manager as checkpoints
 from train.config.schema import Config, DatasetConfig, StartConfig
-from train.optim.optimizer import optimiser
+from train.optim.optimizer import optimizer
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -31,7 +31,7 @@ def measure(config: ModelConfig, repeats: int) -> dict:
     settings = Config(model=StartConfig(base_model_path="."), dataset=DatasetConfig(name="."))
     _, shapes, roles = model.abstract(config)
     params = jax.tree.map(lambda x: jnp.full(x.shape, 0.5, x.dtype), shapes)
-    state = {"params": params, "opt": optimiser(settings, 10, roles).init(params), "step": jnp.int32(0)}
+    state = {"params": params, "opt": optimizer(settings, 10, roles).init(params), "step": jnp.int32(0)}
     megabytes = sum(x.nbytes for x in jax.tree.leaves(state)) / 1e6
 
     @jax.jit

@@ -37,7 +37,7 @@ LARGER = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 6, 
 
 @dataclass(frozen=True)
 class Task:
-    """Which lists, and how they are learnt.
+    """Which lists, and how they are learned.
 
     Attributes:
         lists: of one prompt.
@@ -97,15 +97,15 @@ def make_problems(folder: Path, task: Task, held_out: int) -> list[str]:
         found.add("".join(draw.choices("0123456789", k=task.digits)))
     numbers = sorted(found)
     draw.shuffle(numbers)
-    learnt = numbers[apart:]
-    prompts = learnt if task.lists == 1 else [" ".join(combine.sample(learnt, task.lists)) for _ in range(rows)]
+    learned = numbers[apart:]
+    prompts = learned if task.lists == 1 else [" ".join(combine.sample(learned, task.lists)) for _ in range(rows)]
     lines = (json.dumps({"prompt": prompt, "completion": sort_lists(prompt)}) for prompt in prompts)
     (folder / "train.jsonl").write_text("\n".join(lines) + "\n")
     return [" ".join(numbers[i : i + task.lists]) for i in range(0, apart, task.lists)]
 
 
 def train(folder: Path, task: Task, earlier: Path | None) -> float:
-    """CPU seconds that train.run takes, with starting, tokenising and compiling."""
+    """CPU seconds that train.run takes, with starting, tokenizing and compiling."""
     if earlier is None:
         start = {"model.base_model_path": folder / "start", "model.from_scratch": "true"}
     else:

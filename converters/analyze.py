@@ -5,6 +5,7 @@
 With --dst every value is compared too. Exit code 1 when anything is missing, unexpected or different.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,21 +13,23 @@ from rich.console import Console
 from rich.table import Table
 
 from qwen3llada_jax import cli
-from qwen3llada_jax.io import hf_import
-from qwen3llada_jax.io import model_folder as checkpoint
-from qwen3llada_jax.io.hf_names import flatten, hf_tensors
+from qwen3llada_jax.checkpoint import hf_import
+from qwen3llada_jax.checkpoint import model_folder as checkpoint
+from qwen3llada_jax.checkpoint.hf_names import flatten, hf_tensors
+from qwen3llada_jax.cli import Place, flag
 from qwen3llada_jax.io.hub import model_folder
 from qwen3llada_jax.io.safetensors_folder import StoredTensor, reader, stored_tensors
 from qwen3llada_jax.model import model
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    src: Place = flag("folder of a Qwen3 checkpoint, or its id on the hub")
+    dst: Path | None = flag("a model folder or training run of ours to compare with", None)
+
+
 def main() -> int:
-    parser = cli.Parser(__doc__)
-    parser.add_argument(
-        "--src", required=True, type=cli.Place, help="folder of a Qwen3 checkpoint, or its id on the hub"
-    )
-    parser.add_argument("--dst", type=Path, help="a model folder or training run of ours to compare with")
-    flags = parser.parse()
+    flags = cli.parse(Flags)
     cli.check_output()
     return analyze(model_folder(flags.src), flags.dst)
 

@@ -14,9 +14,10 @@ from typing import Any
 import jax
 
 from qwen3llada_jax import cli
+from qwen3llada_jax.checkpoint import hf_import
+from qwen3llada_jax.checkpoint import model_folder as checkpoint
+from qwen3llada_jax.cli import Place, flag
 from qwen3llada_jax.errors import InputError, listed
-from qwen3llada_jax.io import hf_import
-from qwen3llada_jax.io import model_folder as checkpoint
 from qwen3llada_jax.io.atomic_files import new_folder
 from qwen3llada_jax.io.hub import model_folder
 from qwen3llada_jax.model.config import ModelConfig, read_config_json, read_model_config, unknown_keys
@@ -24,24 +25,22 @@ from qwen3llada_jax.text import mask_token, tokens
 from qwen3llada_jax.text.mask_token import MaskToken
 
 
-def main() -> None:
-    parser = cli.Parser(__doc__)
-    parser.add_argument(
-        "--src", required=True, type=cli.Place, help="folder of a Qwen3 checkpoint, or its id on the hub"
-    )
-    parser.add_argument("--dst", required=True, type=Path, help="model folder to write")
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), help="of the parameters (default: as stored)"
-    )
-    parser.add_argument(
-        "--mask-token-id",
-        default="auto",
-        metavar="N|auto",
-        help="mask token: an id, or auto: what config.json names, else the tokenizer's own mask token, else the first "
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags:
+    src: Place = flag("folder of a Qwen3 checkpoint, or its id on the hub")
+    dst: Path = flag("model folder to write")
+    dtype: str | None = flag("of the parameters (default: as stored)", None, choices=("float32", "bfloat16", "float16"))
+    mask_token_id: str = flag(
+        "mask token: an id, or auto: what config.json names, else the tokenizer's own mask token, else the first "
         "embedding row without a token (default: %(default)s)",
+        "auto",
+        metavar="N|auto",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace a model folder that stands at --dst")
-    flags = parser.parse()
+    overwrite: bool = flag("replace a model folder that stands at --dst", False)
+
+
+def main() -> None:
+    flags = cli.parse(Flags)
     convert(flags.src, flags.dst, dtype=flags.dtype, mask_token_id=flags.mask_token_id, overwrite=flags.overwrite)
 
 

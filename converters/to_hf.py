@@ -7,6 +7,7 @@ transformers then runs the same (bidirectional) network: config.json says `is_ca
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from qwen3llada_jax import arguments, cli
+from qwen3llada_jax.checkpoint import model_folder
+from qwen3llada_jax.checkpoint.hf_names import flatten, hf_tensors
+from qwen3llada_jax.cli import flag
 from qwen3llada_jax.errors import InputError, brief, shown
-from qwen3llada_jax.io import model_folder
 from qwen3llada_jax.io.atomic_files import new_folder, write_text
-from qwen3llada_jax.io.hf_names import flatten, hf_tensors
 from qwen3llada_jax.io.safetensors_folder import INDEX
 from qwen3llada_jax.model import model
 from qwen3llada_jax.model.config import ModelConfig, read_config_json, read_model_config
@@ -26,16 +28,17 @@ from qwen3llada_jax.model.config import ModelConfig, read_config_json, read_mode
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    src: Path = flag("model folder or training run")
+    dst: Path = flag("folder to write")
+    dtype: str | None = flag("of the tensors (default: as stored)", None, choices=("float32", "bfloat16", "float16"))
+    max_shard_size: str = flag("largest file, as 500MB or 5GB (default: %(default)s)", "5GB")
+    overwrite: bool = flag("replace a folder that stands at --dst", False)
+
+
 def main() -> None:
-    parser = cli.Parser(__doc__)
-    parser.add_argument("--src", required=True, type=Path, help="model folder or training run")
-    parser.add_argument("--dst", required=True, type=Path, help="folder to write")
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), help="of the tensors (default: as stored)"
-    )
-    parser.add_argument("--max-shard-size", default="5GB", help="largest file, as 500MB or 5GB (default: %(default)s)")
-    parser.add_argument("--overwrite", action="store_true", help="replace a folder that stands at --dst")
-    flags = parser.parse()
+    flags = cli.parse(Flags)
     export(flags.src, flags.dst, dtype=flags.dtype, max_shard_size=flags.max_shard_size, overwrite=flags.overwrite)
 
 

@@ -3,12 +3,14 @@
 The programs take them from this file too: --rule examples/custom_rule.py:Halves:share=0.3
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax.numpy as jnp
 
 import qwen3llada_jax as q
 from qwen3llada_jax import cli
+from qwen3llada_jax.cli import flag
 from qwen3llada_jax.sampling import rules
 from qwen3llada_jax.text.tokens import load_tokenizer
 
@@ -28,11 +30,14 @@ class Halves:
         return jnp.ceil(self.share * is_masked.sum())
 
 
+@dataclass(frozen=True)
+class Flags:
+    model: Path = flag("model folder", positional=True)
+    prompt: str = flag("text to go on from", positional=True)
+
+
 def main() -> None:
-    parser = cli.Parser(__doc__)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("prompt")
-    flags = parser.parse()
+    flags = cli.parse(Flags)
     model, tokenizer = q.load(flags.model), load_tokenizer(flags.model)
     for own in ({}, {"order": least_surprise}, {"commit": Halves(0.5)}):
         settings = q.SamplerConfig(gen_length=32, block_length=8, **own)

@@ -10,11 +10,11 @@ q.save(model, "models/mine", tokenizer="models/qwen3-0.6b")
 """
 
 from qwen3llada_jax import root_logger  # before all others: it looks what is there
+from qwen3llada_jax.checkpoint.model_folder import load
+from qwen3llada_jax.checkpoint.saving import save
 from qwen3llada_jax.cross_entropy import cross_entropy
 from qwen3llada_jax.diffusion import NoiseConfig, Noised, forward_process, pretrain_loss, sft_loss
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.io.model_folder import load
-from qwen3llada_jax.io.saving import save
 from qwen3llada_jax.model.config import PRESETS, ModelConfig
 from qwen3llada_jax.model.coordinates import Coordinates
 from qwen3llada_jax.model.masks import Mask
@@ -30,7 +30,7 @@ from qwen3llada_jax.sampling.state import Canvas, Generation, NotFiniteError
 from qwen3llada_jax.sampling.state import to_host as finish
 from qwen3llada_jax.sharding import make_mesh
 from qwen3llada_jax.text.tokens import load_tokenizer
-from qwen3llada_jax.text.write import write
+from qwen3llada_jax.writing.write import write
 
 __all__ = [
     "PRESETS",

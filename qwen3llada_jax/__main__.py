@@ -4,6 +4,7 @@ import importlib
 import itertools
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 import qwen3llada_jax
 from qwen3llada_jax import cli
@@ -14,19 +15,31 @@ from qwen3llada_jax.errors import InputError
 def main() -> None:
     """Run the program of a command, as `python -m` runs it."""
     typed = sys.argv[1:]
-    name = typed[0] if typed else "--help"
-    if name not in COMMANDS:
-        cli.run(lambda: _help(name))
-    command, rest = COMMANDS[name], typed[1:]
+    name, rest = (typed[0], typed[1:]) if typed else ("--help", [])
     if IS_CHECKOUT:
         qwen3llada_jax.__path__.append(str(PACKAGE.parent))
+    if name == "--print-completion":
+        cli.run(lambda: _print_completion(*rest))
+    if name not in COMMANDS:
+        cli.run(lambda: _help(name))
+    command = COMMANDS[name]
     sys.argv = [f"{NAME} {name}", *rest]
 
     def run() -> None:
         sys.argv += _fixed(name, command.fixed, rest)
-        importlib.import_module(f"{qwen3llada_jax.__name__}.{command.module}").main()
+        _program(command.module).main()
 
     cli.run(run, leaves_at_once=command.leaves_at_once)
+
+
+def _program(module: str) -> ModuleType:
+    return importlib.import_module(f"{qwen3llada_jax.__name__}.{module}")
+
+
+def _print_completion(*shells: str) -> None:
+    if shells not in (("bash",), ("zsh",)):
+        raise InputError(f"{NAME} --print-completion takes bash or zsh, not {' '.join(shells) or 'nothing'}")
+    print(cli.completions(NAME, {name: _program(c.module).Flags for name, c in COMMANDS.items()}, shells[0]))
 
 
 def _fixed(name: str, fixed: Sequence[str], rest: Sequence[str]) -> Sequence[str]:
@@ -47,7 +60,9 @@ def _help(name: str) -> None:
     print(f"usage: {NAME} COMMAND …\n\nQwen3 checkpoints as masked diffusion language models.\n\ncommands:")
     for command, (_, summary, *_) in COMMANDS.items():
         print(f"  {command:10}{summary}")
-    print(f"\n{NAME} COMMAND --help tells the flags of one.")
+    print(
+        f"\n{NAME} COMMAND --help tells the flags of one, {NAME} --print-completion bash (zsh) what a shell completes."
+    )
 
 
 if __name__ == "__main__":

@@ -1,291 +1,292 @@
-"""What the programs share: flags with `-` or `_`, a nearest guess for an unknown one, errors in one line."""
+"""What the programs share: one grammar of flags, read off frozen dataclasses; errors in one line (exit code 2).
+
+A program declares its flags as the fields of a dataclass; `parse` makes an argparse parser of it, and an instance of it
+of the command line. shtab makes a shell's completions of the same parser (`--print-completion`).
+"""
 
 import argparse
+import dataclasses
 import difflib
-import errno
-import io
-import logging
-import os
+import re
 import shlex
-import signal
 import sys
-import threading
-import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
-from qwen3llada_jax import commands
-from qwen3llada_jax.errors import InputError
+import shtab
+
+from qwen3llada_jax.commands import as_typed
+from qwen3llada_jax.errors import InputError, brief
 from qwen3llada_jax.io.atomic_files import expanded
-from qwen3llada_jax.libtpu import leave_it_unless_there_is_a_tpu
+from qwen3llada_jax.process import check_output, run
+
+__all__ = [
+    "Parser", "Place", "check_output", "completions", "flag", "full_name", "ids", "nearest", "parse", "run", "whole",
+]  # fmt: skip
+
+T = TypeVar("T")
 
 
 class Place(str):
-    """The `type` of a flag that names a folder, or a model on the hub."""
+    """A folder, or a model on the hub."""
+
+
+def whole(text: str) -> int:
+    """Read a whole number, in digits: Python would read 1_6, which is a name, as 16.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if not re.fullmatch(r"\s*[+-]?[0-9]{1,30}\s*", text):
+        raise ValueError(f"invalid whole number {text[:60]!r}")
+    return int(text)
+
+
+def ids(text: str) -> tuple[int, ...]:
+    """Read ids from `7,12`.
+
+    Raises:
+        argparse.ArgumentTypeError: anything else.
+    """
+    try:
+        return tuple(whole(part) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be ids, as 7,12, not {text!r}") from error
+
+
+def flag(
+    text: str,
+    default: Any = dataclasses.MISSING,
+    *,
+    names: Sequence[str] = (),
+    metavar: str | None = None,
+    choices: Sequence[str] = (),
+    positional: bool = False,
+    keys: Mapping[str, str] | None = None,
+) -> Any:
+    """Declare a flag: a dataclass's field, whose type says how it is typed.
+
+    `bool` is a switch, `bool | None` one with a `--no-` beside it, `list` a flag that may be repeated,
+    `Annotated[T, f]` what the function f reads; `dict[str, str]` holds the options of `keys` that were given.
+
+    Args:
+        text: its help.
+        default: without one it must be given.
+        names: as what it is typed; like the field, with `-` for `_`, if left out.
+        metavar: what stands for its value in the help.
+        choices: the texts that it may be.
+        positional: it is typed without a name; a `list` takes one or more.
+        keys: names and helps of options with a text each, typed whole or, where no other ends so, by the last part.
+    """
+    how = {"names": names, "metavar": metavar, "choices": choices, "positional": positional, "keys": keys}
+    if keys is not None:
+        return dataclasses.field(default_factory=dict, metadata=how)
+    return dataclasses.field(default=default, metadata={"help": text, **how})
+
+
+def parse(flags: type[T], arguments: Sequence[str] | None = None) -> T:
+    """Read an instance of the dataclass `flags` from `arguments` (default: the command line).
+
+    Raises:
+        InputError: an option that is unknown (with the nearest known one), is given twice or without its value; a value
+            that is none; a flag that must be given and is not.
+    """
+    return Parser(flags).read(sys.argv[1:] if arguments is None else arguments)
+
+
+def completions(program: str, commands: Mapping[str, type], shell: str) -> str:
+    """Write a shell's completions (bash or zsh) of a program whose commands have these flags."""
+    parser = argparse.ArgumentParser(program)
+    adds = parser.add_subparsers(parser_class=Parser)
+    for name, flags in commands.items():
+        adds.add_parser(name, flags=flags, help=(sys.modules[flags.__module__].__doc__ or "").split("\n")[0])
+    return shtab.complete(parser, shell)
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with the house's manners: one-line errors (exit 2), `--gen_length` as good as `--gen-length`."""
+    """argparse over a dataclass, with the house's manners: one-line errors, `--gen_length` as good as `--gen-length`.
 
-    def __init__(self, description: str, **settings: Any):
+    What a base class declares is a group of the help, named by its docstring (`Title: description`).
+    """
+
+    def __init__(self, flags: Any, **settings: Any):
         super().__init__(
-            description=description,
+            description=sys.modules[flags.__module__].__doc__,
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             **settings,
         )
+        self.made, self.keys = flags, dict[str, str]()
+        if self.add_help:
+            self.add_argument("--print-completion", action=_PrintCompletion, choices=("bash", "zsh"), help=_COMPLETION)
+        owners = [owner for owner in reversed(flags.__mro__) if dataclasses.is_dataclass(owner)]
+        first: dict[str, Any] = {}
+        for owner in owners:
+            for field in dataclasses.fields(owner):
+                first.setdefault(field.name, owner)
+        for owner in (flags, *owners[:-1]):
+            title, _, text = (owner.__doc__ or "").rstrip(".").partition(":")
+            group = self if owner is flags else self.add_argument_group(title.lower(), text.strip() or None)
+            for field in dataclasses.fields(flags):
+                if first[field.name] is not owner:
+                    continue
+                if field.metadata["keys"] is None:
+                    _add(group, field)
+                else:
+                    self._add_keys(field.name, field.metadata["keys"])
 
-    def parse(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:
-        """Parse `arguments` (default: the command line)."""
-        typed = list(sys.argv[1:] if arguments is None else arguments)
-        arguments = [_hyphens(a) for a in typed]
-        flags = [s for action in self._actions for s in action.option_strings]
-        with_value = [s for action in self._actions if action.nargs != 0 for s in action.option_strings]
-        # Before argparse complains of what is missing because of the typo.
-        for before, argument, as_typed in zip(["", *arguments], arguments, typed, strict=False):
-            flag = argument.split("=")[0]
-            if flag.startswith("--") and flag not in flags:
-                guess = nearest(flag, flags)
-                if before in with_value:
-                    guess += f" (as the value of {before}: {before}={shlex.quote(as_typed)})"
-                raise InputError(f"unknown option {flag!r}{guess}")
-        self.refuse_twice(arguments)
-        return self.parse_args(arguments)
+    def _add_keys(self, dest: str, keys: Mapping[str, str]) -> None:
+        groups: dict[str, Any] = {}
+        for name, text in keys.items():
+            section = name.rpartition(".")[0]
+            if section not in groups:
+                groups[section] = self.add_argument_group(section)
+            groups[section].add_argument(f"--{name}", dest=f"{dest} {name}", metavar="X", help=text.replace("%", "%%"))
+            self.keys[name] = dest
+        self.usage = "%(prog)s [--key value …]"
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse does, which `parse_args` calls; a leading `~` of a path is the home folder."""
-        flags, rest = super().parse_known_args(args, namespace)
-        for name, value in vars(flags).items():
-            setattr(flags, name, [_at_home(v) for v in value] if isinstance(value, list) else _at_home(value))
-        return flags, rest
+    def read(self, typed: Sequence[str]) -> Any:
+        """Read an instance of the dataclass."""
+        found = vars(self.parse_args(self._spelled(typed)))
+        values = {f.name: found[f.name] for f in dataclasses.fields(self.made) if f.name in found}
+        values |= {dest: {} for dest in self.keys.values()}
+        for name, dest in self.keys.items():
+            if (text := found[f"{dest} {name}"]) is not None:
+                values[dest][name] = text
+        return self.made(**{name: _at_home(value) for name, value in values.items()})
 
-    def refuse_twice(self, arguments: Sequence[str]) -> None:
-        """Refuse an option that takes one value and is given several times: argparse would take the last."""
-        given = [a.split("=")[0] for a in arguments]
-        for action in self._actions:
-            names = action.option_strings
-            if isinstance(action, argparse._StoreAction) and sum(g in names for g in given) > 1:
-                raise InputError(f"{names[0]} is given twice; leave one of the two out")
+    def _spelled(self, typed: Sequence[str]) -> list[str]:
+        """What is typed, with options as they are declared and `=` before a value.
+
+        Refused here, before argparse complains of what is missing because of it, or takes it.
+        """
+        spelled: list[str] = []
+        given: dict[str, str] = {}
+        takes_words = any(not action.option_strings for action in self._actions)
+        words = list(reversed(typed))
+        while words:
+            word = words.pop()
+            name, equals, value = word.partition("=")
+            if not name.startswith("--") or word == "--":
+                if not takes_words and word != "-h":
+                    raise InputError(f"unexpected {word!r}: options are --key value (see --help)")
+                spelled.append(word)
+                continue
+            option = self._declared(name)
+            action = self._option_string_actions[option]
+            if action.nargs == 0:
+                if equals:
+                    raise InputError(f"{word}: {name} takes no value")
+                spelled.append(option)
+                continue
+            if not equals:
+                after = words[-1] if words else "--"
+                if after.startswith("--") and after != "--":
+                    self._declared(after.split("=")[0], f" (as the value of {name}: {name}={shlex.quote(after)})")
+                if after.startswith("--"):
+                    raise InputError(f"{name} needs a value (one that begins with -- is written {name}=--…)")
+                value = words.pop()
+            if action.dest in given and isinstance(action, argparse._StoreAction):
+                both = f"{brief(given[action.dest])} and {brief(value)}"
+                raise InputError(f"{action.option_strings[0]} is given twice ({both}); leave one of the two out")
+            given[action.dest] = value
+            spelled.append(f"{option}={value}")
+        return spelled
+
+    def _declared(self, typed: str, more: str = "") -> str:
+        """The option that is meant; `more` ends the line of one that there is not."""
+        options = {option.replace("_", "-"): option for option in self._option_string_actions}
+        if option := options.get(typed.replace("_", "-")):
+            return option
+        if not self.keys:
+            raise InputError(f"unknown option {typed!r}{nearest(typed, [*options])}{more}")
+        return f"--{full_name(typed[2:].replace('-', '_'), self.keys, [o[2:] for o in options.values()])}"
 
     def format_help(self) -> str:
         """As argparse makes it, with the programs named as they were started."""
-        return commands.as_typed(super().format_help())
+        return as_typed(super().format_help())
 
     def error(self, message: str) -> NoReturn:
+        """Refuse in one line."""
         raise InputError(f"{message if len(message) < 300 else message[:300] + '…'} (see --help)")
+
+
+class _PrintCompletion(argparse.Action):
+    """Print a shell's script, and stop."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        parser.prog = Path(parser.prog).stem.split()[-1]  # as which a program of several words can be an alias
+        print(shtab.complete(parser, values))
+        parser.exit()
+
+
+_COMPLETION = "print completions for a shell, and stop"
+# The type of a field → what reads it from its text, and what stands for it in the help.
+_READERS: dict[Any, tuple[Callable[[str], Any], str | None]] = {
+    int: (whole, "N"),
+    float: (float, "X"),
+    tuple[int, ...]: (ids, "IDS"),
+}
+
+
+def _add(group: Any, field: dataclasses.Field) -> None:
+    """Add the argument that a field declares."""
+    data, kind = field.metadata, field.type
+    is_required = field.default is dataclasses.MISSING
+    options: dict[str, Any] = {"help": data["help"], "default": None if is_required else field.default}
+    is_optional = typing.get_origin(kind) in (types.UnionType, typing.Union)
+    if is_optional:
+        kind = typing.get_args(kind)[0]
+    if typing.get_origin(kind) is list:
+        kind = typing.get_args(kind)[0]
+        options |= {"nargs": "+"} if data["positional"] else {"action": "append"}
+    reader, letter = _READERS.get(kind, (kind, None))
+    if kind is bool:
+        options["action"] = argparse.BooleanOptionalAction if is_optional else "store_true"
+    elif data["choices"]:
+        options["choices"] = data["choices"]
+    else:
+        options |= {"type": getattr(kind, "__metadata__", [reader])[0], "metavar": data["metavar"] or letter}
+    if data["positional"]:
+        action = group.add_argument(field.name, **options)
+    else:
+        names = data["names"] or [f"--{field.name.replace('_', '-')}"]
+        action = group.add_argument(*names, dest=field.name, required=is_required, **options)
+    if kind in (Path, Place):
+        action.complete = shtab.FILE
+
+
+def full_name(name: str, keys: Iterable[str], others: Iterable[str] = ()) -> str:
+    """Find `training.lr` of `lr`.
+
+    Raises:
+        InputError: no key ends so, or several do; the guess may be one of `others`.
+    """
+    keys = list(keys)
+    if name in keys:
+        return name
+    ends = [key for key in keys if key.rpartition(".")[2] == name]
+    if len(ends) == 1:
+        return ends[0]
+    if ends:
+        raise InputError(f"key {name!r} is ambiguous: {' or '.join(ends)}")
+    known = [*keys, *(key.rpartition(".")[2] for key in keys), *others]
+    raise InputError(f"unknown key {name!r}{nearest(name, known)}")
+
+
+def _at_home(value: Any) -> Any:
+    """A path with its `~` resolved; anything else as it is."""
+    if isinstance(value, list):
+        return [_at_home(one) for one in value]
+    if isinstance(value, Path):
+        return expanded(value)
+    return str(expanded(value)) if isinstance(value, Place) and value.startswith("~") else value
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
     """`; did you mean …?`, or nothing when no known word is near."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def run(main: Callable[[], int | None], *, leaves_at_once: bool = False) -> NoReturn:
-    """Run a program: an `InputError` becomes one line on standard error and exit code 2.
-
-    So do what the machine lacks: the devices that JAX_PLATFORMS names, memory, a standard output that takes text. The
-    process is the program's own, so what its libraries say beside that line is silenced here, and only here. It goes on
-    when its terminal or the reader of its output goes away, unless its product goes there (`check_output`).
-
-    Args:
-        leaves_at_once: Ctrl-C ends the process even while a compiled program runs, which Python cannot interrupt;
-            for programs that have nothing to put in order.
-    """
-    sys.unraisablehook = _without_late_callbacks
-    # orbax logs its doings and, with a traceback, what it is about to raise, and asyncio the second write of several
-    # that failed together; what matters reaches us as an exception.
-    for name in ("absl", "asyncio"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    _open_streams()
-    leave_it_unless_there_is_a_tpu()
-    code = 2
-    try:
-        if leaves_at_once:
-            _leave_on_interrupt()
-        try:
-            code = main() or 0
-        except SystemExit as stopped:  # --help
-            code = stopped.code if isinstance(stopped.code, int) else 0 if stopped.code is None else 1
-        sys.stdout.flush()
-    except InputError as error:
-        _say(f"error: {' '.join(str(error).split())}")
-    except KeyboardInterrupt:
-        _say("interrupted")
-        code = 130
-    except _SeenEnoughError:
-        _discard_output()
-        code = 0
-    except Exception as error:
-        lack = _what_the_machine_lacks(error)
-        if lack is None:
-            raise
-        _say(f"error: {lack}")
-    raise SystemExit(code)
-
-
-def _say(line: str) -> None:
-    with suppress(OSError):  # nobody may be there to read it
-        print(line, file=sys.stderr, flush=True)
-
-
-def _what_the_machine_lacks(error: Exception) -> str | None:
-    """One line for an exception that tells of the machine, not of a mistake of ours."""
-    text = " ".join(str(error).split())
-    if traceback.extract_tb(error.__traceback__)[-1].filename.endswith("xla_bridge.py"):  # JAX looks for its devices
-        platforms = os.environ.get("JAX_PLATFORMS")
-        if platforms:
-            return f"JAX_PLATFORMS={platforms}: no such device here, or JAX was installed without it; unset it, or cpu"
-        return f"JAX finds no device ({text[:200]}); JAX_PLATFORMS=cpu does without"
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text or "Out of memory" in text:
-        return f"out of memory ({text[:200] or 'of this machine'}); do less at once: a smaller batch, shorter texts"
-    if isinstance(error, OSError) and error.filename is None and error.errno in _OUTPUT_ERRORS:
-        _discard_output()
-        return f"standard output cannot be written ({error.strerror}); give it a place that takes text"
-    return None
-
-
-_OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-
-
-def _open_streams() -> None:
-    """Streams that were closed before the program began, and letters that the terminal's encoding has not.
-
-    Python has None for a closed stream: `print` would drop what goes to standard output without a word, and put there
-    what was meant for standard error.
-    """
-    if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - as long as the process
-    if sys.stdout is None:
-        sys.stdout = _Closed()
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-            if stream is getattr(sys, f"__{name}__"):  # the process's own
-                setattr(sys, name, _outliving(stream))
-
-
-def _outliving(stream: io.TextIOWrapper) -> io.TextIOWrapper:
-    """The same stream, whose end is not the program's."""
-    stream.flush()
-    raw = _Outlived(stream.fileno(), "w", closefd=False)
-    return io.TextIOWrapper(
-        raw if isinstance(stream.buffer, io.FileIO) else io.BufferedWriter(raw),  # type: ignore[type-var]  # as Python
-        encoding=stream.encoding,
-        errors=stream.errors,
-        newline="\n",
-        line_buffering=stream.line_buffering,
-        write_through=stream.write_through,
-    )
-
-
-class _SeenEnoughError(Exception):
-    """The reader of a product (`| head`) is gone. No BrokenPipeError, for which rich would end the program by itself,
-    and as which any other broken pipe would end it in silence."""
-
-
-class _Outlived(io.FileIO):
-    """Standard output or standard error. What can be written there no more is dropped from then on."""
-
-    is_product = False
-
-    def write(self, data: Any, /) -> int:
-        try:
-            return super().write(data)
-        except OSError as error:
-            if self.is_product:
-                raise (_SeenEnoughError() if isinstance(error, BrokenPipeError) else error) from error
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.fileno())  # for libraries that write to the descriptor, too
-            os.close(nowhere)
-            if self.fileno() == 1:
-                _say(f"standard output is gone ({error.strerror}); going on without it")
-            return len(data)
-
-
-class _Closed(io.TextIOBase):
-    """A standard output that was closed before the program began."""
-
-    encoding = "utf-8"
-
-    def write(self, text: str, /) -> int:
-        return len(text)
-
-    def isatty(self) -> bool:
-        return False
-
-
-def check_output() -> None:
-    """Say that the program's product goes to standard output: then it matters whether somebody takes it.
-
-    Raises:
-        InputError: it was closed before the program began.
-    """
-    if isinstance(sys.stdout, _Closed):
-        raise InputError("standard output is closed: nothing that is written would be seen; give it a place")
-    buffer = getattr(sys.stdout, "buffer", None)
-    raw = getattr(buffer, "raw", buffer)
-    if isinstance(raw, _Outlived):
-        raw.is_product = True
-
-
-def _discard_output() -> None:
-    """Nothing more can be written: else Python would try at its end, and report that it cannot."""
-    with suppress(OSError, ValueError, AttributeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _leave_on_interrupt() -> None:
-    """End the process on Ctrl-C, whatever its main thread is doing.
-
-    Python handles a signal between two of its own instructions; a compiled program, or compiling one, is one
-    instruction of minutes. A signal's byte in a pipe is written at once, and a thread waits for it.
-    """
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background of a shell
-        return
-    receive, send = os.pipe()
-    os.set_blocking(send, False)
-    signal.set_wakeup_fd(send, warn_on_full_buffer=False)
-    signal.signal(signal.SIGINT, lambda *_: None)  # else a KeyboardInterrupt might end up in somebody's __del__
-
-    def wait() -> None:
-        while os.read(receive, 1) != bytes([signal.SIGINT]):
-            pass
-        _say("interrupted")
-        _leave(130)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
-def _leave(code: int) -> NoReturn:
-    """End the process here and now: at a usual end JAX waits for what it is computing."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):
-            if stream.isatty():
-                stream.write("\x1b[?25h")  # a live view hides the cursor
-            stream.flush()
-    os._exit(code)
-
-
-def _without_late_callbacks(unraisable: Any) -> None:
-    """After a failed read or write, orbax closes an event loop that tensorstore still reports to: no news."""
-    if isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed":
-        return
-    sys.__unraisablehook__(unraisable)
-
-
-def _at_home(value: Any) -> Any:
-    """A path with its `~` resolved; anything else as it is."""
-    if isinstance(value, Path):
-        return expanded(value)
-    return str(expanded(value)) if isinstance(value, Place) and value.startswith("~") else value
-
-
-def _hyphens(argument: str) -> str:
-    if not argument.startswith("--"):
-        return argument
-    flag, equals, value = argument.partition("=")
-    return flag.replace("_", "-") + equals + value

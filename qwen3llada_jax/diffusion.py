@@ -126,7 +126,7 @@ def loss_weight(t: Float[Array, "..."], config: NoiseConfig) -> Float[Array, "..
     """Weight of a noised token at noise level t.
 
     `reference`: 1/p. `elbo`: −α′/(1 − α) of the schedule, α = 1 − p (MDLM, arXiv 2406.07524, equation 10),
-    which is p′/p, normalised so that its integral over t counts each token's −log p_θ once.
+    which is p′/p, normalized so that its integral over t counts each token's −log p_θ once.
     """
     p = noise_probability(t, config)
     if config.weight == "elbo":

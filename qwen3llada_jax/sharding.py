@@ -82,7 +82,7 @@ def _product(sizes: list[int]) -> str:
 
 
 def _arranged(sizes: list[int], devices: Sequence[Any]) -> np.ndarray:
-    """The devices such that neighbours on the mesh are near; several slices (pods, GPU hosts) split `data` first.
+    """The devices such that neighbors on the mesh are near; several slices (pods, GPU hosts) split `data` first.
 
     `jax.make_mesh` refuses several slices, and sizes that split an axis of the torus.
     """

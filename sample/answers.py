@@ -1,4 +1,4 @@
-"""Finished texts as the lines of a .jsonl file.
+"""Finished texts as the lines of a .jsonl file, and whether a place can be written to at all.
 
 prompt, messages or infill   what was asked, and the other columns of its line
 text, tokens                 what was written, and how many tokens the model wrote in it
@@ -23,14 +23,45 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from qwen3llada_jax.errors import InputError, brief
-from qwen3llada_jax.io.atomic_files import write_text
-from qwen3llada_jax.text.requests import Request
+from qwen3llada_jax.io.atomic_files import check_file, home, write_text
+from qwen3llada_jax.writing.requests import Request
 
 from .clock import Timed
-from .places import part_of
 
 COLUMNS = ("text", "tokens", "error", "nfe", "seconds", "tokens_per_second", "seed", "number", "sample")
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # file systems without
+
+
+def check_place(flag: str, path: Path, inputs: Mapping[str, Path | None], model: Path) -> None:
+    """Refuse a file that cannot be written, or that would replace what is read.
+
+    Args:
+        flag: that names the file.
+        inputs: flag → file that is read.
+        model: its folder; no file of it is replaced.
+
+    Raises:
+        InputError: saying what to do.
+    """
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"{flag} {path}: no such folder {path.parent}")
+    check_file(path)
+    for name, read in inputs.items():
+        if read is not None and any(_is_same(written, read) for written in (path, part_of(path))):
+            raise InputError(f"{flag} {path} is the file of {name} too and would replace it; choose another name")
+    if path.exists() and path.resolve().parent in (model.resolve(), home(model).resolve()):
+        raise InputError(f"{flag} {path} is a file of the model and would be replaced; choose another name")
+    probe = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"{flag} {path}: cannot be written ({error.strerror}); choose another place") from error
+
+
+def part_of(path: Path) -> Path:
+    """The name that a file has while it grows."""
+    return path.with_name(path.name + ".part")
 
 
 def check_columns(requests: Sequence[Request]) -> None:
@@ -115,6 +146,12 @@ def add(stream: BinaryIO, lines: Sequence[dict[str, Any]]) -> None:
     stream.write(b"".join(_encoded(line) for line in lines))
     stream.flush()
     os.fsync(stream.fileno())
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    if one.exists() and other.exists():
+        return one.samefile(other)  # by another name too: a link, `./`, letters of either case
+    return one.resolve() == other.resolve()
 
 
 def _encoded(line: dict[str, Any]) -> bytes:

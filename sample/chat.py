@@ -10,22 +10,23 @@ import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 
 import qwen3llada_jax as q
 from qwen3llada_jax import cli
+from qwen3llada_jax.cli import flag
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.io.atomic_files import check_file, write_text
 from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.sampling.config import SETTINGS, SamplerConfig
 from qwen3llada_jax.text.chat_template import ChatWriter
-from qwen3llada_jax.text.completions import answer_of
-from qwen3llada_jax.text.opening import Folder
-from qwen3llada_jax.text.requests import encode, encode_chat
 from qwen3llada_jax.text.turns import Message
+from qwen3llada_jax.writing.completions import answer_of
+from qwen3llada_jax.writing.opening import Folder
+from qwen3llada_jax.writing.requests import encode, encode_chat
 
 from . import flags as common
 from . import inputs
@@ -43,8 +44,15 @@ COMMANDS = {
 ROOM = 256  # tokens, and its doubles: what is compiled for, so that few turns of a conversation compile
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flags(common.SamplerFlags, common.MeshFlags):
+    system: str | None = flag("the system prompt", None, metavar="TEXT")
+    enable_thinking: bool | None = flag(common.THINKING, None)
+    history: Path | None = flag("go on with a chat that /save wrote", None, metavar="FILE")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    flags = parse(arguments)
+    flags = cli.parse(Flags, arguments)
     wanted = common.settings_of(flags)
     cli.check_output()
     system, messages = flags.system, read_history(flags.history) if flags.history else []
@@ -101,17 +109,6 @@ def show_help() -> None:
     for name, setting in SETTINGS.items():
         print(f"  {name:<18} {setting.help}", file=sys.stderr)
     print(f"  {'rule':<18} a rule of your own, as --rule takes it", file=sys.stderr)
-
-
-def parse(arguments: Sequence[str] | None) -> Any:
-    """The command line."""
-    parser = cli.Parser(__doc__)
-    common.add_model_flags(parser)
-    parser.add_argument("--system", metavar="TEXT", help="the system prompt")
-    common.add_thinking_flag(parser)
-    parser.add_argument("--history", type=Path, metavar="FILE", help="go on with a chat that /save wrote")
-    common.add_setting_flags(parser)
-    return parser.parse(arguments)
 
 
 def lines_typed() -> Iterator[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import jax.monitoring
 
 import qwen3llada_jax as q
-from qwen3llada_jax.text.completions import Batch, Completion
+from qwen3llada_jax.writing.completions import Batch, Completion
 
 _COMPILING = (
     "/jax/core/compile/jaxpr_trace_duration",

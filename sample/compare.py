@@ -29,23 +29,24 @@ from rich.table import Column, Table
 
 import qwen3llada_jax as q
 from qwen3llada_jax import cli
+from qwen3llada_jax.cli import flag, whole
 from qwen3llada_jax.errors import InputError, brief
 from qwen3llada_jax.io.atomic_files import check_folder, make_folder, write_text
 from qwen3llada_jax.pictures import pyplot, write_picture
 from qwen3llada_jax.sampling.config import SETTINGS, SamplerConfig
 from qwen3llada_jax.sampling.rules import COMMIT_RULES, CONFIDENCE_RULES
-from qwen3llada_jax.text import completions
-from qwen3llada_jax.text.completions import Completion
 from qwen3llada_jax.text.conversations import answer_of
-from qwen3llada_jax.text.opening import Folder
-from qwen3llada_jax.text.requests import Request
 from qwen3llada_jax.text.tokens import up_to_stop
+from qwen3llada_jax.writing import completions
+from qwen3llada_jax.writing.completions import Completion
+from qwen3llada_jax.writing.opening import Folder
+from qwen3llada_jax.writing.requests import Request
 
 from . import inputs, quality
+from .answers import check_place
 from .clock import Timed, timed
-from .flags import add_model_flags, add_setting_flags, add_thinking_flag, changed, settings_of, whole
+from .flags import THINKING, MeshFlags, SamplerFlags, changed, check_counts, settings_of
 from .own_rules import is_own
-from .places import check_place
 
 _SPEED = {"nfe": "NFE", "tokens_per_forward": "tokens a forward", "tokens_per_second": "tokens/s"}
 
@@ -59,10 +60,33 @@ class Variant:
     settings: SamplerConfig
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags(SamplerFlags, MeshFlags):
+    mesh_data: int | None = flag("size of the mesh axis data (default: what is left)", None, names=["--mesh-data"])
+    data: Path = flag("rows with prompt (or messages) and maybe answer: .jsonl, .parquet, …")
+    rules: str = flag(
+        "joined by commas; see above (default: %(default)s)",
+        "low_confidence,margin,entropy,random,left_to_right,threshold=0.9",
+    )
+    chat: bool = flag("put prompts through the tokenizer's chat template", False)
+    enable_thinking: bool | None = flag(THINKING, None)
+    match: str = flag(f"what is right: {', '.join(quality.KINDS)} (default: %(default)s)", "exact", metavar="HOW")
+    limit: int | None = flag("only so many lines of --data", None)
+    batch_size: int = flag("prompts written together (default: %(default)s)", 32)
+    out: Path | None = flag("folder for compare.json and compare.png", None)
+    steps: str | None = flag(
+        "budgets of the rules with a fixed one, as 32,16,8 (default: one pass for each token)", None, metavar="N,N"
+    )
+
+    def __post_init__(self) -> None:
+        budgets_of(self.steps)
+        check_counts(self, "limit", "batch_size")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Whatever can be refused is refused before the weights are read."""
-    flags = parse(arguments)
-    variants = variants_of(settings_of(flags), flags.rules, flags.steps_list)
+    flags = cli.parse(Flags, arguments)
+    variants = variants_of(settings_of(dataclasses.replace(flags, steps=None)), flags.rules, budgets_of(flags.steps))
     rows, answers = read(flags.data, flags.limit)
     if answers[0] is not None:
         quality.check_references(quality.match_of(flags.match)[1], answers, flags.match)
@@ -96,42 +120,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report(found, flags)
 
 
-def parse(arguments: Sequence[str] | None) -> Any:
-    """The command line."""
-    parser = cli.Parser(__doc__)
-    add_model_flags(parser, data="--mesh-data")  # --data are the prompts here
-    parser.add_argument(
-        "--data", type=Path, required=True, help="rows with prompt (or messages) and maybe answer: .jsonl, .parquet, …"
-    )
-    parser.add_argument(
-        "--rules",
-        default="low_confidence,margin,entropy,random,left_to_right,threshold=0.9",
-        help="joined by commas; see above (default: %(default)s)",
-    )
-    parser.add_argument("--chat", action="store_true", help="put prompts through the tokenizer's chat template")
-    add_thinking_flag(parser)
-    parser.add_argument(
-        "--match",
-        default="exact",
-        metavar="HOW",
-        help=f"what is right: {', '.join(quality.KINDS)} (default: %(default)s)",
-    )
-    parser.add_argument("--limit", type=whole, help="only so many lines of --data")
-    parser.add_argument("--batch-size", type=whole, default=32, help="prompts written together (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="folder for compare.json and compare.png")
-    add_setting_flags(parser)
-    steps = next(action for action in parser._actions if "--steps" in action.option_strings)
-    steps.type, steps.help = str, "budgets of the rules with a fixed one, as 32,16,8 (default: one pass for each token)"
-    flags = parser.parse(arguments)
+def budgets_of(text: str | None) -> list[int | None]:
+    """Read the budgets of steps.
+
+    Raises:
+        InputError: what is no number.
+    """
     try:
-        flags.steps_list = [whole(n) for n in flags.steps.split(",")] if flags.steps else [None]
+        return [whole(n) for n in text.split(",")] if text else [None]
     except ValueError as error:
-        raise InputError(f"--steps takes numbers joined by commas, not {flags.steps!r}") from error
-    flags.steps = None
-    for name in ("limit", "batch_size"):
-        if getattr(flags, name) is not None and getattr(flags, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(flags, name)}")
-    return flags
+        raise InputError(f"--steps takes numbers joined by commas, not {text!r}") from error
 
 
 def read(path: Path, limit: int | None) -> tuple[list[dict[str, Any]], list[str | None]]:
@@ -202,7 +200,7 @@ def measure(
     requests: Sequence[Request],
     answers: Sequence[str | None],
     variant: Variant,
-    flags: Any,
+    flags: Flags,
 ) -> dict[str, Any]:
     """Quality, forward passes and speed of one way to sample. The tokens are those before the end of a text."""
     size = completions.rows_of_a_batch(len(requests), flags.batch_size, folder.ways)
@@ -243,7 +241,7 @@ def measure(
     return {**result, "distinct_4grams": float(np.mean(distinct)), **speed}
 
 
-def report(found: list[dict[str, Any]], flags: Any) -> None:
+def report(found: list[dict[str, Any]], flags: Flags) -> None:
     """The table, and with --out the figures and their picture."""
     measure = flags.match.partition("=")[0]
     has_answers = measure in found[0]
@@ -262,6 +260,7 @@ def report(found: list[dict[str, Any]], flags: Any) -> None:
     Console(width=None if sys.stdout.isatty() else 1 << 12).print(table)
     if flags.out:
         asked = {name: str(value) if isinstance(value, Path) else value for name, value in vars(flags).items()}
+        asked |= {"steps": None, "steps_list": budgets_of(flags.steps)}
         write_text(
             flags.out / "compare.json", json.dumps({"flags": asked, "results": found}, indent=1, allow_nan=False) + "\n"
         )

@@ -2,35 +2,18 @@
 
 import argparse
 import dataclasses
-import re
 from collections.abc import Container, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, make_dataclass
+from typing import Annotated, Any
 
 from qwen3llada_jax import cli
+from qwen3llada_jax.cli import Place, flag, ids, whole
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.sampling.config import SETTINGS, SamplerConfig
+from qwen3llada_jax.sampling.setting import Setting
 from qwen3llada_jax.sampling.slots import SLOTS
 
 from . import own_rules
-
-
-def ids(text: str) -> tuple[int, ...]:
-    """Ids from `7,12`."""
-    try:
-        return tuple(whole(part) for part in text.split(",") if part.strip())
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"must be ids, as 7,12, not {text!r}") from error
-
-
-def whole(text: str) -> int:
-    """A whole number, in digits: Python would read 1_6, which is a name, as 16.
-
-    Raises:
-        ValueError: anything else.
-    """
-    if not re.fullmatch(r"\s*[+-]?[0-9]{1,30}\s*", text):
-        raise ValueError(f"invalid whole number {text[:60]!r}")
-    return int(text)
 
 
 def seed(text: str) -> int:
@@ -44,53 +27,66 @@ def seed(text: str) -> int:
     return number
 
 
-_TYPES: dict[Any, Any] = {"whole": whole, "number": float, "flag": bool, "ids": ids}
+Seed = Annotated[int, seed]
+DTYPES = ("float32", "bfloat16", "float16")
 
 
-def add_model_flags(parser: cli.Parser, data: str = "--data") -> None:
-    """--model, its dtype, the seed, and the sizes of a mesh; `data` is what the flag of its first axis is called."""
-    parser.add_argument(
-        "--model", required=True, type=cli.Place, help="model folder, training run, or Hugging Face folder"
-    )
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), help="of weights and computation (default: as stored)"
-    )
-    parser.add_argument("--seed", type=seed, default=0, help="of everything random (default: %(default)s)")
-    mesh = parser.add_argument_group("mesh", "several devices; without any of these flags, the first one")
-    for axis, size in {"data": "what is left", "fsdp": "1", "tensor": "1"}.items():
-        flag, text = data if axis == "data" else f"--{axis}", f"size of the mesh axis {axis} (default: {size})"
-        mesh.add_argument(flag, dest=f"mesh_{axis}", type=whole, metavar="N", help=text)
+@dataclass(frozen=True, kw_only=True)
+class ModelFlags:
+    """Model."""
+
+    model: Place = flag("model folder, training run, or Hugging Face folder")
+    dtype: str | None = flag("of weights and computation (default: as stored)", None, choices=DTYPES)
+    seed: Seed = flag("of everything random (default: %(default)s)", 0, metavar="N")
 
 
-def add_thinking_flag(parser: Any) -> None:
-    """Whether a chat's answers may begin with a reasoning."""
-    parser.add_argument(
-        "--enable-thinking",
-        action=argparse.BooleanOptionalAction,
-        help="let a chat's answers begin with their reasoning (default: as the model was taught)",
-    )
+@dataclass(frozen=True, kw_only=True)
+class MeshFlags(ModelFlags):
+    """Mesh: several devices; without any of these flags, the first one."""
+
+    mesh_data: int | None = flag("size of the mesh axis data (default: what is left)", None, names=["--data"])
+    mesh_fsdp: int | None = flag("size of the mesh axis fsdp (default: 1)", None, names=["--fsdp"])
+    mesh_tensor: int | None = flag("size of the mesh axis tensor (default: 1)", None, names=["--tensor"])
 
 
-def add_setting_flags(parser: cli.Parser) -> None:
-    """One flag for every setting of the sampler."""
-    group = parser.add_argument_group("sampler")
-    letters = {"whole": "N", "number": "X", "ids": "IDS"}
-    for name, setting in SETTINGS.items():
-        flags = [f"--{name.replace('_', '-')}"] + (["--cfg"] if name == "cfg_scale" else [])
-        if isinstance(setting.kind, tuple):
-            options: dict[str, Any] = {"choices": setting.kind}
-        elif setting.kind == "flag":
-            options = {"action": argparse.BooleanOptionalAction}
-        else:
-            options = {"type": _TYPES[setting.kind], "metavar": letters[setting.kind]}
-        group.add_argument(*flags, dest=name, help=setting.help, **options)
-    group.add_argument(
-        "--rule",
-        action="append",
-        metavar="FILE:NAME",
-        help="a rule of your own from a Python file, its numbers behind it: my.py:Halves:share=0.3 (docs/sampling.md)",
-    )
-    group.add_argument("--block-attention", action="store_true", help="the same as --visibility block_bias")
+THINKING = "let a chat's answers begin with their reasoning (default: as the model was taught)"
+# What a setting may be → the type of its flag, and what reads it where it is typed as NAME=VALUE.
+_TYPES: dict[Any, Any] = {"whole": int, "number": float, "flag": bool, "ids": tuple[int, ...]}
+_READERS: dict[Any, Any] = {"whole": whole, "number": float, "ids": ids}
+
+
+def _flag_of(name: str, setting: Setting) -> tuple[str, Any, Any]:
+    """The field of a setting of the sampler."""
+    names = ["--cfg-scale", "--cfg"] if name == "cfg_scale" else []
+    if isinstance(setting.kind, tuple):
+        return name, str | None, flag(setting.help, None, choices=setting.kind)
+    return name, _TYPES[setting.kind] | None, flag(setting.help, None, names=names)
+
+
+_RULE = "a rule of your own from a Python file, its numbers behind it: my.py:Halves:share=0.3 (docs/sampling.md)"
+# One flag for every setting of the sampler, and what is none.
+SamplerFlags: Any = make_dataclass(
+    "SamplerFlags",
+    [
+        *(_flag_of(name, setting) for name, setting in SETTINGS.items()),
+        ("rule", list[str] | None, flag(_RULE, None, metavar="FILE:NAME")),
+        ("block_attention", bool, flag("the same as --visibility block_bias", False)),
+    ],
+    namespace={"__doc__": "Sampler."},
+    frozen=True,
+    kw_only=True,
+)
+
+
+def check_counts(flags: Any, *names: str) -> None:
+    """Refuse counts of nothing.
+
+    Raises:
+        InputError: naming the flag.
+    """
+    for name in names:
+        if getattr(flags, name) is not None and getattr(flags, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(flags, name)}")
 
 
 def settings_of(flags: Any) -> SamplerConfig:
@@ -155,6 +151,6 @@ def _value(name: str, text: str) -> Any:
     try:
         if kind == "flag":
             return {"on": True, "true": True, "off": False, "false": False}[text.lower()]
-        return _TYPES[kind](text)
+        return _READERS[kind](text)
     except (ValueError, KeyError, argparse.ArgumentTypeError) as error:
         raise InputError(f"{name} must be {what}, not {text!r}") from error

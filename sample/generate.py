@@ -12,6 +12,7 @@ steps must divide: --gen-length into blocks of --block-length, --steps among the
 import contextlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,24 +21,63 @@ from rich.progress import track
 
 import qwen3llada_jax as q
 from qwen3llada_jax import cli
+from qwen3llada_jax.cli import flag
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.sampling.config import SamplerConfig
-from qwen3llada_jax.text import completions
-from qwen3llada_jax.text.completions import Completion, Watcher
-from qwen3llada_jax.text.opening import Folder
-from qwen3llada_jax.text.requests import Request
+from qwen3llada_jax.writing import completions
+from qwen3llada_jax.writing.completions import Completion, Watcher
+from qwen3llada_jax.writing.opening import Folder
+from qwen3llada_jax.writing.requests import Request
 
 from . import answers, inputs
+from .answers import check_place
 from .clock import Timed, timed
-from .flags import add_model_flags, add_setting_flags, add_thinking_flag, settings_of, told, whole
+from .flags import THINKING, MeshFlags, SamplerFlags, check_counts, settings_of, told
 from .live import show_live
-from .places import check_place
 from .trace import Trace, check_trace_path, write_trace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """What to write."""
+
+    prompt: list[str] | None = flag("text to go on from; several make a batch", None)
+    prompts: Path | None = flag(
+        ".txt, or .jsonl (.parquet, …) with prompt, infill, or a conversation", None, metavar="FILE"
+    )
+    infill: list[str] | None = flag("text with holes to fill: <mask>, or <mask:N> for N tokens", None)
+    chat: bool = flag("put prompts through the tokenizer's chat template", False)
+    system: str | None = flag("the chat's system prompt", None, metavar="TEXT")
+    enable_thinking: bool | None = flag(THINKING, None)
+    history: Path | None = flag("the chat so far: a .json list of {role, content}", None, metavar="FILE")
+    num_samples: int = flag("texts for each prompt (default: 1)", 1)
+    batch_size: int = flag("texts written together (default: 8)", 8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Out:
+    """What comes out."""
+
+    out: Path | None = flag("answers to this .jsonl instead of standard output", None, metavar="FILE")
+    live: bool = flag("show the text while it is unmasked", False)
+    trace: Path | None = flag(
+        "when each token of the first batch was written, and how surely: .png .gif .html .json", None, metavar="FILE"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags(SamplerFlags, MeshFlags, Out, Ask):
+    def __post_init__(self) -> None:
+        check_counts(self, "num_samples", "batch_size")
+        is_random = self.temperature or self.remasking in ("random", "random_topk")
+        is_random = is_random or (self.revise and self.revise_by == "random") or self.rule
+        if self.num_samples > 1 and not is_random:
+            raise InputError("--num-samples: without randomness all samples are the same; set --temperature")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Whatever can be refused is refused before the weights are read."""
-    flags = parse(arguments)
+    flags = cli.parse(Flags, arguments)
     wanted, rows = settings_of(flags), asked(flags)
     check_places(flags)
     folder = inputs.open_model(flags)
@@ -67,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 @contextlib.contextmanager
 def _output(
-    flags: Any, folder: Folder, requests: Sequence[Request], settings: SamplerConfig, size: int
+    flags: Flags, folder: Folder, requests: Sequence[Request], settings: SamplerConfig, size: int
 ) -> Iterator[tuple[BinaryIO | None, int]]:
     """(the file of --out, if there is one; how many answers it has already)."""
     if not flags.out:
@@ -86,7 +126,7 @@ def _output(
 
 
 def _write(
-    flags: Any,
+    flags: Flags,
     folder: Folder,
     requests: Sequence[Request],
     settings: SamplerConfig,
@@ -123,7 +163,7 @@ def check_written(texts: Sequence[Completion]) -> None:
         )
 
 
-def check_places(flags: Any) -> None:
+def check_places(flags: Flags) -> None:
     """Refuse places that cannot be written to, or that are read.
 
     Raises:
@@ -141,47 +181,7 @@ def check_places(flags: Any) -> None:
         check_place("--trace", flags.trace, {**inputs, "--out": flags.out}, model)
 
 
-def parse(arguments: Sequence[str] | None) -> Any:
-    """The command line."""
-    parser = cli.Parser(__doc__)
-    ask = parser.add_argument_group("what to write")
-    ask.add_argument("--prompt", action="append", help="text to go on from; several make a batch")
-    ask.add_argument(
-        "--prompts",
-        type=Path,
-        metavar="FILE",
-        help=".txt, or .jsonl (.parquet, …) with prompt, infill, or a conversation",
-    )
-    ask.add_argument("--infill", action="append", help="text with holes to fill: <mask>, or <mask:N> for N tokens")
-    ask.add_argument("--chat", action="store_true", help="put prompts through the tokenizer's chat template")
-    ask.add_argument("--system", metavar="TEXT", help="the chat's system prompt")
-    add_thinking_flag(ask)
-    ask.add_argument("--history", type=Path, metavar="FILE", help="the chat so far: a .json list of {role, content}")
-    ask.add_argument("--num-samples", type=whole, default=1, metavar="N", help="texts for each prompt (default: 1)")
-    ask.add_argument("--batch-size", type=whole, default=8, metavar="N", help="texts written together (default: 8)")
-    out = parser.add_argument_group("what comes out")
-    out.add_argument("--out", type=Path, metavar="FILE", help="answers to this .jsonl instead of standard output")
-    out.add_argument("--live", action="store_true", help="show the text while it is unmasked")
-    out.add_argument(
-        "--trace",
-        type=Path,
-        metavar="FILE",
-        help="when each token of the first batch was written, and how surely: .png .gif .html .json",
-    )
-    add_model_flags(parser)
-    add_setting_flags(parser)
-    flags = parser.parse(arguments)
-    for name in ("num_samples", "batch_size"):
-        if getattr(flags, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(flags, name)}")
-    is_random = flags.temperature or flags.remasking in ("random", "random_topk")
-    is_random = is_random or (flags.revise and flags.revise_by == "random") or flags.rule
-    if flags.num_samples > 1 and not is_random:
-        raise InputError("--num-samples: without randomness all samples are the same; set --temperature")
-    return flags
-
-
-def asked(flags: Any) -> list[dict[str, Any]]:
+def asked(flags: Flags) -> list[dict[str, Any]]:
     """What is asked, as the lines of a file would say it.
 
     Raises:
@@ -203,7 +203,7 @@ def asked(flags: Any) -> list[dict[str, Any]]:
     if flags.prompts is not None:
         rows = inputs.from_file(flags.prompts)
     else:
-        rows = [{given[0][2:]: text} for text in flags.prompt or flags.infill]
+        rows = [{given[0][2:]: text} for text in flags.prompt or flags.infill or ()]
     if "infill" in rows[0]:
         for name in ("gen_length", "stop_at_eos", "parallel_blocks"):
             value = getattr(flags, name)
@@ -213,7 +213,7 @@ def asked(flags: Any) -> list[dict[str, Any]]:
     return rows
 
 
-def watcher_of(flags: Any, tokenizer: Any, trace: Trace | None, stops: tuple[int, ...]) -> Watcher | None:
+def watcher_of(flags: Flags, tokenizer: Any, trace: Trace | None, stops: tuple[int, ...]) -> Watcher | None:
     """What looks at the canvases: the live view, the trace's memory of what was masked again, or nobody."""
     if not flags.live and trace is None:
         return None
@@ -234,7 +234,7 @@ def watcher_of(flags: Any, tokenizer: Any, trace: Trace | None, stops: tuple[int
 
 def emit(
     batches: Iterable[Timed],
-    flags: Any,
+    flags: Flags,
     tokenizer: Any,
     settings: SamplerConfig,
     trace: Trace | None,

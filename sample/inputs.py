@@ -1,7 +1,7 @@
 """What the flags name, opened: the model, and what it is to write after; and what is to be said of them.
 
 A line of a .jsonl file (or a row of a .json, .csv, .parquet or .arrow) has `prompt`, `infill`, or a conversation
-(qwen3llada_jax/text/requests.py); a line of a .txt is a prompt. All columns are carried through to the answers.
+(qwen3llada_jax/writing/requests.py); a line of a .txt is a prompt. All columns are carried through to the answers.
 """
 
 import json
@@ -14,21 +14,23 @@ from typing import Any
 import numpy as np
 
 import qwen3llada_jax as q
+from qwen3llada_jax.checkpoint import model_folder
 from qwen3llada_jax.cli import nearest
 from qwen3llada_jax.commands import as_typed
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.io import model_folder
 from qwen3llada_jax.io.atomic_files import expanded, put_back
 from qwen3llada_jax.io.jsonl import BadRowError, NoFormatError, kind_of, shortened
 from qwen3llada_jax.io.readers import SUFFIXES, raw_rows, unpacked
 from qwen3llada_jax.model.config import ModelConfig, read_config_json
 from qwen3llada_jax.sampling.config import SamplerConfig
 from qwen3llada_jax.sampling.limits import beyond, memory, most_tokens
-from qwen3llada_jax.text import completions, requests
 from qwen3llada_jax.text.conversations import FORMATS, read_conversation, read_messages
-from qwen3llada_jax.text.opening import Folder, open_folder
-from qwen3llada_jax.text.requests import KINDS, Request
 from qwen3llada_jax.text.turns import Message
+from qwen3llada_jax.writing import completions, requests
+from qwen3llada_jax.writing.opening import Folder, open_folder
+from qwen3llada_jax.writing.requests import KINDS, Request
+
+from .flags import MeshFlags
 
 _BYTES_OF_A_REQUEST = 200
 
@@ -36,7 +38,7 @@ _BYTES_OF_A_REQUEST = 200
 # ---- the model -----------------------------------------------------------------------------------------------
 
 
-def open_model(flags: Any) -> Folder:
+def open_model(flags: MeshFlags) -> Folder:
     """Open the folder that --model names, on the mesh that the flags ask for, without its weights.
 
     Raises:

@@ -21,7 +21,7 @@ body { font: 15px/1.7 ui-monospace, monospace; max-width: 60rem; margin: 2rem au
 input { width: 100% } small { color: #666 }
 </style>
 <h1>Unmasking</h1>
-<p><button id="play">play</button> <span id="at"></span> <small>Colour: the pass that wrote a token. The line under it:
+<p><button id="play">play</button> <span id="at"></span> <small>Color: the pass that wrote a token. The line under it:
 how sure the model was, red to green. Hover for more.</small></p>
 <input id="pass" type="range" min="0">
 <div id="bars" title="tokens written in each pass"></div>

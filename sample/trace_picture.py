@@ -1,6 +1,6 @@
 """A trace as a picture (.png), and as one that moves (.gif).
 
-Each written token stands on a ground whose colour is its pass; the bar under it is as long as the model was sure. The
+Each written token stands on a ground whose color is its pass; the bar under it is as long as the model was sure. The
 strip below counts the tokens of every pass: how parallel the writing was. A dot marks a token whose place was masked
 again on the way; the moving picture shows what stood there.
 """
@@ -93,14 +93,14 @@ def _figure(rows: list[dict[str, Any]]) -> tuple[Any, list[Shown]]:
         height_ratios=[*heights, 3.5],
         layout="constrained",
     )
-    colours, scale = plt.get_cmap("viridis_r"), plt.Normalize(1, max(last, 2))
+    colors, scale = plt.get_cmap("viridis_r"), plt.Normalize(1, max(last, 2))
     for axis, height in zip(axes[:-1, 0], heights, strict=True):
         axis.set(xlim=(0, _COLUMNS), ylim=(height, 0))
         axis.axis("off")
     strip = axes[-1, 0]
     counts = [passes.count(number) for number in range(1, last + 1)]
-    bars = strip.bar(range(1, last + 1), counts, width=1.0, color=[colours(scale(n)) for n in range(1, last + 1)])
-    strip.set(xlim=(0.5, last + 0.5), xlabel="pass (the colour of its tokens)", ylabel="tokens")
+    bars = strip.bar(range(1, last + 1), counts, width=1.0, color=[colors(scale(n)) for n in range(1, last + 1)])
+    strip.set(xlim=(0.5, last + 0.5), xlabel="pass (the color of its tokens)", ylabel="tokens")
     for axis in (strip.xaxis, strip.yaxis):
         axis.get_major_locator().set_params(integer=True)
     strip.spines[["top", "right"]].set_visible(False)
@@ -109,22 +109,22 @@ def _figure(rows: list[dict[str, Any]]) -> tuple[Any, list[Shown]]:
     artists = [Shown(bar, number, None) for number, bar in enumerate(bars, 1)]
     for axis, cells in zip(axes[:-1, 0], laid_out, strict=True):
         for cell in cells:
-            made = _draw_cell(axis, cell, colours, scale, points)
+            made = _draw_cell(axis, cell, colors, scale, points)
             artists += [Shown(artist, cell.number or 0, cell.until) for artist in made]
     return figure, artists
 
 
-def _draw_cell(axis: Any, cell: Cell, colours: Any, scale: Any, points: float) -> list[Any]:
+def _draw_cell(axis: Any, cell: Cell, colors: Any, scale: Any, points: float) -> list[Any]:
     plt = pyplot()
-    ground = "white" if cell.number is None else colours(scale(cell.number))
+    ground = "white" if cell.number is None else colors(scale(cell.number))
     is_dark = cell.number is not None and sum(ground[:3]) < 1.6
-    ink = "white" if is_dark else "grey" if cell.number is None else "black"
+    ink = "white" if is_dark else "gray" if cell.number is None else "black"
     width = wide(cell.text)
     letters = {"family": _FONT, "fontsize": points, "parse_math": False}
     artists = []
     if cell.number is not None:
         # A mask lies below every written token, and shows where none stands yet.
-        axis.text(cell.column, cell.line + 0.7, "░" * width, color="lightgrey", zorder=0.5, **letters)
+        axis.text(cell.column, cell.line + 0.7, "░" * width, color="lightgray", zorder=0.5, **letters)
         sure = max(0.06, cell.confidence)
         artists = [
             plt.Rectangle((cell.column, cell.line + 0.02), width, 0.93, color=ground, linewidth=0),

@@ -3,7 +3,7 @@
 import os
 import tempfile
 
-# Most of a test is compiling, which without LLVM's optimisations takes a sixth of the time; what is computed stays the
+# Most of a test is compiling, which without LLVM's optimizations takes a sixth of the time; what is computed stays the
 # same. The programs that tests start are compiled as a user's.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"

@@ -16,6 +16,7 @@ from test_train import run as trained
 from test_train import settings
 
 import qwen3llada_jax as q
+from qwen3llada_jax import cli
 from train import plan, report, run
 from train.checkpoint.base_model import find_start
 from train.config import unused_keys
@@ -146,7 +147,7 @@ def test_yaml_that_is_none(tmp_path, text, parts):
     if text is not None:
         file.write_bytes(text if isinstance(text, bytes) else text.encode())
     with refused(*parts):
-        run.parse(["--config", str(file)])
+        cli.parse(run.Flags, ["--config", str(file)]).read()
 
 
 @pytest.mark.parametrize(
@@ -159,7 +160,7 @@ def test_yaml_that_is_none(tmp_path, text, parts):
 )
 def test_flags_that_are_none(line, part):
     with refused(part):
-        run.parse(line.split())
+        cli.parse(run.Flags, line.split())
 
 
 # ---- data ----------------------------------------------------------------------------------------------------

@@ -193,7 +193,7 @@ def test_boundaries_number_documents_and_their_positions(tmp_path, tokenizer):
 
 @pytest.mark.parametrize("block_length", [None, 4])
 def test_a_document_of_a_packed_row_is_as_it_is_alone(start, block_length):
-    """Neither its hidden states nor its loss know of its neighbours, with and without block attention."""
+    """Neither its hidden states nor its loss know of its neighbors, with and without block attention."""
     more = [] if block_length is None else [
         ("training.block_attention.enabled", "true"), ("training.block_attention.block_length", str(block_length)),
         ("training.block_attention.visibility", "block_causal"),

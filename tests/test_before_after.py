@@ -40,14 +40,16 @@ def test_a_last_bit_is_named_and_is_close():
     [
         (np.array([1.0, 2.0]), np.array([1.0, 2.0 + 4e-6])),
         (np.array([3, 4]), np.array([3, 5])),
-        (np.array([1.0]), np.array([np.nan])),
+        (np.array([1.0, 2.0]), np.array([1.0, np.nan])),
+        (np.array([1.0, np.inf]), np.array([1.0, 2.0])),
+        (np.array([np.nan, 2.0]), np.array([np.nan, 2.1])),
         (np.array([0.0]), np.array([1e-30])),
         (np.zeros(2, np.float32), np.zeros(2, np.float16)),
         (np.zeros(2), np.zeros((2, 1))),
         (1, 2),
         ("a", "b"),
         ([None, 1], [1, None]),
-        (np.array([1]), [1]),
+        (np.array([1, 2]), [1, 2]),
     ],
 )
 def test_anything_else_is_different(before, after):
@@ -74,7 +76,8 @@ def test_files_become_values_without_times(tmp_path):
     columns = columns_of(metrics)
     assert [*columns] == ["metrics.step", "metrics.loss"]
     assert columns["metrics.step"].tolist() == [1, 2]
-    assert columns["metrics.loss"] == [2.5, None]
+    assert columns["metrics.loss"][0] == 2.5
+    assert np.isnan(columns["metrics.loss"][1])
     said, trace = tmp_path / "said.json", tmp_path / "trace.json"
     said.write_text(json.dumps({"text": "a b", "failure": None}))
     token = {"token": "b", "id": 7, "pass": 2, "confidence": 0.5, "before": [{"id": 3, "pass": 1, "until": 2}]}

@@ -25,7 +25,7 @@ import qwen3llada_jax as q
 from benchmarks import interruptions
 from converters.to_hf import export
 from qwen3llada_jax import sharding
-from qwen3llada_jax.io.hf_names import flatten
+from qwen3llada_jax.checkpoint.hf_names import flatten
 from qwen3llada_jax.text import tokens
 from train.checkpoint import manager as checkpoints
 from train.config.parse import read_config
@@ -388,15 +388,15 @@ def test_going_on_in_another_folder(start, finished, tmp_path, capsys):  # noqa:
     assert "unlike" not in capsys.readouterr().err
 
 
-def test_another_models_or_optimisers_state_is_refused(start, finished, tmp_path):  # noqa: F811
-    with pytest.raises(q.InputError, match=r"the state of another model or optimiser: opt.*absent"):
+def test_another_models_or_optimizers_state_is_refused(start, finished, tmp_path):  # noqa: F811
+    with pytest.raises(q.InputError, match=r"the state of another model or optimizer: opt.*absent"):
         run(start, tmp_path / "a", **{"training.resume_from": finished[0], "training.grad_clip": 0})
     other = tmp_path / "other"
     shutil.copytree(start, other)
     config = json.loads((start / "config.json").read_text())
     config["rope_parameters"]["rope_theta"] = 5e3
     (other / "config.json").write_text(json.dumps(config))
-    with pytest.raises(q.InputError, match=r"another model or optimiser \(model's rope_parameters"):
+    with pytest.raises(q.InputError, match=r"another model or optimizer \(model's rope_parameters"):
         run(start, tmp_path / "b", **{"training.resume_from": finished[0], "model.base_model_path": other})
 
 

@@ -18,7 +18,7 @@ import qwen3llada_jax as q
 from converters.analyze import analyze
 from converters.from_hf import convert
 from converters.to_hf import export
-from qwen3llada_jax.io import hf_import, model_folder
+from qwen3llada_jax.checkpoint import hf_import, model_folder
 from qwen3llada_jax.model.config import ModelConfig, read_config_json
 from qwen3llada_jax.model.families import QWEN3
 
@@ -259,7 +259,7 @@ def test_all_wrong_tensors_are_listed_at_once(hf, tmp_path):
 
 def test_integer_tensors_are_refused(hf, tmp_path):
     bad = rewrite(hf, tmp_path / "bad", lambda t: t.update({"model.norm.weight": torch.zeros(48, dtype=torch.int8)}))
-    refuses_to_import(bad, tmp_path, "model.norm.weight (I8)", "unquantised")
+    refuses_to_import(bad, tmp_path, "model.norm.weight (I8)", "unquantized")
 
 
 def test_untied_without_head_and_tied_with_another_head(hf, tmp_path):
@@ -284,14 +284,14 @@ def test_untied_without_head_and_tied_with_another_head(hf, tmp_path):
         ({"rope_parameters": "absent"}, "rope_theta"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"attention_dropout": 0.1}, "attention_dropout is 0.1"),
-        ({"quantization_config": {"bits": 4}}, "quantised"),
+        ({"quantization_config": {"bits": 4}}, "quantized"),
         ({"hidden_size": "absent"}, "lacks hidden_size"),
         ({"rope_parameters": [1]}, "wrong kind"),
         ({"mask_token_id": "auto"}, "mask_token_id must be a whole number, not 'auto'"),
         ({"num_attention_heads": 3}, "not a multiple"),
     ],
 )
-def test_configs_we_cannot_honour(hf, tmp_path, changes, part):
+def test_configs_we_cannot_honor(hf, tmp_path, changes, part):
     refuses_to_import(change_config(hf, tmp_path / "hf", **changes), tmp_path, part)
 
 

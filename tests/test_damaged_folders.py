@@ -18,7 +18,7 @@ from converters.analyze import analyze
 from converters.from_hf import convert
 from converters.to_hf import export
 from qwen3llada_jax import errors
-from qwen3llada_jax.io.hf_import import plan
+from qwen3llada_jax.checkpoint.hf_import import plan
 from qwen3llada_jax.io.safetensors_folder import INDEX, stored_tensors
 from qwen3llada_jax.model.config import ModelConfig, read_config_json, read_model_config
 

@@ -89,10 +89,10 @@ class Counting:
         return self.inner(texts, **options)
 
 
-def test_tokenised_text_is_cached_and_made_anew_when_anything_changes(tmp_path, tokenizer):
+def test_tokenized_text_is_cached_and_made_anew_when_anything_changes(tmp_path, tokenizer):
     name = write(tmp_path / "a.jsonl", [{"text": TEXTS[0]}])
     first = pretraining(name, counting := Counting(tokenizer), length=2)
-    again = pretraining(name, counting, length=3)  # packing comes after tokenising
+    again = pretraining(name, counting, length=3)  # packing comes after tokenizing
     assert counting.count == 1
     np.testing.assert_array_equal(again.values[:], first.values[:])
     assert again.fingerprint != first.fingerprint == pretraining(name, counting, length=2).fingerprint
@@ -113,13 +113,13 @@ def test_a_saved_dataset_that_is_saved_anew_is_read_anew(tmp_path, tokenizer):
         assert tokenizer.decode(pretraining(str(tmp_path / "disk"), tokenizer, length=2).values[:-1]) == text
 
 
-def test_tokenised_conversations_are_made_anew_for_another_length_or_template(tmp_path, tokenizer):
+def test_tokenized_conversations_are_made_anew_for_another_length_or_template(tmp_path, tokenizer):
     counting = Counting(tokenizer)
     sft(tmp_path / "a.jsonl", [SAME["prompt"]], counting)
-    for more, retokenised in [({}, 0), ({"length": 63}, 1), ({"template": "plain"}, 1), ({}, 0)]:
+    for more, retokenized in [({}, 0), ({"length": 63}, 1), ({"template": "plain"}, 1), ({}, 0)]:
         before = counting.count
         sft(tmp_path / "a.jsonl", None, counting, **more)
-        assert (counting.count > before) == bool(retokenised), more
+        assert (counting.count > before) == bool(retokenized), more
     changed = Counting(load_tokenizer(TINY))
     changed.inner.chat_template = " " + tokenizer.chat_template
     sft(tmp_path / "a.jsonl", None, changed)

@@ -17,8 +17,10 @@ from typing import NamedTuple
 import pytest
 from conftest import QWEN3_TEMPLATE, ROOT, TINY
 
+from qwen3llada_jax.cli import full_name
 from qwen3llada_jax.errors import InputError
-from train.config.parse import full_name, read_config
+from train.config.parse import read_config
+from train.config.schema import Config, flat
 
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")))]
 ROOMS = ("qwen3llada_jax", "converters", "train", "sample", "benchmarks")
@@ -64,6 +66,13 @@ COMMANDS: dict[str, dict[str, Run | Left]] = {
     },
     "CONTRIBUTING.md": {
         'pytest -m "not slow"': Left("make test runs the same tests"),
+    },
+    "docs/command_line.md": {
+        "qwen3llada --print-completion bash > ~/.local/share/bash-completion/completions/qwen3llada": Left(
+            "it writes into the home folder; test_command_line.py has bash complete with it"
+        ),
+        'alias generate="python -m sample.generate"': Left("a setting of a shell"),
+        'eval "$(python -m sample.generate --print-completion bash)"': Run(),
     },
     "docs/hosts.md": {
         "srun python -m train.run --config FILE --mesh.data 2 --mesh.fsdp 8": Left("SLURM"),
@@ -171,7 +180,7 @@ def test_k11_every_flag_that_is_named_exists(capsys, monkeypatch):
         for flag in flags - {"any.key"}:
             if module in {"train.run", "train.plan"} and flag.replace("_", "-") not in known:
                 try:
-                    full_name(flag.replace("-", "_"))
+                    full_name(flag.replace("-", "_"), flat(Config()))
                 except InputError as error:
                     pytest.fail(f"{module} --{flag}: {error}")
             else:

@@ -13,7 +13,7 @@ from train.config.schema import Config, DatasetConfig, TrainingConfig
 from train.data import sources
 from train.data.batches import training_batches
 from train.data.rows import rows_of
-from train.data.token_cache import tokenised
+from train.data.token_cache import tokenized
 from train.data.tokenize import Reading, Recipe
 
 WORDS = st.sampled_from(
@@ -64,7 +64,7 @@ def check(folder: Path, lines: list[bytes], mode: str, template: str, tokenizer)
     try:
         with sources.readable(str(file)):
             source = sources.load(str(file), None, "train")
-            made = tokenised(source, recipe, tokenizer, Reading(), None)
+            made = tokenized(source, recipe, tokenizer, Reading(), None)
             account = made.account(source)
             found = rows_of(source, recipe, tokenizer, Reading(), num_proc=None)
     except q.InputError as error:

@@ -192,7 +192,7 @@ def test_k1_a_writer_at_work_is_let_be(start, tmp_path):
 
 def test_k1_tokenizer_files_are_copied_whole(home, monkeypatch):
     """A kill in the middle of a copy must not leave half a tokenizer where a whole one stood."""
-    from qwen3llada_jax.io import model_folder
+    from qwen3llada_jax.checkpoint import model_folder
 
     whole = Path("run/tokenizer.json").read_bytes()
 

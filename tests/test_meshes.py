@@ -20,7 +20,7 @@ from train import step as training
 from train.config.parse import read_config
 from train.monitor.jsonl import read_lines
 from train.objective import DeviceBatch, objective_of
-from train.optim.optimizer import optimiser
+from train.optim.optimizer import optimizer
 from train.planning import hlo_analysis
 from train.runtime import distributed
 
@@ -133,7 +133,7 @@ def compiled_step(sizes: tuple[int, int, int], layers: int, **more):
     architecture = q.ModelConfig(512, 64, 192, layers, 8, 8, 16, mask_token_id=511)
     values = {"dataset.name": "x", "model.base_model_path": "x", "training.max_length": 64, "training.batch_size": 16}
     config = read_config(None, [(k, str(v)) for k, v in {**values, **more}.items()])
-    mesh, tx = sharding.make_mesh(*sizes), optimiser(config, 10, model.abstract(architecture)[2])
+    mesh, tx = sharding.make_mesh(*sizes), optimizer(config, 10, model.abstract(architecture)[2])
     shapes, shardings = training.state_shardings(architecture, tx, mesh)
     graphdef, _, _ = model.abstract(architecture, runtime=model.Runtime("float32", "xla", config.training.remat))
     with jax.set_mesh(mesh):

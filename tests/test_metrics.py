@@ -34,7 +34,7 @@ from train.monitor.profiler import Profile
 from train.monitor.throughput import MEASURED, Meter, peak_of_run
 from train.objective import DeviceBatch, objective_of
 from train.optim import bad_updates
-from train.optim.optimizer import optimiser
+from train.optim.optimizer import optimizer
 from train.reporting.html import Run, summary
 from train.reporting.plots import moving_average
 
@@ -156,7 +156,7 @@ def bits(tree) -> list[bytes]:
 
 
 @pytest.mark.parametrize("rule", ["on_nan", "on_spike"])
-def test_a_skipped_update_leaves_optimiser_and_weights_bitwise(rule):
+def test_a_skipped_update_leaves_optimizer_and_weights_bitwise(rule):
     settings = TrainingConfig(**{rule: "skip"}, spike_factor=4.0)
     tx, plain = bad_updates.skip_bad_updates(optax.adamw(1e-2), settings), optax.adamw(1e-2)
     params = {"w": jnp.array([1.0, -2.0, 0.0, -0.0, 3e-20]), "b": jnp.array([jnp.pi])}
@@ -193,7 +193,7 @@ def test_the_training_step_skips_and_compiles_once():
     automatic = (jax.sharding.AxisType.Auto,) * 3
     mesh = jax.make_mesh((1, 1, 1), sharding.MESH_AXES, automatic, devices=jax.devices()[:1])
     graphdef, _, roles = model.abstract(SMALL)
-    tx = bad_updates.skip_bad_updates(optimiser(config, 10, roles), config.training)
+    tx = bad_updates.skip_bad_updates(optimizer(config, 10, roles), config.training)
     _, shardings = training.state_shardings(SMALL, tx, mesh, ema=True)
     with jax.set_mesh(mesh):
         fresh = lambda: nnx.to_pure_dict(nnx.state(q.Qwen3LLaDA(SMALL, rngs=nnx.Rngs(0)), nnx.Param))  # noqa: E731
@@ -468,8 +468,8 @@ def test_report_of_two_runs(tmp_path, monkeypatch, capsys):
 
     pixels = matplotlib.image.imread(out)
     assert pixels.shape[1] > 1500
-    for colour in ((0x25, 0x63, 0xC9), (0xE0, 0x70, 0x2A)):  # both runs are drawn
-        assert (np.abs(pixels[..., :3] * 255 - colour).max(axis=-1) < 3).sum() > 500
+    for color in ((0x25, 0x63, 0xC9), (0xE0, 0x70, 0x2A)):  # both runs are drawn
+        assert (np.abs(pixels[..., :3] * 255 - color).max(axis=-1) < 3).sum() > 500
     page = out.with_suffix(".html").read_text()
     texts = Texts(page)
     assert texts.open == []

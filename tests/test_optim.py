@@ -1,4 +1,4 @@
-"""Optimisers against numpy and torch, 8-bit moments, schedules, frozen parameters, and where state lies."""
+"""Optimizers against numpy and torch, 8-bit moments, schedules, frozen parameters, and where state lies."""
 
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from jax.sharding import PartitionSpec as P
 
 import qwen3llada_jax as q
 from qwen3llada_jax import sharding
-from qwen3llada_jax.io import model_folder
-from qwen3llada_jax.io.hf_names import flatten
+from qwen3llada_jax.checkpoint import model_folder
+from qwen3llada_jax.checkpoint.hf_names import flatten
 from qwen3llada_jax.model import model
 from train import step as training
 from train.config.parse import read_config
@@ -129,7 +129,7 @@ def test_8_bit_updates_follow_the_exact_ones(shapes, name, within):
     ends, states = {}, {}
     for kind in (name, name.removesuffix("8bit")):
         config = settings(**PLAIN | {"optim.name": kind, "training.weight_decay": 0})
-        seen, states[kind] = follow(optimizer.optimiser(config, 40, ROLES), params, gradients)
+        seen, states[kind] = follow(optimizer.optimizer(config, 40, ROLES), params, gradients)
         ends[kind] = flatten(jax.tree.map(np.subtract, seen[-1], params))
     for weight, exact in ends[name.removesuffix("8bit")].items():
         error = np.linalg.norm(ends[name][weight] - exact) / np.linalg.norm(exact)
@@ -146,7 +146,7 @@ def test_adamw_equals_torch(shapes):
     more = {"training.lr": 1e-2, "training.weight_decay": 0.3, "training.grad_clip": 0.5, "training.warmup_ratio": 0.3}
     config = settings(**more, **{"optim.betas": "[0.8, 0.9]", "optim.eps": 1e-4, "optim.scheduler": "linear"})
     params, gradients = draw_like(shapes, 0), [draw_like(shapes, i, 1.0) for i in range(1, 7)]
-    seen, _ = follow(optimizer.optimiser(config, 6, ROLES), params, gradients)
+    seen, _ = follow(optimizer.optimizer(config, 6, ROLES), params, gradients)
     weights = {k: torch.nn.Parameter(torch.tensor(np.asarray(v))) for k, v in flatten(params).items()}
     matrices = [w for k, w in weights.items() if k.endswith(("_proj", "embed_tokens", "lm_head"))]
     others = [w for k, w in weights.items() if not k.endswith(("_proj", "embed_tokens", "lm_head"))]
@@ -169,7 +169,7 @@ def test_lion_equals_its_definition(shapes):
     """Algorithm 2 of arXiv 2302.06675."""
     config = settings(**PLAIN, **{"optim.name": "lion"})
     params, gradients = draw_like(shapes, 0), [draw_like(shapes, i) for i in range(1, 5)]
-    seen, _ = follow(optimizer.optimiser(config, 4, ROLES), params, gradients)
+    seen, _ = follow(optimizer.optimizer(config, 4, ROLES), params, gradients)
     for k, start in flatten(params).items():
         w, m = np.asarray(start, np.float64), 0.0
         decay = 0.5 if k.endswith(("_proj", "embed_tokens", "lm_head")) else 0.0
@@ -189,10 +189,10 @@ def newton_schulz(matrix: np.ndarray) -> np.ndarray:
     return x
 
 
-def test_muon_orthogonalises_each_layer_as_one_matrix(shapes):
+def test_muon_orthogonalizes_each_layer_as_one_matrix(shapes):
     config = settings(**PLAIN, **{"optim.name": "muon"})
     params, gradients = draw_like(shapes, 0), [draw_like(shapes, i) for i in range(1, 4)]
-    seen, state = follow(optimizer.optimiser(config, 3, ROLES), params, gradients)
+    seen, state = follow(optimizer.optimizer(config, 3, ROLES), params, gradients)
     inputs = {"o_proj": 2, **dict.fromkeys(["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj"], 1)}
     for name, axes in inputs.items():
         whole = np.asarray(params["layers"][name], np.float64)
@@ -206,7 +206,7 @@ def test_muon_orthogonalises_each_layer_as_one_matrix(shapes):
                 w = w - 1e-2 * (0.2 * np.sqrt(max(w.shape)) * newton_schulz(nesterov) + 0.5 * w)
             ours = np.asarray(seen[-1]["layers"][name][layer]).reshape(outputs, -1)
             np.testing.assert_allclose(ours, w, atol=2e-5, err_msg=name)
-    adamw, _ = follow(optimizer.optimiser(settings(**PLAIN), 3, ROLES), params, gradients)
+    adamw, _ = follow(optimizer.optimizer(settings(**PLAIN), 3, ROLES), params, gradients)
     for k, end in flatten(seen[-1]).items():
         if k.split(".")[-1] not in inputs:  # embedding, head, norms and biases are AdamW's
             np.testing.assert_allclose(end, flatten(adamw[-1])[k], atol=1e-7, err_msg=k)
@@ -224,7 +224,7 @@ def test_adafactor_equals_its_definition_layer_by_layer():
         jax.tree.map(lambda g: g * loud.reshape(2, *(1,) * (g.ndim - 1)), draw_like(shapes, i)) for i in range(1, 5)
     ]
     gradients[-1] = jax.tree.map(lambda g: 9 * g, gradients[-1])  # makes the clipping act
-    seen, state = follow(optimizer.optimiser(config, 4, ROLES), params, gradients)
+    seen, state = follow(optimizer.optimizer(config, 4, ROLES), params, gradients)
     clipped = 0
     for layer in range(2):
         w, r, c = np.asarray(params["layers"]["gate_proj"][layer], np.float64), 0.0, 0.0
@@ -247,7 +247,7 @@ def test_adafactor_equals_its_definition_layer_by_layer():
 
 def test_moment_dtype_acts_on_the_first_moment(shapes):
     for name in ("adamw", "lion", "muon"):
-        tx = optimizer.optimiser(settings(**{"optim.name": name, "optim.moment_dtype": "bfloat16"}), 4, ROLES)
+        tx = optimizer.optimizer(settings(**{"optim.name": name, "optim.moment_dtype": "bfloat16"}), 4, ROLES)
         state = jax.eval_shape(tx.init, shapes)
         for s in jax.tree.leaves(state, is_leaf=lambda s: hasattr(s, "mu")):
             if hasattr(s, "mu"):
@@ -276,7 +276,7 @@ def test_every_schedule_sets_the_size_of_the_updates(scheduler, more, expected):
     more = {f"optim.{k}": v for k, v in more.items()}
     config = settings(**{"optim.name": "lion", "optim.scheduler": scheduler, "training.lr": 1e-2,
                          "training.warmup_ratio": 0.2, **more})  # fmt: skip
-    tx, params = optimizer.optimiser(config, 10, ROLES), {"norm": jnp.ones(3)}
+    tx, params = optimizer.optimizer(config, 10, ROLES), {"norm": jnp.ones(3)}
     state, update = tx.init(params), jax.jit(tx.update)
     for i, rate in enumerate(expected):
         updates, state = update({"norm": jnp.ones(3)}, state, params)
@@ -331,7 +331,7 @@ def test_freeze_patterns(shapes):
     ],
 )
 def test_freeze_patterns_that_cannot_be(shapes, pattern, part):
-    tx = optimizer.optimiser(settings(**{"training.freeze": f'["{pattern}"]'}), 4, ROLES)
+    tx = optimizer.optimizer(settings(**{"training.freeze": f'["{pattern}"]'}), 4, ROLES)
     with pytest.raises(q.InputError) as caught:
         training.state_shardings(SHAPE, tx, sharding.make_mesh())
     assert part in str(caught.value)
@@ -349,7 +349,7 @@ def test_frozen_parts_have_no_gradient_no_decay_and_no_state():
     np.testing.assert_array_equal(gradient["layers"]["up_proj"], 2 * trained)
     config = settings(**PLAIN | {"training.freeze": str(patterns), "training.grad_clip": 1.0, "optim.betas": "[0, 0]",
                                  "optim.eps": 1.0})  # fmt: skip
-    seen, state = follow(optimizer.optimiser(config, 4, ROLES), params, [gradient])
+    seen, state = follow(optimizer.optimizer(config, 4, ROLES), params, [gradient])
     clipped = 2 / 8  # 16 twos have a norm of 8
     end = 2 - 1e-2 * (clipped / (clipped + 1) + 0.5 * 2)
     np.testing.assert_array_equal(seen[0]["embed_tokens"], params["embed_tokens"])
@@ -361,7 +361,7 @@ def test_frozen_parts_have_no_gradient_no_decay_and_no_state():
 def steps_on_one_batch(config, params, steps: int):
     """(state, metrics of each step) of a small model trained on the same rows again and again."""
     mesh = jax.make_mesh((1, 1, 1), sharding.MESH_AXES, (AxisType.Auto,) * 3, devices=jax.devices()[:1])
-    tx = optimizer.optimiser(config, 60, ROLES)  # whatever `steps`, so that a second call finds its program compiled
+    tx = optimizer.optimizer(config, 60, ROLES)  # whatever `steps`, so that a second call finds its program compiled
     graphdef, _, _ = model.abstract(SHAPE)
     _, shardings = training.state_shardings(SHAPE, tx, mesh)
     draw = np.random.default_rng(5)
@@ -422,7 +422,7 @@ def test_frozen_parameters_stay_bit_for_bit_and_are_not_counted(shapes):
 def test_state_lies_like_its_parameters(sizes, name, freeze):
     wide = q.ModelConfig(64, 256, 384, 2, 4, 2, 128, mask_token_id=63)
     mesh = sharding.make_mesh(*sizes)
-    tx = optimizer.optimiser(settings(**{"optim.name": name, "training.freeze": str(freeze)}), 4, ROLES)
+    tx = optimizer.optimizer(settings(**{"optim.name": name, "training.freeze": str(freeze)}), 4, ROLES)
     shapes, shardings = training.state_shardings(wide, tx, mesh)
     jax.tree.map(lambda x, s: s.shard_shape(x.shape), shapes["opt"], shardings["opt"])  # raises where it does not fit
     of_params = {k: (x.shape, s) for (k, x), s in zip(flatten(shapes["params"]).items(),
@@ -448,7 +448,7 @@ def test_state_lies_like_its_parameters(sizes, name, freeze):
 
 def test_scales_whose_blocks_do_not_divide_are_everywhere(shapes):
     """hidden_size 32 is one block: its scale cannot be split eight ways, its codes are."""
-    tx = optimizer.optimiser(settings(**{"optim.name": "adamw8bit"}), 4, ROLES)
+    tx = optimizer.optimizer(settings(**{"optim.name": "adamw8bit"}), 4, ROLES)
     _, shardings = training.state_shardings(SHAPE, tx, sharding.make_mesh(1, 8, 1))
     state = next(s for s in jax.tree.leaves(shardings["opt"], is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu"))
     assert state.mu.codes["layers"]["q_proj"].spec == P(None, "tensor", None, "fsdp")
@@ -458,7 +458,7 @@ def test_scales_whose_blocks_do_not_divide_are_everywhere(shapes):
 
 def test_factors_of_adafactor_are_split_along_the_axes_they_keep():
     wide = q.ModelConfig(64, 256, 384, 2, 4, 2, 128, mask_token_id=63)
-    tx = optimizer.optimiser(settings(**{"optim.name": "adafactor"}), 4, ROLES)
+    tx = optimizer.optimizer(settings(**{"optim.name": "adafactor"}), 4, ROLES)
     _, shardings = training.state_shardings(wide, tx, sharding.make_mesh(1, 4, 2))
     state = next(s for s in jax.tree.leaves(shardings["opt"], is_leaf=lambda s: hasattr(s, "v_row"))
                  if hasattr(s, "v_row"))  # fmt: skip
@@ -486,7 +486,7 @@ def test_8_bit_updates_need_no_communication_where_blocks_are_whole():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_every_optimiser_lowers_the_loss(shapes, name):
+def test_every_optimizer_lowers_the_loss(shapes, name):
     more = {"training.lr": 3e-3 if name.startswith("lion") else 1e-2, "optim.name": name, "training.max_length": 16}
     params = draw_like(shapes, 3)
     _, metrics = steps_on_one_batch(settings(**more), params, 60)

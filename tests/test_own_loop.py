@@ -18,7 +18,7 @@ from flax import nnx
 import qwen3llada_jax as q
 from converters.to_hf import export
 from qwen3llada_jax.model.config import read_model_config
-from qwen3llada_jax.text.opening import open_folder
+from qwen3llada_jax.writing.opening import open_folder
 from sample import clock
 
 SHORT = q.SamplerConfig(gen_length=8, steps=8, block_length=8)

@@ -30,7 +30,7 @@ from train.planning import hardware, hlo_analysis, saved_activations
 from train.planning.jaxpr_analysis import traced
 
 # A loop as the TPU compiler prints it: no known_trip_count, a counter that starts at 2 and climbs by 2 to 10, a
-# permute and a collective in pieces inside, a reduce-scatter spelt as an all-reduce in a fusion.
+# permute and a collective in pieces inside, a reduce-scatter spelled as an all-reduce in a fusion.
 TPU_TEXT = """HloModule step, entry_computation_layout={()->f32[]}
 
 %all-reduce-scatter.1 (p0: f32[64,8]) -> f32[16,8] {

@@ -117,7 +117,7 @@ NEEDED = {  # what must change with a key
 
 
 @pytest.mark.parametrize("name", TRAINING)
-def test_a_key_of_training_changes_what_is_learnt(start, room, unchanged, name):
+def test_a_key_of_training_changes_what_is_learned(start, room, unchanged, name):
     quiet = [("evaluation.do_eval_loss", False), ("evaluation.prompts", [])]
     changed = outcome(start, room, "pretrain", (name, TRAINING[name]), *NEEDED.get(name, ()), *quiet)
     assert changed["weights"] != unchanged["pretrain"]["weights"]

@@ -19,8 +19,8 @@ from converters.analyze import analyze
 from converters.from_hf import convert
 from converters.to_hf import export
 from qwen3llada_jax import sharding
-from qwen3llada_jax.io import model_folder
-from qwen3llada_jax.io.hf_names import flatten, hf_tensors, ours_of
+from qwen3llada_jax.checkpoint import model_folder
+from qwen3llada_jax.checkpoint.hf_names import flatten, hf_tensors, ours_of
 from qwen3llada_jax.model import families, model
 from qwen3llada_jax.model.layers import Layers, new_weight
 from qwen3llada_jax.model.roles import Role
@@ -62,7 +62,7 @@ def updated(config, name, gradients, **more):
     """(parameters before, after the updates, the optimizer's state), flat."""
     _, shapes, roles = model.abstract(config)
     params = draw_like(shapes, 0)
-    tx = optimizer.optimiser(settings(**PLAIN | {"optim.name": name} | more), 4, roles)
+    tx = optimizer.optimizer(settings(**PLAIN | {"optim.name": name} | more), 4, roles)
     seen, state = follow(tx, params, [draw_like(shapes, i + 1, size) for i, size in enumerate(gradients)])
     return flatten(params), flatten(seen[-1]), state
 
@@ -103,7 +103,7 @@ def test_adafactor_clips_each_expert_by_itself(config):
 
 def test_moments_of_experts_in_8_bits_lie_like_them(config):
     _, _, roles = model.abstract(config)
-    tx = optimizer.optimiser(settings(**{"optim.name": "adamw8bit"}), 4, roles)
+    tx = optimizer.optimizer(settings(**{"optim.name": "adamw8bit"}), 4, roles)
     shapes, shardings = training.state_shardings(config, tx, sharding.make_mesh(1, 4, 2))
     mu = next(s for s in jax.tree.leaves(shapes["opt"], is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu")).mu
     assert isinstance(mu, eight_bit.Moment)

@@ -19,6 +19,7 @@ from test_checkpoints import assert_same_lines, at_update  # noqa: F401
 from test_train import assert_same, finished, run  # noqa: F401
 
 import qwen3llada_jax as q
+from qwen3llada_jax import cli
 from sample import generate, inputs
 from train import loop
 from train.monitor import banner, interval
@@ -180,7 +181,7 @@ def test_k14_the_banner(start, tmp_path, capsys):
         ({"project.profile": 9}, "project.profile 9 needs 11 updates"),
         ({"evaluation.eval_name": "null"}, "so nothing is held out"),
         ({"training.lr": 0.5, "project.output_dir": "run"}, "training.lr 0.001 → 0.5"),
-        ({"training.grad_clip": 0, "training.resume_from": "run"}, "the state of another model or optimiser"),
+        ({"training.grad_clip": 0, "training.resume_from": "run"}, "the state of another model or optimizer"),
         ({"training.resume_from": "never", "project.output_dir": "run"}, "holds the checkpoints of another run"),
         ({"model.base_model_path": "noweights"}, "noweights: no weights in it"),
         ({"model.base_model_path": "others"}, "weights and config.json do not agree"),
@@ -251,7 +252,7 @@ def test_k14_the_hint_at_the_end_runs_as_pasted(start, tmp_path, monkeypatch, ca
     python, dash, program, *arguments = shlex.split(hint)
     assert shutil.which(python) is not None
     assert (dash, program) == ("-m", "sample.generate")
-    asked = generate.parse(arguments)
+    asked = cli.parse(generate.Flags, arguments)
     generate.settings_of(asked)
     assert generate.asked(asked)
     folder = inputs.open_model(asked)

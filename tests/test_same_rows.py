@@ -6,7 +6,7 @@ from conftest import write
 from pyarrow import parquet
 
 import qwen3llada_jax as q
-from qwen3llada_jax.text import requests
+from qwen3llada_jax.writing import requests
 from sample import compare, inputs
 
 ASKED = "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"

@@ -12,8 +12,8 @@ from conftest import ROOT
 from test_train import run
 
 import qwen3llada_jax as q
-from qwen3llada_jax.text import completions, requests
-from qwen3llada_jax.text.opening import open_folder
+from qwen3llada_jax.writing import completions, requests
+from qwen3llada_jax.writing.opening import open_folder
 from sample import generate
 from train.monitor.jsonl import read_lines
 

@@ -21,10 +21,10 @@ from safetensors.numpy import load_file, save_file
 
 import qwen3llada_jax as q
 from qwen3llada_jax import cli
-from qwen3llada_jax.io import model_folder
+from qwen3llada_jax.checkpoint import model_folder
 from qwen3llada_jax.io.atomic_files import write_text
-from qwen3llada_jax.text import completions, requests
-from qwen3llada_jax.text.opening import open_folder
+from qwen3llada_jax.writing import completions, requests
+from qwen3llada_jax.writing.opening import open_folder
 from sample import answers, chat, compare, flags, generate, inputs, live, quality
 
 MASK = 1050
@@ -327,9 +327,10 @@ def test_k7_values_of_settings_are_what_they_say():
         with pytest.raises(q.InputError, match=name):
             flags.changed(q.SamplerConfig(), {name: text})
     with pytest.raises(q.InputError, match="--seed"):
-        generate.parse(["--model", "m", "--prompt", "x", "--seed", "2024_01"])
-    parsed = generate.parse(
-        ["--model", "2024_01", "--prompt", "0x10", "--prompt", "ROMEO: #2 ", "--system", "1e3", "--chat"]
+        cli.parse(generate.Flags, ["--model", "m", "--prompt", "x", "--seed", "2024_01"])
+    parsed = cli.parse(
+        generate.Flags,
+        ["--model", "2024_01", "--prompt", "0x10", "--prompt", "ROMEO: #2 ", "--system", "1e3", "--chat"],
     )
     assert (parsed.model, parsed.prompt, parsed.system) == ("2024_01", ["0x10", "ROMEO: #2 "], "1e3")
 

@@ -16,11 +16,12 @@ from conftest import ROOT, TINY, assert_one_line_error, on_devices, run_program,
 
 import qwen3llada_jax as q
 from qwen3llada_jax import cli
-from qwen3llada_jax.io import model_folder
+from qwen3llada_jax.checkpoint import model_folder
 from qwen3llada_jax.io.atomic_files import write_text
 from qwen3llada_jax.sampling.slots import SLOTS
-from qwen3llada_jax.text import completions, requests, tokens
-from qwen3llada_jax.text.opening import open_folder
+from qwen3llada_jax.text import tokens
+from qwen3llada_jax.writing import completions, requests
+from qwen3llada_jax.writing.opening import open_folder
 from sample import chat, clock, compare, flags, generate, inputs, live, quality, trace
 
 MASK = 1050
@@ -65,9 +66,9 @@ def test_every_setting_is_a_flag_and_arrives():
                     typed += [flag if value else flag.replace("--", f"--no{dash}")]
                 else:
                     typed += [flag, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
-            parsed = generate.parse(["--model", "m", "--prompt", "x", *typed])
+            parsed = cli.parse(generate.Flags, ["--model", "m", "--prompt", "x", *typed])
             assert flags.settings_of(parsed) == q.SamplerConfig(**values)
-    old = generate.parse(["--model", "m", "--prompt", "x", "--cfg", "2", "--block_attention"])
+    old = cli.parse(generate.Flags, ["--model", "m", "--prompt", "x", "--cfg", "2", "--block_attention"])
     assert flags.settings_of(old) == q.SamplerConfig(cfg_scale=2.0, visibility="block_bias")
 
 
@@ -100,24 +101,24 @@ def test_history_goes_before_the_prompt(tmp_path):
     said = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "I."}]
     (tmp_path / "h.json").write_text(json.dumps(said))
     common = ["--model", "m", "--chat", "--history", str(tmp_path / "h.json"), "--prompt"]
-    assert generate.asked(generate.parse([*common, "A", "--prompt", "B"])) == [
+    assert generate.asked(cli.parse(generate.Flags, [*common, "A", "--prompt", "B"])) == [
         {"messages": [*said, {"role": "user", "content": text}]} for text in "AB"
     ]
 
 
 def test_revising_at_random_makes_samples():
     given = ["--model", "m", "--prompt", "x", "--num-samples", "2", "--revise", "2", "--revise-by", "random"]
-    assert generate.parse(given).num_samples == 2
+    assert cli.parse(generate.Flags, given).num_samples == 2
 
 
 def test_a_value_that_looks_like_an_option():
     with pytest.raises(q.InputError, match="--prompt='--hello there'"):
-        generate.parse(["--model", "m", "--prompt", "--hello there"])
-    assert generate.parse(["--model", "m", "--prompt=--hello there"]).prompt == ["--hello there"]
+        cli.parse(generate.Flags, ["--model", "m", "--prompt", "--hello there"])
+    assert cli.parse(generate.Flags, ["--model", "m", "--prompt=--hello there"]).prompt == ["--hello there"]
 
 
 def test_largest_seed():
-    seed = generate.parse(["--model", "m", "--prompt", "x", "--seed", "4294967295"]).seed
+    seed = cli.parse(generate.Flags, ["--model", "m", "--prompt", "x", "--seed", "4294967295"]).seed
     assert jax.random.key_data(jax.random.key(seed)).tolist() == [0, 4294967295]
 
 
@@ -294,8 +295,8 @@ def test_no_text_can_end_the_page():
     assert json.loads(re.search(r"const rows = (.*);\n", made)[1])[0]["tokens"] == [evil]
 
 
-def test_picture_has_the_colours_of_the_passes(tmp_path):
-    """Two passes: the first and the last colour of the map are there; a longer line under a surer token."""
+def test_picture_has_the_colors_of_the_passes(tmp_path):
+    """Two passes: the first and the last color of the map are there; a longer line under a surer token."""
     from matplotlib import colormaps
     from PIL import Image
 
@@ -305,8 +306,8 @@ def test_picture_has_the_colours_of_the_passes(tmp_path):
     draw(tmp_path / "t.png", [{"nfe": 2, "tokens": tokens}])
     pixels = np.asarray(Image.open(tmp_path / "t.png").convert("RGB"), int).reshape(-1, 3)
     for end in (0.0, 1.0):
-        colour = np.array(colormaps["viridis_r"](end)[:3]) * 255
-        assert (np.abs(pixels - colour).max(axis=1) < 3).sum() > 500
+        color = np.array(colormaps["viridis_r"](end)[:3]) * 255
+        assert (np.abs(pixels - color).max(axis=1) < 3).sum() > 500
 
 
 def test_token_texts_make_the_whole_text(tokenizer):

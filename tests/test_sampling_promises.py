@@ -13,8 +13,8 @@ from conftest import TINY, on_devices, save_torch, torch_model
 import qwen3llada_jax as q
 from qwen3llada_jax.sampling.slots import TIE
 from qwen3llada_jax.sampling.step import best_first
-from qwen3llada_jax.text.opening import open_folder
 from qwen3llada_jax.text.text_ends import with_text_ends
+from qwen3llada_jax.writing.opening import open_folder
 
 V, MASK = 62, 61
 SHORT = q.SamplerConfig(mask_token_id=MASK, gen_length=8, block_length=4)

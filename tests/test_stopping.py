@@ -226,7 +226,7 @@ with leave_on_sigterm():
     worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
     worker.start()
     time.sleep(0.5)
-    worker.terminate()  # SIGTERM, by which a pool ends those that tokenise
+    worker.terminate()  # SIGTERM, by which a pool ends those that tokenize
     worker.join(10)
     print("worker", worker.exitcode, flush=True)
 """

@@ -12,10 +12,10 @@ import torch
 from conftest import DATA, assert_one_line_error, on_devices, run_program, torch_model
 
 import qwen3llada_jax as q
-from qwen3llada_jax import sharding
-from qwen3llada_jax.io import model_folder
-from qwen3llada_jax.io.hf_names import flatten
-from qwen3llada_jax.io.model_folder import read_model_config
+from qwen3llada_jax import cli, sharding
+from qwen3llada_jax.checkpoint import model_folder
+from qwen3llada_jax.checkpoint.hf_names import flatten
+from qwen3llada_jax.checkpoint.model_folder import read_model_config
 from qwen3llada_jax.model import model
 from qwen3llada_jax.model.roles import by_role
 from train import step as training
@@ -28,8 +28,8 @@ from train.evaluate import evaluate
 from train.monitor.jsonl import read_lines
 from train.monitor.throughput import MEASURED
 from train.objective import DeviceBatch, objective_of
-from train.optim.optimizer import is_matrix, optimiser, schedule
-from train.run import parse, train
+from train.optim.optimizer import is_matrix, optimizer, schedule
+from train.run import Flags, train
 
 
 def settings(start: Path, out: Path, **more) -> list[tuple[str, str]]:
@@ -142,7 +142,7 @@ def test_moments_lie_where_their_parameters_do_and_the_step_compiles_once(start)
     architecture = model_folder.read_model_config(start)
     mesh = sharding.make_mesh(2, 2, 2)
     graphdef, _, roles = model.abstract(architecture)
-    tx = optimiser(config, 10, roles)
+    tx = optimizer(config, 10, roles)
     _, shardings = training.state_shardings(architecture, tx, mesh)
     with jax.set_mesh(mesh):
         params = model_folder.load_params(start, architecture, "float32", mesh)
@@ -404,15 +404,15 @@ def test_impossible_runs_are_refused_before_anything_is_written(start, tmp_path,
 
 def test_flags_and_yaml_errors(tmp_path):
     with pytest.raises(q.InputError, match="needs a value"):
-        parse(["--mode"])
+        cli.parse(Flags, ["--mode"]).read()
     with pytest.raises(q.InputError, match="options are --key value"):
-        parse(["mode"])
+        cli.parse(Flags, ["mode"]).read()
     (tmp_path / "a.yaml").write_text("training: [1, 2")
     with pytest.raises(q.InputError, match="not valid YAML"):
-        parse(["--config", str(tmp_path / "a.yaml")])
+        cli.parse(Flags, ["--config", str(tmp_path / "a.yaml")]).read()
     (tmp_path / "a.yaml").write_text("training: {learning_rate: 1}")
     with pytest.raises(q.InputError, match=r"a.yaml: unknown key 'training.learning_rate'"):
-        parse(["--config", str(tmp_path / "a.yaml")])
+        cli.parse(Flags, ["--config", str(tmp_path / "a.yaml")]).read()
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qwen3llada_jax as q
+from qwen3llada_jax import cli
 from train import run
 from train.config.parse import _known, as_yaml, read_config
 from train.config.schema import Config, SourceConfig, flat
@@ -34,7 +35,8 @@ def test_k7_paths_names_splits_and_prompts_are_what_they_look_like(text):
     for name in ("project.output_dir", "dataset.name", "dataset.split", "project.log_dir"):
         assert given_flag(name, text) == text
     assert given_flag("evaluation.prompts", text) == [text]
-    assert run.parse(["--base_model_path=m", "--dataset.name=d", f"--output_dir={text}"]).project.output_dir == text
+    typed = ["--base_model_path=m", "--dataset.name=d", f"--output_dir={text}"]
+    assert cli.parse(run.Flags, typed).read().project.output_dir == text
 
 
 @given(text=st.text(min_size=1).filter(lambda t: t.strip() and "\0" not in t))
@@ -214,23 +216,26 @@ def test_every_declared_type_is_one_that_flags_know():
 
 
 def test_k7_what_is_to_be_shown_is_taken_from_its_own_words():
-    assert run.look_of(["--mode", "sft", "--show_rows", "2", "--dry-run"]) == (run.Look(2, True), ["--mode", "sft"])
-    assert run.look_of(["--show-rows=3", "--lr=1"]) == (run.Look(3, False), ["--lr=1"])
-    for value in ("--dry-run", "--show-rows", "--dry_run"):  # the value of another key, which `parse` judges
-        words = ["--evaluation.prompts", value]
-        assert run.look_of(words) == (run.Look(), words)
+    for words, (only, rows, keys) in {
+        "--mode sft --show_rows 2 --dry-run": (True, 2, {"training.mode": "sft"}),
+        "--show-rows=3 --lr=1": (False, 3, {"training.lr": "1"}),
+        "--evaluation.prompts=--dry-run --dataset.text_field a": (
+            False, 0, {"evaluation.prompts": "--dry-run", "dataset.text_field": "a"},
+        ),
+    }.items():  # fmt: skip
+        assert cli.parse(run.Flags, words.split()) == run.Flags(dry_run=only, show_rows=rows, keys=keys)
+    for value in ("--dry-run", "--show-rows", "--dry_run"):
         with pytest.raises(q.InputError, match="prompts needs a value"):
-            run.parse(words)
-    words = ["--evaluation.prompts=--dry-run", "--dataset.text_field", "a"]
-    assert run.look_of(words) == (run.Look(), words)
+            cli.parse(run.Flags, ["--evaluation.prompts", value])
 
 
 @pytest.mark.parametrize(
     ("words", "part"),
     [("--show-rows 2 --show-rows 3", "--show-rows is given twice"), ("--show-rows 2 --show_rows=2", "given twice"),
-     ("--dry-run=1", "--dry-run takes no value"), ("--dry-run=", "no value"), ("--show-rows", "--show-rows alone"),
-     ("--show-rows --dry-run", "give the number of rows"), ("--show-rows=0", "give the number of rows")],
+     ("--dry-run=1", "--dry-run takes no value"), ("--dry-run=", "no value"), ("--show-rows", "needs a value"),
+     ("--show-rows --dry-run", "needs a value"), ("--show-rows=0", "give the number of rows"),
+     ("--show-rows 1_0", "give the number of rows")],
 )  # fmt: skip
 def test_k7_a_look_that_means_nothing_is_refused(words, part):
     with pytest.raises(q.InputError, match=part):
-        run.look_of(words.split())
+        cli.parse(run.Flags, words.split())

@@ -1,4 +1,4 @@
-"""The held-out loss, on the same rows under the same noise every time."""
+"""The eval loss, on the same rows under the same noise every time."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -27,7 +27,7 @@ def evaluate(
     mesh: Mesh,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
-    """Metrics over the held-out rows: the same rows under the same noise every time, however they are batched.
+    """Compute metrics over the eval rows: the same rows under the same noise every time, however they are batched.
 
     `eval_bound_perplexity`, exp of the loss, bounds the text's perplexity from above; under noise that is no mask
     there is no such bound.

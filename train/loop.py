@@ -42,7 +42,7 @@ class Ready(NamedTuple):
     """A run that is about to compute its first update.
 
     Attributes:
-        held_out: rows of the held-out loss; None: none is computed.
+        held_out: rows of the eval loss; None: none is computed.
         first: updates done before this start.
         steps: updates when the run ends.
         next: the batch of the first update; None: no update is left.

@@ -53,7 +53,7 @@ class Example(NamedTuple):
     t: Float[Array, "B M"]
     tokens: Int[Array, " B"]
     share: Int[Array, " B"]
-    mask: Mask | Coordinates
+    mask: Mask | Coordinates | Bool[Array, "R M M"]
 
 
 Objective = Callable[[DeviceBatch, PRNGKeyArray, Int[Array, ""]], Example]
@@ -92,7 +92,7 @@ def objective_of(config: Config, mask_token_id: int, live: int, *, for_evaluatio
         kind = blocks.visibility or BLOCK_VISIBILITY
         rule = Mask(kind, blocks.block_length or BLOCK_LENGTH, bool(blocks.prompt_sees_answer) and kind == "block_bias")
     how = Corruption(noise, mask_token_id, live, rule, is_ragged, by_row=for_evaluation)
-    return functools.partial(sft if config.training.mode == "sft" else pretrain, how=how)
+    return functools.partial(sft if config.learns_answers else pretrain, how=how)
 
 
 def pretrain(batch: DeviceBatch, key: PRNGKeyArray, step: Int[Array, ""], how: Corruption) -> Example:
@@ -115,8 +115,7 @@ def sft(batch: DeviceBatch, key: PRNGKeyArray, step: Int[Array, ""], how: Corrup
     noised = corrupt(batch, key, step, how, is_real & (place >= batch.prompt_length[:, None]))
     counts = (batch.real_length - batch.prompt_length)[:, None] * B
     mask = mask_of(batch, how.rule, is_real, batch.prompt_length)
-    rows = jnp.ones_like(batch.real_length)
-    return example_of(batch, noised, noised.weight / counts, batch.real_length, rows, mask)
+    return example_of(batch, noised, noised.weight / counts, batch.real_length, jnp.ones_like(batch.real_length), mask)
 
 
 def corrupt(
@@ -135,9 +134,8 @@ def corrupt(
 
 def example_of(batch: DeviceBatch, noised: Noised, weight: Array, tokens: Array, share: Array, mask: Mask) -> Example:
     """The example that asks a batch's noised tokens, each at its own position."""
-    t = jnp.broadcast_to(noised.t[:, None], batch.tokens.shape)
-    weight = jnp.where(noised.is_noised, weight, 0.0)
-    return Example(noised.tokens, batch.tokens, weight, noised.is_noised, t, tokens, share, mask)
+    asked, t = noised.is_noised, jnp.broadcast_to(noised.t[:, None], batch.tokens.shape)
+    return Example(noised.tokens, batch.tokens, jnp.where(asked, weight, 0.0), asked, t, tokens, share, mask)
 
 
 def mask_of(

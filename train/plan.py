@@ -1,8 +1,8 @@
 """What a training run needs, and how fast it may be, on a machine one does not have.
 
-    python -m train.plan --config configs/pretrain.yaml --topology v6e:16x16 --model qwen3-8b \\
+    python -m train.plan --config pretrain --topology v6e:16x16 --model qwen3-8b \\
         --mesh.data 1 --mesh.fsdp 256 --training.batch_size 256 --training.micro_batch_size 256
-    python -m train.plan --config configs/pretrain.yaml --topology cpu:8 --model qwen3-0.6b --mesh.fsdp 8
+    python -m train.plan --config pretrain --topology cpu:8 --model qwen3-0.6b --mesh.fsdp 8
 
 The very step that train.run would run is compiled for the topology by the TPU compiler (install the `plan` extra),
 without data, weights or TPUs; cpu:N compiles for N simulated CPU devices instead. Any key of the configuration is a
@@ -16,6 +16,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,17 @@ import numpy as np
 from jax.sharding import Mesh
 
 from qwen3llada_jax import cli, sharding
+from qwen3llada_jax.checkpoint.model_folder import read_model_config
+from qwen3llada_jax.cli import flag
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.head import positions_at_once
 from qwen3llada_jax.io.atomic_files import check_file, write_text
-from qwen3llada_jax.io.model_folder import read_model_config
 from qwen3llada_jax.model import attention, model
 from qwen3llada_jax.model.config import PRESETS, ModelConfig
 from qwen3llada_jax.model.model import Runtime
 
-from . import run
 from .checkpoint.base_model import blocks_of, check_length, settled
+from .config.parse import ConfigFlags
 from .config.schema import Config
 from .data.batches import lengths_of
 from .monitor.model_flops import training_flops_per_token
@@ -59,20 +61,29 @@ class DoesNotFitError(Exception):
         self.needed = int(float(used[1]) * 1024 ** (" KMGT".index(used[2]))) if used else None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flags(ConfigFlags):
+    topology: str = flag("v5e:4x4, v5p:4x4x4, v6e:16x16, tpu7x:2x2x1, … or cpu:8")
+    model: str | None = flag("architecture (default: that of the model folder)", None, choices=tuple(PRESETS))
+    largest_batch: bool = flag(f"find the most rows that fit, by compiling at most {_MOST_COMPILES} more sizes", False)
+    json: Path | None = flag("write the plan there, too", None, metavar="FILE")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Plan, print, and say whether it fits (0) or not (1)."""
-    parser = _parser()
-    parser.refuse_twice(sys.argv[1:] if arguments is None else arguments)
-    options, rest = parser.parse_known_args(arguments)
+    options = cli.parse(Flags, arguments)
     if options.json:
         if not options.json.absolute().parent.is_dir():
             raise InputError(f"--json {options.json}: its folder does not exist; make it, or choose another place")
         check_file(options.json)
     else:
         cli.check_output()
-    if options.model:  # the configuration must name a model to start from: this is it
-        rest += ["--model.base_model_path", options.model]
-    config = run.parse(rest)
+    if options.model is None:
+        config = options.read()
+    elif "model.base_model_path" in options.keys:
+        raise InputError("--model and --model.base_model_path both name a model; leave one of the two out")
+    else:  # the configuration must name a model to start from: this is it
+        config = options.read(("model.base_model_path", options.model))
     architecture = architecture_of(config, options.model)
     config = settled(config, blocks_of(config, architecture)[0])
     check_length(config.training.max_length, architecture)
@@ -221,7 +232,7 @@ def abstract_batch(config: Config, mesh: Mesh) -> DeviceBatch:
         return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows_sharding(mesh))
 
     tokens, of_row = array(rows, length), array(rows)
-    divided = config.training.mode == "pretrain" and config.dataset.pack_boundaries
+    divided = config.is_packed and config.dataset.pack_boundaries
     return DeviceBatch(tokens, of_row, of_row, of_row, *(2 * (tokens,) if divided else ()))
 
 
@@ -283,20 +294,6 @@ def _local_bytes(tree: Any) -> int:
     return sum(
         int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
     )
-
-
-def _parser() -> cli.Parser:
-    parser = cli.Parser(f"{__doc__}\nEvery key of the configuration: python -m train.run --help")
-    parser.add_argument("--topology", required=True, help="v5e:4x4, v5p:4x4x4, v6e:16x16, tpu7x:2x2x1, … or cpu:8")
-    parser.add_argument("--model", choices=list(PRESETS), help="architecture (default: that of the model folder)")
-    parser.add_argument(
-        "--largest-batch",
-        "--largest_batch",
-        action="store_true",
-        help=f"find the most rows that fit, by compiling at most {_MOST_COMPILES} more sizes",
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the plan there, too")
-    return parser
 
 
 if __name__ == "__main__":

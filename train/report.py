@@ -5,11 +5,13 @@ python -m train.report runs/adapted runs/scratch --out loss.png      # also writ
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 from qwen3llada_jax import cli
+from qwen3llada_jax.cli import flag
 from qwen3llada_jax.errors import InputError, brief
 from qwen3llada_jax.io.atomic_files import check_file, make_folder, write_text
 from qwen3llada_jax.pictures import pyplot, write_picture
@@ -20,14 +22,14 @@ from .reporting.plots import draw, svg
 from .runtime.run_owner import owner_of
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    runs: list[Path] = flag("run folders (while they run, too)", positional=True)
+    out: Path = flag("picture to write; the page lies beside it as .html (default: %(default)s)", Path("loss.png"))
+
+
 def main() -> None:
-    parser = cli.Parser(__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders (while they run, too)")
-    parser.add_argument(
-        "--out", type=Path, default=Path("loss.png"), help="picture to write; the page lies beside it as .html "
-        "(default: %(default)s)"
-    )  # fmt: skip
-    flags = parser.parse()
+    flags = cli.parse(Flags)
     if flags.out.suffix != ".png":
         raise InputError(f"--out {flags.out}: unknown kind of picture; use .png")
     if len({run.resolve() for run in flags.runs}) < len(flags.runs):

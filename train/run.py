@@ -5,35 +5,33 @@
 
 Any key of the configuration is a flag, in full or, where that is unambiguous, by its last part. The run folder
 is a model folder: give it to sample.generate or converters.to_hf. The same command goes on where it stopped.
-
-    --dry-run        open model and data, say what they are, and stop; nothing is written
-    --show-rows N    show the first N rows as they are trained on
 """
 
+import argparse
 import json
 import math
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from qwen3llada_jax import cli, sharding
-from qwen3llada_jax.commands import as_typed
+from qwen3llada_jax.checkpoint import model_folder
+from qwen3llada_jax.cli import flag
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.io import model_folder
 from qwen3llada_jax.io.atomic_files import check_folder, make_folder, remove_parts, write_text
 from qwen3llada_jax.model import attention, model
 from qwen3llada_jax.model.model import Runtime
 
 from .checkpoint.base_model import Start, find_start, settled
 from .checkpoint.initial_state import check_before_data, first_state, newest_update, origin_of
-from .config.parse import as_yaml, full_name, help_text, read_config
+from .config.parse import ConfigFlags, as_yaml
 from .config.schema import Config
 from .config.validate import MOST
 from .data import shuffle
@@ -75,11 +73,24 @@ class Look(NamedTuple):
     only: bool = False
 
 
+def rows(text: str) -> int:
+    """Read how many rows to show."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"give the number of rows, as in --show-rows 3, not {text!r}")
+    return int(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags(ConfigFlags):
+    dry_run: bool = flag("open model and data, say what they are, and stop; nothing is written", False)
+    show_rows: Annotated[int, rows] = flag("show the first N rows as they are trained on", 0, metavar="N")
+
+
 def main() -> None:
-    look, arguments = look_of(sys.argv[1:])
-    if look.only:
+    flags = cli.parse(Flags)
+    if flags.dry_run:
         cli.check_output()
-    config = parse(arguments)
+    config, look = flags.read(), Look(flags.show_rows, flags.dry_run)
     if config.project.device != "auto":
         jax.config.update("jax_platforms", "cuda" if config.project.device == "gpu" else config.project.device)
     distributed.start(config.distributed)
@@ -251,69 +262,6 @@ def prepare_folder(output: Path, logs: Path, config: Config, start: Start, holds
     write_text(output / "training.yaml", as_yaml(config))
     write_text(output / "versions.json", json.dumps(versions(), indent=2) + "\n")
     write_owner(output, logs, owner)
-
-
-def look_of(arguments: list[str]) -> tuple[Look, list[str]]:
-    """(what --dry-run and --show-rows N ask for, the other arguments).
-
-    Raises:
-        InputError: N is no whole number above 0, or one of the two is given in a way that means nothing.
-    """
-    rest: list[str] = []
-    rows, only = 0, False
-    words = list(reversed(arguments))
-    while words:
-        word = words.pop()
-        name, equals, value = word.replace("_", "-").partition("=")
-        if name == "--dry-run":
-            if equals:
-                raise InputError(f"{word}: --dry-run takes no value")
-            only = True
-        elif name == "--show-rows":
-            if rows:
-                raise InputError("--show-rows is given twice; leave one of the two out")
-            value = value if equals else words.pop() if words else ""
-            if not value.isdecimal() or int(value) < 1:
-                raise InputError(f"--show-rows {value or 'alone'}: give the number of rows, as in --show-rows 3")
-            rows = int(value)
-        else:
-            rest.append(word)
-            if name.startswith("--") and not equals and words:  # its value, whatever it looks like: `parse` judges it
-                rest.append(words.pop())
-    return Look(rows, only), rest
-
-
-def parse(arguments: list[str]) -> Config:
-    """The configuration of a command line: --config FILE, --mode, and any key as a flag."""
-    if any(a in ("-h", "--help") for a in arguments):
-        print(as_typed(f"{__doc__}\nkeys of the configuration:\n{help_text()}"))
-        raise SystemExit(0)
-    path: Path | None = None
-    overrides = []
-    words = list(reversed(arguments))
-    while words:
-        word = words.pop()
-        name, equals, value = word[2:].partition("=")
-        name = name.replace("-", "_")
-        if not word.startswith("--") or not name:
-            raise InputError(f"unexpected {word!r}: options are --key value (see --help)")
-        if not equals:
-            if not words or words[-1].startswith("--"):
-                raise InputError(f"--{name} needs a value (one that begins with -- is written --{name}=--…)")
-            value = words.pop()
-        if name != "config":
-            overrides.append((name, value))
-        elif path is not None:
-            raise InputError(f"--config is given twice ({path} and {value}); leave one of the two out")
-        elif not value:
-            raise InputError("--config needs a file")
-        else:
-            path = Path(value)
-    names = [full_name(name) for name, _ in overrides]
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"{name} is given twice; leave one of the two out")
-    return read_config(path, overrides)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python examples/tiny-qwen3/train_tiny_qwen3.py --out examples/tiny-qwen3
 
 Writes what a Qwen3 folder on the hub holds: config.json, generation_config.json, model.safetensors
-(bfloat16), tokenizer.json and tokenizer_config.json (a byte-level BPE with Qwen3's pre-tokeniser and
+(bfloat16), tokenizer.json and tokenizer_config.json (a byte-level BPE with Qwen3's pre-tokenizer and
 special tokens, and a ChatML chat template). Needs torch; takes about a quarter of an hour on two CPU cores.
 """
 
@@ -29,7 +29,7 @@ PLAIN_ADDED_TOKENS = [
     "<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>",
     "<|repo_name|>", "<|file_sep|>", "<tool_response>", "</tool_response>", "<think>", "</think>",
 ]  # fmt: skip
-PRE_TOKENISER = (
+PRE_TOKENIZER = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -48,7 +48,7 @@ def train_tokenizer(text: str) -> PreTrainedTokenizerFast:
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(PRE_TOKENISER), behavior="isolated"),
+            pre_tokenizers.Split(Regex(PRE_TOKENIZER), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -119,23 +119,23 @@ def main() -> None:
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim == 1]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=arguments.lr, betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(groups, lr=arguments.lr, betas=(0.9, 0.95))
     steps, warmup = arguments.steps, 50
 
     def schedule(step: int) -> float:
         return min((step + 1) / warmup, 0.52 + 0.48 * math.cos(math.pi * step / steps))
 
-    rate = torch.optim.lr_scheduler.LambdaLR(optimiser, schedule)
+    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
 
     best, weights, start = float("inf"), model.state_dict(), time.time()
     for step in range(steps):
         starts = torch.randint(len(train) - arguments.length - 1, (arguments.batch_size,))
         rows = torch.stack([train[s : s + arguments.length + 1] for s in starts.tolist()])
         loss = loss_of(model, rows)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
         rate.step()
         if (step + 1) % 100 == 0:
             held_out = validation_loss(model, valid, arguments.length)

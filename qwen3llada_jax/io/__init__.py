@@ -1,1 +1,1 @@
-"""Files: model folders, checkpoints of Hugging Face, rows of data."""
+"""Files: written whole or not at all; rows of data, tensors, the hub."""

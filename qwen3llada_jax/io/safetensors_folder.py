@@ -115,7 +115,7 @@ def _header(file: Path) -> dict[str, StoredTensor]:
     strange = {name: entry["dtype"] for name, entry in header.items() if entry["dtype"] not in DTYPES}
     if strange:
         some = listed(f"{name} ({dtype})" for name, dtype in sorted(strange.items()))
-        raise InputError(f"{file}: cannot import tensors of these dtypes: {some}; use an unquantised checkpoint")
+        raise InputError(f"{file}: cannot import tensors of these dtypes: {some}; use an unquantized checkpoint")
     return {
         name: StoredTensor(file, DTYPES[e["dtype"]], tuple(e["shape"]), 8 + size + e["data_offsets"][0])
         for name, e in header.items()

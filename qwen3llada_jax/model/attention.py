@@ -111,7 +111,7 @@ def _xla(q: Array, k: Array, v: Array, allowed: Array | None) -> Array:
 
 
 def _cudnn(q: Array, k: Array, v: Array, allowed: Array | None) -> Array:
-    if allowed is not None:  # cuDNN wants the batch spelt out and one head to broadcast over
+    if allowed is not None:  # cuDNN wants the batch spelled out and one head to broadcast over
         allowed = jnp.broadcast_to(allowed, (q.shape[0], *allowed.shape[1:]))[:, None]
     return jax.nn.dot_product_attention(q, k, v, mask=allowed, implementation="cudnn")
 

@@ -276,7 +276,7 @@ def _refuse_what_we_do_not_do(source: Mapping[str, Any]) -> None:
         "hidden_act": ("silu", "only the SwiGLU activation 'silu' is supported"),
         "attention_dropout": (0, "dropout is not supported; set it to 0"),
         "partial_rotary_factor": (1, "rotary embedding of a part of the head is not supported"),
-        "quantization_config": (None, "quantised weights are not supported; import the unquantised model"),
+        "quantization_config": (None, "quantized weights are not supported; import the unquantized model"),
     }
     for key, (only, mend) in refusals.items():
         if source.get(key, only) not in (only, None):

@@ -5,7 +5,7 @@ There is one. A model of another is refused by name, never read as what it is no
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from qwen3llada_jax.errors import InputError, shown
 
@@ -24,8 +24,6 @@ class Family:
         names: our weights' names → its tensors', with a `{}` for each stacked axis, in order.
         has_qk_norm: whether every query and key head is normalized.
         biases: projections that have one where `attention_bias` is true.
-        is_shifted: whether the logits at a position are those of the next position's token.
-        blocks_from: where counting blocks begins.
     """
 
     name: str
@@ -37,8 +35,6 @@ class Family:
     names: Mapping[str, str]
     has_qk_norm: bool
     biases: tuple[str, ...]
-    is_shifted: bool
-    blocks_from: Literal["prompt", "start"]
 
 
 def _write_qwen3(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,8 +71,6 @@ QWEN3 = Family(
     },
     has_qk_norm=True,
     biases=("q", "k", "v", "o"),
-    is_shifted=False,
-    blocks_from="prompt",
 )
 
 

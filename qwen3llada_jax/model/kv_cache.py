@@ -21,7 +21,7 @@ AXES = ("layers", "batch", "length", "kv_heads", "head_dim")
 
 
 class Cache(NamedTuple):
-    """Keys (normalised and rotated) and values of every position, layer by layer."""
+    """Keys (normalized and rotated) and values of every position, layer by layer."""
 
     keys: Float[Array, "layers B L K H"]
     values: Float[Array, "layers B L K H"]

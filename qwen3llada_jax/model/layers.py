@@ -113,18 +113,18 @@ class Layers(nnx.Module):
         mask: Coordinates | Bool[Array, "R L L"] | None,
         implementation: str,
     ) -> Float[Array, "B L D"]:
-        """Grouped-query attention with normalised, rotated queries and keys."""
+        """Grouped-query attention with normalized, rotated queries and keys."""
         queries, (keys, values) = self.queries(x, rope), self.keys_values(x, rope)
         return self.output(attention.attention(queries, keys, values, mask, implementation))
 
     def queries(self, x: Float[Array, "B L D"], rope: tuple[Array, Array]) -> Float[Array, "B L N H"]:
-        """Queries, normalised and rotated."""
+        """Queries, normalized and rotated."""
         return apply_rope(self._heads(x, self.q_proj, self.q_bias, self.q_norm), *rope)
 
     def keys_values(
         self, x: Float[Array, "B L D"], rope: tuple[Array, Array]
     ) -> tuple[Float[Array, "B L K H"], Float[Array, "B L K H"]]:
-        """Keys, normalised and rotated, and values."""
+        """Keys, normalized and rotated, and values."""
         keys = self._heads(x, self.k_proj, self.k_bias, self.k_norm)
         return apply_rope(keys, *rope), self._heads(x, self.v_proj, self.v_bias, None)
 

@@ -117,7 +117,7 @@ class Qwen3LLaDA(nnx.Module):
         positions: Int[Array, "B L"] | None = None,
         where: Int[Array, "B W"] | None = None,
     ) -> Float[Array, "B W D"]:
-        """Final hidden states, normalised: what `logits` takes. Arguments as in `__call__`.
+        """Final hidden states, normalized: what `logits` takes. Arguments as in `__call__`.
 
         Args:
             where: the positions to give, in [0, L); None: all, in order. The last layer computes no other.
@@ -178,7 +178,7 @@ class Qwen3LLaDA(nnx.Module):
 
     @jax.named_scope("head")
     def logits(self, hidden: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
-        """Unnormalised log-probabilities of the given hidden states (any positions), float32."""
+        """Unnormalized log-probabilities of the given hidden states (any positions), float32."""
         return jnp.einsum("bld,vd->blv", hidden, self.head.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
 
@@ -208,7 +208,7 @@ def check_tokens(tokens: Int[Array, "..."] | np.ndarray, vocab_size: int) -> Non
         wrong = ids[(ids < 0) | (ids >= vocab_size)][0]
         raise InputError(
             f"token id {wrong} is outside the embedding table (0 … {vocab_size - 1}); "
-            "was the text tokenised with another model's tokenizer?"
+            "was the text tokenized with another model's tokenizer?"
         )
 
 

@@ -16,7 +16,7 @@ from qwen3llada_jax.io.atomic_files import expanded, home
 from qwen3llada_jax.model.config import ModelConfig, read_model_config
 from qwen3llada_jax.text.text_ends import END_OF_TURN
 
-# Everything that pre-tokenizers and normalisers treat each in its own way.
+# Everything that pre-tokenizers and normalizers treat each in its own way.
 _SAMPLE = (
     "Hello, wörld! It's 12345 x 0.5e-3;\n\n  def f(x):\n\treturn x  # done\r\n"
     "don't DON'T  été e\u0301 ﬁ ½ 你好，世界 こんにちは 한국어 Привет עברית العربية हिन्दी 🙂👍🏽 <tag> {a: [1, 2]} "

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qwen3llada_jax.checkpoint.model_folder import read_model_config
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.io.atomic_files import home, put_back
 from qwen3llada_jax.io.hub import model_folder
-from qwen3llada_jax.io.model_folder import read_model_config
 from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.text import mask_token, tokens
 from qwen3llada_jax.text.mask_token import MaskToken
@@ -77,7 +77,7 @@ def settled(config: Config, blocks: BlockAttentionConfig, enable_thinking: bool 
     """The configuration with what `find_start` found where it left the choice to the model."""
     training = dataclasses.replace(config.training, block_attention=blocks)
     dataset = config.dataset
-    if training.mode == "sft":
+    if config.learns_answers:
         dataset = dataclasses.replace(dataset, enable_thinking=enable_thinking)
     return dataclasses.replace(config, training=training, dataset=dataset)
 
@@ -85,7 +85,7 @@ def settled(config: Config, blocks: BlockAttentionConfig, enable_thinking: bool 
 def _thinks(config: Config, architecture: ModelConfig) -> bool:
     """Whether answers begin with their reasoning."""
     asked = config.dataset.enable_thinking
-    if config.training.mode != "sft" or asked is None:
+    if not config.learns_answers or asked is None:
         return architecture.enable_thinking and config.dataset.template != "plain"
     return asked
 

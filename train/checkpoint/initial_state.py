@@ -11,8 +11,8 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from qwen3llada_jax.checkpoint import model_folder
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.io import model_folder
 from qwen3llada_jax.io.atomic_files import home
 from qwen3llada_jax.model.model import Qwen3LLaDA
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: parameters (openable on their own), optimiser state, and what the run was told.
+"""Checkpoints of a run: parameters (openable on their own), optimizer state, and what the run was told.
 
     OUTPUT_DIR/checkpoints/<updates done>/params · ema, if kept · opt · meta · metrics
 
@@ -20,9 +20,9 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from qwen3llada_jax.checkpoint.model_folder import params_handler, writing
 from qwen3llada_jax.errors import InputError, listed
 from qwen3llada_jax.io.atomic_files import write_text
-from qwen3llada_jax.io.model_folder import params_handler, writing
 from qwen3llada_jax.model.config import ModelConfig
 
 from ..config.schema import Config, flat
@@ -168,7 +168,7 @@ def resume(
             folder is left as it is, and the position in the data holds only for the same data.
 
     Raises:
-        InputError: it is a run with other settings, of another model or optimiser, on other data, or none of
+        InputError: it is a run with other settings, of another model or optimizer, on other data, or none of
             its checkpoints can be read.
     """
     damaged: list[tuple[Path, str]] = []
@@ -219,7 +219,7 @@ def resume(
 
 
 def check_before_data(run: Path, config: Config, model: ModelConfig, shapes: State, *, fork: bool) -> None:
-    """Refuse what `resume` will, as far as it can be told without the data: settings, model and optimiser.
+    """Refuse what `resume` will, as far as it can be told without the data: settings, model and optimizer.
 
     Raises:
         InputError: as in `resume`.

@@ -62,7 +62,7 @@ def tell_changes(meta: dict[str, Any], config: Config) -> None:
 
 
 def check_fork(folder: Path, meta: dict[str, Any], config: Config, model: ModelConfig) -> None:
-    """Refuse another architecture or optimiser than those of the run that is gone on from."""
+    """Refuse another architecture or optimizer than those of the run that is gone on from."""
     of_model = _differences(meta["model"], model.to_hf())
     wrong = [f"model's {text}" for name, text in of_model.items() if name not in _FREE_IN_A_FORK]
     if (meta["config"].get("training.ema_decay") or 0) == 0 < config.training.ema_decay:
@@ -71,7 +71,7 @@ def check_fork(folder: Path, meta: dict[str, Any], config: Config, model: ModelC
         wrong.append(f"optim.name {meta['config'].get('optim.name')!r} → {config.optim.name!r}")
     if wrong:
         raise OtherRunError(
-            f"training.resume_from {folder}: the state of another model or optimiser ({'; '.join(wrong)})"
+            f"training.resume_from {folder}: the state of another model or optimizer ({'; '.join(wrong)})"
         )
 
 
@@ -86,7 +86,7 @@ def tell_fork(folder: Path, meta: dict[str, Any], config: Config, model: ModelCo
 
 
 def go_on_elsewhere(folder: Path) -> str:
-    """The way that works where the optimiser's state still fits."""
+    """The way that works where the optimizer's state still fits."""
     return (
         "go on from it in another folder: --project.output_dir NEW "
         f"--training.resume_from {shlex.quote(os.path.relpath(folder))}"

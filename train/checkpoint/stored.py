@@ -10,8 +10,8 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from qwen3llada_jax.checkpoint.model_folder import cause_of, params_handler, reading
 from qwen3llada_jax.errors import brief
-from qwen3llada_jax.io.model_folder import cause_of, params_handler, reading
 
 from ..step import State
 from .resume_check import OtherRunError
@@ -62,7 +62,7 @@ def restore(step: Path, shapes: State, shardings: State) -> State:
     """The arrays of a checkpoint, laid out as `shardings` say.
 
     Raises:
-        OtherRunError: they are another model's or optimiser's.
+        OtherRunError: they are another model's or optimizer's.
         DamagedError, RefusedError: they cannot be read.
     """
     target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
@@ -90,7 +90,7 @@ def check_fit(step: Path, shapes: State) -> None:
     """Refuse a checkpoint of other arrays, as far as its items' descriptions can be read; `restore` says which cannot.
 
     Raises:
-        OtherRunError: they are another model's or optimiser's.
+        OtherRunError: they are another model's or optimizer's.
     """
     for name, part in items_of(shapes).items():
         with suppress(DamagedError, RefusedError), _reading(step / name):
@@ -98,13 +98,13 @@ def check_fit(step: Path, shapes: State) -> None:
 
 
 def _check_fits(item: Path, stored: Any, wanted: Any) -> None:
-    """Arrays of other names or shapes are no damage: they are another model's, or another optimiser's."""
+    """Arrays of other names or shapes are no damage: they are another model's, or another optimizer's."""
     have, want = ({k: tuple(v.shape) for k, v in ocp.tree.to_flat_dict(t, sep=".").items()} for t in (stored, wanted))
     differ = [f"{name} {have.get(name, 'absent')} → {want.get(name, 'absent')}" for name in sorted({**have, **want})
               if have.get(name) != want.get(name)]  # fmt: skip
     if differ:
         more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
-        raise OtherRunError(f"{item}: the state of another model or optimiser: {'; '.join(differ[:3])}{more}")
+        raise OtherRunError(f"{item}: the state of another model or optimizer: {'; '.join(differ[:3])}{more}")
 
 
 def _reading(item: Path) -> AbstractContextManager[None]:

@@ -1,13 +1,14 @@
-"""A training configuration from one YAML file, overridden by flags; and back to YAML and to a help page."""
+"""A training configuration from one YAML file, overridden by flags; and back to YAML."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from qwen3llada_jax.cli import nearest
+from qwen3llada_jax.cli import flag, full_name, nearest
 from qwen3llada_jax.commands import bundled_configs
 from qwen3llada_jax.diffusion import NoiseConfig
 from qwen3llada_jax.errors import InputError, brief, shown
@@ -23,6 +24,46 @@ PLACES = (
     "project.output_dir", "project.log_dir", "model.base_model_path", "model.qwen3llada_model_path",
     "training.resume_from", "dataset.name", "dataset.mixture", "evaluation.eval_name",
 )  # fmt: skip
+
+
+def _known(cls: Any = Config, prefix: str = "") -> dict[str, dataclasses.Field]:
+    known: dict[str, dataclasses.Field] = {}
+    for f in dataclasses.fields(cls):
+        if isinstance(f.type, type) and dataclasses.is_dataclass(f.type):
+            known |= _known(f.type, f"{prefix}{f.name}.")
+        else:
+            known[prefix + f.name] = f
+    return known
+
+
+def _help(name: str, field: dataclasses.Field) -> str:
+    text = field.metadata.get("help") or _noise_help(field.name)
+    is_told = field.default in (None, (), dataclasses.MISSING) or "(default" in text
+    return text if is_told else f"{text} (default: {field.default})"
+
+
+def _noise_help(name: str) -> str:
+    """NoiseConfig documents its fields in its docstring: `name: text`."""
+    lines = (NoiseConfig.__doc__ or "").splitlines()
+    start = next(i for i, line in enumerate(lines) if line.strip().startswith(f"{name}:"))
+    text = [lines[start].split(":", 1)[1].strip()]
+    for line in lines[start + 1 :]:
+        if not line.startswith(" " * 12):
+            break
+        text.append(line.strip())
+    return " ".join(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfigFlags:
+    """Configuration: any key of it is a flag, in full or, where only one ends so, by its last part."""
+
+    config: Path | None = flag("YAML file of keys; flags stand above it", None, metavar="FILE")
+    keys: dict[str, str] = flag("", keys={name: _help(name, f) for name, f in _known().items()})
+
+    def read(self, *more: tuple[str, str]) -> Config:
+        """Read the configuration that is asked for, as `read_config` does, with some `(key, value)` more."""
+        return read_config(self.config, [*self.keys.items(), *more])
 
 
 def read_config(path: Path | None, overrides: Sequence[tuple[str, str]] = ()) -> Config:
@@ -41,7 +82,7 @@ def read_config(path: Path | None, overrides: Sequence[tuple[str, str]] = ()) ->
         values |= _read_yaml(_file_of(expanded(path)))
     known = _known()
     for name, text in overrides:
-        whole = full_name(name)
+        whole = full_name(name, known)
         values[whole] = from_text(whole, text, known[whole].type)
     config = _build(Config, values | {name: _at_home(name, values[name]) for name in PLACES if name in values}, "")
     check(config)
@@ -83,54 +124,6 @@ def as_yaml(config: Config) -> str:
         )
 
     return yaml.safe_dump(as_lists(dataclasses.asdict(config)), sort_keys=False)
-
-
-def help_text() -> str:
-    """Every key with its default and meaning, for `--help`."""
-    lines = []
-    for name, f in _known().items():
-        default = f.default if f.default is not dataclasses.MISSING else None
-        lines.append(f"  --{name} (default: {default})\n        {f.metadata.get('help') or _noise_help(f.name)}")
-    return "\n".join(lines)
-
-
-def _noise_help(name: str) -> str:
-    """NoiseConfig documents its fields in its docstring: `name: text`."""
-    lines = (NoiseConfig.__doc__ or "").splitlines()
-    start = next(i for i, line in enumerate(lines) if line.strip().startswith(f"{name}:"))
-    text = [lines[start].split(":", 1)[1].strip()]
-    for line in lines[start + 1 :]:
-        if not line.startswith(" " * 12):
-            break
-        text.append(line.strip())
-    return " ".join(text)
-
-
-def _known(cls: Any = Config, prefix: str = "") -> dict[str, dataclasses.Field]:
-    known: dict[str, dataclasses.Field] = {}
-    for f in dataclasses.fields(cls):
-        if isinstance(f.type, type) and dataclasses.is_dataclass(f.type):
-            known |= _known(f.type, f"{prefix}{f.name}.")
-        else:
-            known[prefix + f.name] = f
-    return known
-
-
-def full_name(name: str) -> str:
-    """`training.lr` of `lr`.
-
-    Raises:
-        InputError: no key ends so, or several do.
-    """
-    known = list(_known())
-    if name in known:
-        return name
-    ends = [k for k in known if k.split(".")[-1] == name]
-    if len(ends) == 1:
-        return ends[0]
-    if ends:
-        raise InputError(f"key {name!r} is ambiguous: {' or '.join(ends)}")
-    raise InputError(f"unknown key {name!r}" + nearest(name, known + [k.split(".")[-1] for k in known]))
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ class ProjectConfig:
     device: str = key("auto", "auto, cpu, gpu or tpu")
     profile: int = key(0, "new: updates to trace with jax.profiler, into log_dir/profile (0: none)")
     peak_tflops: float | None = key(
-        None, "new: peak TFLOP/s of one device, for the FLOP utilisation (default: the published bf16 figure)"
+        None, "new: peak TFLOP/s of one device, for the FLOP utilization (default: the published bf16 figure)"
     )
 
 
@@ -67,7 +67,7 @@ class TrainingConfig:
     loss_impl: str = key("guidelines", "guidelines, dllm (the same) or soft_ce (label smoothing)")
     loss_smoothing: float = key(0.1, "label smoothing of soft_ce")
     epochs: float = key(1.0, "passes over the data, when max_steps is not set")
-    max_steps: int | None = key(None, "optimiser updates")
+    max_steps: int | None = key(None, "optimizer updates")
     batch_size: int = key(8, "rows of one update, over all devices and micro-batches")
     micro_batch_size: int | None = key(
         None, "rows of one forward pass (default: batch_size / gradient_accumulation_steps)"
@@ -137,11 +137,11 @@ class DatasetConfig:
     config: str | None = key(None, "configuration of a hub dataset")
     split: str = key("train", "split to train on, or a part of it: train[:90%]")
     text_field: str | None = key(None, "column of the text (default: the only text column, or `text`)")
-    streaming: bool = key(False, "read rows as they come, without downloading and tokenising first; needs max_steps")
+    streaming: bool = key(False, "read rows as they come, without downloading and tokenizing first; needs max_steps")
     shuffle_buffer: int | None = key(
         None, "new: streaming: rows shuffled together (default 1024; 1: the stream's own order)"
     )
-    num_proc: int | None = key(None, "processes that tokenise")
+    num_proc: int | None = key(None, "processes that tokenize")
     pack_to_max_length: bool = key(True, "join documents and cut them into full rows; false: a padded row for each")
     pack_boundaries: bool = key(
         False, "new: documents of a packed row do not see each other, and each counts positions from 0 (pretrain)"
@@ -229,9 +229,19 @@ class Config:
         return "bfloat16" if self.training.bf16 else "float32"
 
     @property
+    def learns_answers(self) -> bool:
+        """Whether rows are prompts with answers, of which the answers are learned; else documents."""
+        return self.training.mode == "sft"
+
+    @property
     def pads_answers(self) -> bool:
         """Whether answers are padded with EOS that is learned."""
-        return self.training.mode == "sft" and self.training.eos_padding
+        return self.learns_answers and self.training.eos_padding
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether all rows are full."""
+        return not self.learns_answers and self.dataset.pack_to_max_length
 
     @property
     def micro_batches(self) -> int:

@@ -37,7 +37,7 @@ TABLE = (
         "with training.on_spike none",
         "leave it out, or set on_spike: stop or skip",
     ),
-    Inert("training.eos_padding", lambda c: c.training.mode != "sft", "on pretraining, which has no answers to pad"),
+    Inert("training.eos_padding", lambda c: not c.learns_answers, "on pretraining, which has no answers to pad"),
     Inert(
         "training.block_attention.visibility",
         # As it stands in the training.yaml of a run without blocks.
@@ -74,7 +74,7 @@ TABLE = (
         "leave it out, or set wsd",
     ),
     Inert("optim.min_lr_ratio", lambda c: c.optim.scheduler == "constant", "with optim.scheduler constant"),
-    Inert("dataset.num_proc", lambda c: c.dataset.streaming, "on a stream, which is tokenised as it is read"),
+    Inert("dataset.num_proc", lambda c: c.dataset.streaming, "on a stream, which is tokenized as it is read"),
     Inert(
         "dataset.shuffle_buffer",
         lambda c: not c.dataset.streaming,
@@ -82,13 +82,13 @@ TABLE = (
     ),
     Inert(
         "dataset.pack_boundaries",
-        lambda c: c.training.mode != "pretrain",
+        lambda c: c.learns_answers,
         "on sft, whose rows hold one conversation each",
     ),
     *(
         Inert(
             f"dataset.{name}",
-            lambda c: c.training.mode != "sft",
+            lambda c: not c.learns_answers,
             "on pretraining, whose texts are taken as they are",
         )
         for name in ("template", "enable_thinking", "turn_fields", *(f"columns.{f.name}" for f in fields(Columns)))

@@ -226,9 +226,8 @@ def _check_config_used(d: DatasetConfig) -> None:
 
 def lengths_of(config: Config) -> list[int]:
     """All lengths that batches of this run may have, ascending."""
-    t = config.training
-    is_packed = t.mode == "pretrain" and config.dataset.pack_to_max_length
-    return [t.max_length] if is_packed else loader.buckets(t.max_length)
+    length = config.training.max_length
+    return [length] if config.is_packed else loader.buckets(length)
 
 
 def recipe_of(config: Config) -> Recipe:
@@ -265,4 +264,4 @@ def _stream(
     source = sources.stream(part.name, part.config, part.split, split_key=split_key)
     recipe = recipe_of(config)
     with sources.readable(part.name):
-        return streaming.StreamedRows(source, tokenize.tokeniser(recipe, tokenizer, source, _reading(part)), recipe)
+        return streaming.StreamedRows(source, tokenize.tokenize_with(recipe, tokenizer, source, _reading(part)), recipe)

@@ -1,4 +1,4 @@
-"""From tokenised entries to the rows that are trained on: documents packed or cut, answers behind their prompts."""
+"""From tokenized entries to the rows that are trained on: documents packed or cut, answers behind their prompts."""
 
 import hashlib
 import itertools
@@ -10,7 +10,7 @@ from qwen3llada_jax.errors import InputError
 
 from . import sources
 from .loader import Row, Rows, Tokens
-from .token_cache import tokenised
+from .token_cache import tokenized
 from .tokenize import PROMPT_FILLS, Examples, Reading, Recipe
 
 
@@ -24,7 +24,7 @@ def rows_of(source: sources.Source, recipe: Recipe, tokenizer: Any, reading: Rea
     Raises:
         InputError: unknown columns, or nothing left to train on.
     """
-    made = tokenised(source, recipe, tokenizer, reading, num_proc)
+    made = tokenized(source, recipe, tokenizer, reading, num_proc)
     account = made.account(source)
     kept, length, total = made.is_used, recipe.length, len(made.values)
     if not total:
@@ -66,7 +66,7 @@ def rows_of(source: sources.Source, recipe: Recipe, tokenizer: Any, reading: Rea
 
 
 def cut_rows(entry: Examples, recipe: Recipe, carry: list[list[int]]) -> tuple[list[Row], list[list[int]]]:
-    """Rows of a few tokenised examples of a stream, and the tokens that fill no row yet (one list per document)."""
+    """Rows of a few tokenized examples of a stream, and the tokens that fill no row yet (one list per document)."""
     documents = [np.asarray(ids, np.int32) for ids in entry["ids"]]
     if recipe.mode == "sft":
         return [Row(d, p) for d, p in zip(documents, entry["prompt"], strict=True) if len(d)], []

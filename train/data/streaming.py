@@ -22,9 +22,9 @@ from . import shuffle, sources
 from .account import Account
 from .loader import Batch, Row, assemble, buckets
 from .rows import cut_rows
-from .tokenize import Examples, Recipe, Tokenise
+from .tokenize import Examples, Recipe, Tokenize
 
-CHUNK = 64  # examples tokenised together
+CHUNK = 64  # examples tokenized together
 _PLAIN_BLOCK = 256  # rows of a block that is not shuffled
 _KEPT = 8  # beginnings of blocks remembered for `state`
 _BLOCK_STREAM = 0x626C6B
@@ -33,9 +33,9 @@ _BLOCK_STREAM = 0x626C6B
 class StreamedRows:
     """The rows of one dataset, epoch after epoch; its shards are shuffled anew in each but the first."""
 
-    def __init__(self, source: sources.Source, tokenise: Tokenise, recipe: Recipe):
+    def __init__(self, source: sources.Source, tokenize: Tokenize, recipe: Recipe):
         self.name, self.identity, self.report = source.name, source.identity, source.report
-        self.source, self._tokenise, self._recipe = source, tokenise, recipe
+        self.source, self._tokenize, self._recipe = source, tokenize, recipe
         self._dataset = source.dataset
         self._read: dict[str, Any] | None = None
         self.restore(None)
@@ -86,7 +86,7 @@ class StreamedRows:
         return list(islice(self._rows, count))
 
     def _refill(self) -> bool:
-        """Tokenise the next few examples; False when the epoch has ended."""
+        """Tokenize the next few examples; False when the epoch has ended."""
         if self._examples is None:
             return False
         read = self._read
@@ -105,7 +105,7 @@ class StreamedRows:
         numbers = range(self._at, self._at + len(examples))
         if not self.source.is_raw:
             examples = [{name: readers.from_column(value) for name, value in example.items()} for example in examples]
-        entry = self._tokenise(examples, numbers)
+        entry = self._tokenize(examples, numbers)
         rows, self._carry = cut_rows(entry, self._recipe, self._carry)
         self._count(entry, examples, numbers)
         self._at += len(examples)

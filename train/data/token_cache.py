@@ -1,4 +1,4 @@
-"""A whole dataset tokenised once (Hugging Face `datasets`), and kept on disk under what made it."""
+"""A whole dataset tokenized once (Hugging Face `datasets`), and kept on disk under what made it."""
 
 import hashlib
 import itertools
@@ -17,9 +17,9 @@ from qwen3llada_jax.io.atomic_files import write_text
 from . import sources
 from .account import Account
 from .loader import Tokens
-from .tokenize import FEATURES, Examples, Reading, Recipe, rows_in, tokeniser
+from .tokenize import FEATURES, Examples, Reading, Recipe, rows_in, tokenize_with
 
-_FORMAT = 4  # raise it when tokenised texts change, so that cached ones are made anew
+_FORMAT = 4  # raise it when tokenized texts change, so that cached ones are made anew
 
 
 def tokenizer_tag(tokenizer: Any) -> str:
@@ -28,7 +28,7 @@ def tokenizer_tag(tokenizer: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Tokenised:
+class Tokenized:
     """All entries of a dataset, and their ids one after another."""
 
     values: Tokens
@@ -59,18 +59,18 @@ class Tokenised:
         return account
 
 
-def tokenised(
+def tokenized(
     source: sources.Source, recipe: Recipe, tokenizer: Any, reading: Reading, num_proc: int | None
-) -> Tokenised:
+) -> Tokenized:
     """All entries of a dataset, from the cache where the same have been made before."""
     import datasets
     import pyarrow.compute as pc
 
     dataset = source.dataset
-    tokenise = tokeniser(recipe, tokenizer, source, reading)
+    tokenize = tokenize_with(recipe, tokenizer, source, reading)
     features = {"ids": datasets.List(datasets.Value("int32"))}
     features |= {name: datasets.Value(kind) for name, kind in FEATURES.items()}
-    # Packing and boundaries come after tokenising.
+    # Packing and boundaries come after tokenizing.
     purpose: tuple[Any, ...] = (recipe.mode, reading, recipe.on_bad_row)
     if recipe.mode == "sft":
         template = getattr(tokenizer, "chat_template", None)
@@ -82,12 +82,12 @@ def tokenised(
     is_raw = source.is_raw
 
     def of_batch(batch: Examples, numbers: list[int]) -> Examples:
-        return tokenise(rows_in(batch, is_raw), numbers)
+        return tokenize(rows_in(batch, is_raw), numbers)
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with warnings.catch_warnings():
-            # The workers only tokenise: they never touch the threads of JAX that a fork leaves behind.
+            # The workers only tokenize: they never touch the threads of JAX that a fork leaves behind.
             warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
             mapped = dataset.map(
                 of_batch,
@@ -98,7 +98,7 @@ def tokenised(
                 features=datasets.Features(features),
                 cache_file_name=str(folder / f"{fingerprint}.arrow"),
                 new_fingerprint=fingerprint,
-                desc="tokenising",
+                desc="tokenizing",
             )
         lists = mapped.data["ids"].chunks
         pieces = [chunk.flatten().to_numpy() for chunk in lists]
@@ -111,9 +111,9 @@ def tokenised(
             write_text(remembered, digest_of(pieces, np.diff(starts)[is_used], prompts[is_used]))
         digest = remembered.read_text(encoding="utf-8").strip()
     except OSError as error:
-        raise InputError(f"{folder}: tokenised text cannot be written there ({error}); set HF_HOME") from error
+        raise InputError(f"{folder}: tokenized text cannot be written there ({error}); set HF_HOME") from error
     cut = mapped.data["cut"].to_numpy()
-    return Tokenised(Tokens(pieces), starts, prompts, cut, is_used, mapped.data.table, digest)
+    return Tokenized(Tokens(pieces), starts, prompts, cut, is_used, mapped.data.table, digest)
 
 
 def digest_of(pieces: list[np.ndarray], sizes: np.ndarray, prompts: np.ndarray) -> str:

@@ -24,7 +24,7 @@ PROMPT_FILLS = "its prompt leaves no room for an answer"
 
 Examples = dict[str, list[Any]]  # column → values
 # (rows, each with the number it has) → one entry per document or answer, of the columns of `FEATURES`
-Tokenise = Callable[[Sequence[Mapping[str, Any]], Sequence[int]], Examples]
+Tokenize = Callable[[Sequence[Mapping[str, Any]], Sequence[int]], Examples]
 # `row` is the number of the entry's row, `cut` how many tokens were cut off at its end, or are lost with it where it
 # is left out; `why` it is (empty: it is used), with `detail`; `seen` of a row's first entry: its columns and fields.
 FEATURES = {"prompt": "int64", "cut": "int64", "row": "int64", "why": "string", "detail": "string", "seen": "string"}
@@ -76,8 +76,8 @@ def rows_in(batch: Examples, is_raw: bool) -> list[Mapping[str, Any]]:
     return rows if is_raw else [{name: readers.from_column(value) for name, value in row.items()} for row in rows]
 
 
-def tokeniser(recipe: Recipe, tokenizer: Any, source: sources.Source, reading: Reading) -> Tokenise:
-    """How to tokenise rows of this source.
+def tokenize_with(recipe: Recipe, tokenizer: Any, source: sources.Source, reading: Reading) -> Tokenize:
+    """How to tokenize rows of this source.
 
     Raises:
         InputError: columns that are not there, or of no known format; when called, and bad rows are to stop the run, a
@@ -92,7 +92,7 @@ def tokeniser(recipe: Recipe, tokenizer: Any, source: sources.Source, reading: R
             column = sources.text_column(_columns(first), reading.text_field, source.name)
         entries, finish = _documents(tokenizer, column)
 
-    def tokenise(rows: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> Examples:
+    def tokenize(rows: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> Examples:
         found: list[tuple[int, Entry, str]] = []  # of which row, and what was seen in it
         for raw, number in zip(rows, numbers, strict=True):
             try:
@@ -122,7 +122,7 @@ def tokeniser(recipe: Recipe, tokenizer: Any, source: sources.Source, reading: R
             out["seen"].append(seen)
         return out
 
-    return tokenise
+    return tokenize
 
 
 class Entry(NamedTuple):

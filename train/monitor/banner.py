@@ -32,7 +32,7 @@ def banner(
     all_, trained = _parameters(shapes["params"], roles, t.freeze)
     some = "" if trained == all_ else f", {trained:,} of them trained"
     pieces = f" in {config.micro_batches} forward passes" if config.micro_batches > 1 else ""
-    most = "" if t.mode == "pretrain" and config.dataset.pack_to_max_length else "at most "
+    most = "" if config.is_packed else "at most "
     tokens = t.batch_size * t.max_length
     left = f"{steps - first:,} updates to go ({first:,} of {steps:,} done)" if first else f"{steps:,} updates"
     size, place = state_bytes(shapes), _standing(output)

@@ -9,11 +9,11 @@ from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.sampling.config import SamplerConfig
-from qwen3llada_jax.text import completions, requests
 from qwen3llada_jax.text.chat_template import ChatWriter
-from qwen3llada_jax.text.opening import Folder
-from qwen3llada_jax.text.requests import Request
 from qwen3llada_jax.text.text_ends import with_text_ends
+from qwen3llada_jax.writing import completions, requests
+from qwen3llada_jax.writing.opening import Folder
+from qwen3llada_jax.writing.requests import Request
 
 from ..config.schema import Config
 from .run_log import Watch
@@ -51,7 +51,7 @@ def write_samples(model: Qwen3LLaDA, tokenizer: Any, config: Config, step: int, 
 
 def _requests(config: Config, architecture: ModelConfig, tokenizer: Any) -> list[Request]:
     """The prompts, asked as the model is being taught."""
-    is_chat, template, thinks = config.training.mode == "sft", config.dataset.template, architecture.enable_thinking
+    is_chat, template, thinks = config.learns_answers, config.dataset.template, architecture.enable_thinking
     if is_chat:
         ChatWriter(tokenizer, template, thinks)  # what is wrong with the template itself is no prompt's fault
     rows = [{"prompt": text} for text in config.evaluation.prompts]

@@ -1,4 +1,4 @@
-"""How fast a run is: tokens/s, FLOP utilisation, and the share of time that it waits for data."""
+"""How fast a run is: tokens/s, FLOP utilization, and the share of time that it waits for data."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -28,7 +28,7 @@ class Meter:
     """Counts what went through since the last reading. Compiling, evaluations and saves are taken out with `paused`.
 
     Args:
-        peak: FLOP/s of all devices together; None: no utilisation is given.
+        peak: FLOP/s of all devices together; None: no utilization is given.
     """
 
     def __init__(self, model: ModelConfig, peak: float | None, clock: Callable[[], float] = time.perf_counter):

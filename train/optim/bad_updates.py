@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from qwen3llada_jax.errors import InputError
 
 from ..config.schema import Config, TrainingConfig
-from .optimizer import optimiser
+from .optimizer import optimizer
 
 WINDOW = 64  # updates whose median is "usual"
 FEWEST = 16  # finite ones needed before anything can be a spike
@@ -85,7 +85,7 @@ def skip_bad_updates(
 
 def run_optimizer(config: Config, steps: int, roles: Any) -> optax.GradientTransformationExtraArgs:
     """The optimizer of a run, as train.run takes its steps by it and train.plan plans them."""
-    return skip_bad_updates(optimiser(config, steps, roles), config.training)
+    return skip_bad_updates(optimizer(config, steps, roles), config.training)
 
 
 def metrics_of(opt: Any) -> dict[str, Array]:

@@ -1,6 +1,6 @@
-"""Moments of an optimiser in 8 bits: one byte a value, and a float32 scale for each block of up to 32.
+"""Moments of an optimizer in 8 bits: one byte a value, and a float32 scale for each block of up to 32.
 
-Block-wise quantisation after Dettmers et al., "8-bit Optimizers via Block-wise Quantization" (arXiv 2110.02861,
+Block-wise quantization after Dettmers et al., "8-bit Optimizers via Block-wise Quantization" (arXiv 2110.02861,
 section 2.1): a block is stored as its largest magnitude s and, for each value x, an 8-bit code of x / s. Where
 the paper looks codes up in a table, here code c stands for
 
@@ -42,7 +42,7 @@ def in_8_bits(inner: optax.GradientTransformation, mask: Callable[[Any], Any]) -
     """`inner` with its moments (fields `mu`, signed, and `nu`, unsigned) kept in 8 bits between updates.
 
     Args:
-        mask: of a parameter tree, the tree of which to quantise; an array whose last axis does not come in blocks of
+        mask: of a parameter tree, the tree of which to quantize; an array whose last axis does not come in blocks of
             at least 8 stays float32 all the same.
     """
 

@@ -17,8 +17,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool
 
+from qwen3llada_jax.checkpoint.hf_names import flatten
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.io.hf_names import flatten
 
 _SINGLE_LAYERS = re.compile(r"layers\.(\d+)(?:-(\d+))?\.(.+)")
 

@@ -1,4 +1,4 @@
-"""The optimiser, from optax: clipping, one of seven update rules, masked decay, a warm-up and a schedule."""
+"""The optimizer, from optax: clipping, one of seven update rules, masked decay, a warm-up and a schedule."""
 
 import math
 from typing import Any
@@ -38,7 +38,7 @@ def schedule(config: Config, steps: int) -> optax.Schedule:
     return optax.join_schedules([climb, shapes[o.scheduler]], [warmup])
 
 
-def optimiser(config: Config, steps: int, roles: Any) -> optax.GradientTransformation:
+def optimizer(config: Config, steps: int, roles: Any) -> optax.GradientTransformation:
     """The whole chain, of parameters with these roles. State is float32 unless the configuration says otherwise."""
     t = config.training
     tx = optax.chain(
@@ -76,11 +76,11 @@ def rule(o: OptimConfig, roles: Any) -> optax.GradientTransformation:
             muon = optax.chain(muon, optax.stateless(by_role(roles, _scale_to_adam)))
             kinds = by_role(roles, lambda role, _: "muon" if role.kind == "matrix" else "adam")
             return optax.partition({"muon": muon, "adam": adam}, kinds)
-    raise ValueError(f"no optimiser {o.name!r}")
+    raise ValueError(f"no optimizer {o.name!r}")
 
 
 def state_shardings(tx: optax.GradientTransformation, params: Any, of_params: Any) -> Any:
-    """Where the optimiser's state lies: each array like the parameter it belongs to, as far as its axes go.
+    """Where the optimizer's state lies: each array like the parameter it belongs to, as far as its axes go.
 
     An axis that a scale has fewer of is split like the parameter's if that divides it; a factor (Adafactor's) that
     lacks an axis is split along the others. What remains is everywhere.

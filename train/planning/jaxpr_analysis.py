@@ -11,7 +11,7 @@ class Traced(NamedTuple):
     """FLOPs of a traced program over all devices.
 
     Attributes:
-        recomputed: the part inside rematerialised computations.
+        recomputed: the part inside rematerialized computations.
         kernels: the part inside Pallas kernels, which the compiled text does not show.
     """
 

@@ -93,7 +93,7 @@ class Plan:
             "interconnect": self.wire_bytes * self.devices_per_chip / self.chip.ici,
         }
 
-    def utilisation(self, seconds: float) -> float:
+    def utilization(self, seconds: float) -> float:
         """Ideal FLOPs over what the chips could have done in that time (MFU)."""
         assert self.peak_flops is not None
         return self.ideal_flops / (seconds * self.peak_flops * self.devices)
@@ -129,7 +129,7 @@ def _verdict(plan: Plan, per: str) -> str:
 
 def _memory(plan: Plan, per: str) -> list[str]:
     m = plan.memory
-    rows = [("parameters", m.parameters), ("optimiser's moments", m.moments)]
+    rows = [("parameters", m.parameters), ("optimizer's moments", m.moments)]
     if m.arguments is not None:
         rows.append(("batch, and padding of the state", m.arguments - m.parameters - m.moments))
         rows.append(("results in new places", m.new_outputs or 0))
@@ -186,8 +186,8 @@ def _time(plan: Plan) -> list[str]:
     best, worst = max(seconds.values()), sum(seconds.values())
     slowest = max(seconds, key=lambda name: seconds[name])
     lines.append(
-        f"  bound by {slowest}: at least {best:.3f} s ({tokens / best:,.0f} tokens/s, utilisation at most "
-        f"{plan.utilisation(best):.0%});\n  nothing overlapped: {worst:.3f} s ({plan.utilisation(worst):.0%}). "
+        f"  bound by {slowest}: at least {best:.3f} s ({tokens / best:,.0f} tokens/s, utilization at most "
+        f"{plan.utilization(best):.0%});\n  nothing overlapped: {worst:.3f} s ({plan.utilization(worst):.0%}). "
         "Real chips reach less than their peak."
     )
     return lines

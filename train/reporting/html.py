@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .plots import COLOURS, points
+from .plots import COLORS, points
 
 _LATEST = 2  # samples of a prompt that are shown at once, the rest behind a click
 
@@ -87,7 +87,7 @@ def summary(run: Run) -> dict[str, str]:
             out[name] = f"{value:,.0f}" if field == "tokens" else f"{value / (3600 if name == 'hours' else 1):,.2f}"
     out["tokens/s"] = f"{usual('tokens_per_second'):,.0f}"
     if len(points(run.records, "mfu")[1]):
-        out["FLOP utilisation"] = f"{usual('mfu'):.1%}"
+        out["FLOP utilization"] = f"{usual('mfu'):.1%}"
     if len(points(run.records, "data_wait")[1]):
         out["waiting for data"] = f"{usual('data_wait'):.1%}"
     if len(points(run.records, "skipped")[1]):
@@ -104,7 +104,7 @@ def _names(runs: Sequence[Run]) -> str:
 
 
 def _dot(index: int) -> str:
-    return f'<i style="background:{COLOURS[index % len(COLOURS)]}"></i>'
+    return f'<i style="background:{COLORS[index % len(COLORS)]}"></i>'
 
 
 def _table(runs: Sequence[Run], rows: Mapping[str, Sequence[str]]) -> str:

@@ -12,7 +12,7 @@ from qwen3llada_jax.pictures import pyplot
 
 Records = Sequence[Mapping[str, Any]]
 
-COLOURS = ("#2563c9", "#e0702a", "#1f9d78", "#9a4fc0", "#c93550", "#8a7a1e", "#4a9fd8", "#6b6b6b")
+COLORS = ("#2563c9", "#e0702a", "#1f9d78", "#9a4fc0", "#c93550", "#8a7a1e", "#4a9fd8", "#6b6b6b")
 INK, FAINT = "#22262b", "#8b929b"
 BAND_NAMES = ("t < ¼", "¼ – ½", "½ – ¾", "t ≥ ¾")
 _STYLE = {
@@ -74,7 +74,7 @@ PANELS = (
     Panel("Parameter norm", "all weights", ("param_norm",)),
     Panel("Learning rate", "", ("lr",)),
     Panel("Speed", "tokens/s", ("tokens_per_second",)),
-    Panel("FLOP utilisation", "of peak", ("mfu",), scale="percent"),
+    Panel("FLOP utilization", "of peak", ("mfu",), scale="percent"),
     Panel("Waiting for data", "of the time", ("data_wait",), scale="percent"),
     Panel("Skipped updates", "so far", ("skipped",)),
 )
@@ -101,7 +101,7 @@ def moving_average(values: Float[np.ndarray, " n"], width: int) -> Float[np.ndar
 
 
 def draw(curves: Mapping[str, Records]) -> Any:
-    """A matplotlib figure with a panel for every metric that some run has; a colour is a run.
+    """A matplotlib figure with a panel for every metric that some run has; a color is a run.
 
     Args:
         curves: records of metrics.jsonl, by name of the run.
@@ -117,7 +117,7 @@ def draw(curves: Mapping[str, Records]) -> Any:
         for axis in list(grid.flat)[len(shown) :]:
             axis.set_axis_off()
         figure.supxlabel("updates", fontsize=9, color=FAINT)
-        handles = [plt.Line2D([], [], color=_colour(i), linewidth=2.5) for i in range(len(curves))]
+        handles = [plt.Line2D([], [], color=_color(i), linewidth=2.5) for i in range(len(curves))]
         figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.1)
         figure.legend(handles, list(curves), loc="outside upper left", ncols=min(len(curves), 4), fontsize=11)
     return figure
@@ -127,8 +127,8 @@ def _has(panel: Panel, records: Records) -> bool:
     return any(len(points(records, field)[0]) for field in panel.fields)
 
 
-def _colour(index: int) -> str:
-    return COLOURS[index % len(COLOURS)]
+def _color(index: int) -> str:
+    return COLORS[index % len(COLORS)]
 
 
 def _draw_panel(axis: Any, panel: Panel, curves: Mapping[str, Records]) -> None:
@@ -145,11 +145,11 @@ def _draw_panel(axis: Any, panel: Panel, curves: Mapping[str, Records]) -> None:
             width = len(steps) // 12
             if panel.smooth and width >= 3:
                 if len(panel.fields) == 1:
-                    axis.plot(steps, values, color=_colour(index), alpha=0.22, linewidth=0.8)
+                    axis.plot(steps, values, color=_color(index), alpha=0.22, linewidth=0.8)
                 values = moving_average(values, width)
             few = len(steps) <= 25
             axis.plot(
-                steps, values, color=_colour(index), alpha=strength, linewidth=1.7, solid_capstyle="round",
+                steps, values, color=_color(index), alpha=strength, linewidth=1.7, solid_capstyle="round",
                 marker="o" if few else None, markersize=3.2,
             )  # fmt: skip
     axis.set_title(panel.title)

@@ -34,7 +34,7 @@ def _typed(name: str) -> str | None:
 
 def sample(config: Config, output: Path) -> str:
     """A command that writes something with the run's newest weights, asked as it was taught."""
-    if config.training.mode == "pretrain":
+    if not config.learns_answers:
         return command("sample.generate", "--model", output, "--prompt", "Once upon a time")
     if config.dataset.template == "chat":
         return command("sample.generate", "--model", output, "--chat", "--prompt", "Who are you?")

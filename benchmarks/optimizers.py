@@ -1,10 +1,10 @@
-"""Every optimiser on the demo's adaptation: loss, bytes of state and time, against AdamW, in one run.
+"""Every optimizer on the demo's adaptation: loss, bytes of state and time, against AdamW, in one run.
 
-    python -m benchmarks.optimisers [--steps 100] [--model FOLDER]
+    python -m benchmarks.optimizers [--steps 100] [--model FOLDER]
 
 All see the same rows under the same noise. `train` is the mean loss of the last tenth of the updates, `held-out`
 the loss on the validation text; bytes are those of the state's own arrays, whatever else a step needs on top.
-`step` and `update` are median times of a whole training step and of the optimiser's part of it alone.
+`step` and `update` are median times of a whole training step and of the optimizer's part of it alone.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from train.config.parse import read_config
 from train.data.batches import held_out_rows, training_batches
 from train.evaluate import evaluate
 from train.objective import objective_of
-from train.optim.optimizer import optimiser
+from train.optim.optimizer import optimizer
 from train.step import make_eval_step, make_train_step, state_shardings, to_devices
 
 ROOT = Path(__file__).parent.parent
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--model", default=str(ROOT / "examples" / "tiny-qwen3"))
     parser.add_argument("--only", nargs="+", choices=list(RATES), default=list(RATES))
-    parser.add_argument("--out", type=Path, default=Path("out/optimisers.json"))
+    parser.add_argument("--out", type=Path, default=Path("out/optimizers.json"))
     flags = parser.parse_args()
     rows: list[dict[str, Any]] = []
     print(f"{'':10}{'lr':>8}{'train':>9}{'held-out':>10}{'state, MB':>11}{'of adamw':>10}{'step, ms':>10}{'update':>8}")
@@ -68,7 +68,7 @@ def measure(name: str, folder: str, steps: int) -> dict[str, Any]:
     batches = training_batches(config, start.tokenizer, start.config.vocab_size)
     held_out = held_out_rows(config, start.tokenizer, start.config.vocab_size)
     graphdef, _, roles = model.abstract(start.config)
-    mesh, tx = sharding.make_mesh(), optimiser(config, steps, roles)
+    mesh, tx = sharding.make_mesh(), optimizer(config, steps, roles)
     shapes, shardings = state_shardings(start.config, tx, mesh)
     losses, times = [], []
     with jax.set_mesh(mesh):
@@ -86,7 +86,7 @@ def measure(name: str, folder: str, steps: int) -> dict[str, Any]:
         held = evaluate(eval_fn, state["params"], held_out, start.tokenizer.eos_token_id, config, mesh)
         update_times = time_of_update(tx, state)
     return {
-        "optimiser": name,
+        "optimizer": name,
         "lr": RATES[name],
         "first": losses[0],
         "train": statistics.mean(losses[-max(1, steps // 10) :]),

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from qwen3llada_jax.io import model_folder
+from qwen3llada_jax.checkpoint import model_folder
 from qwen3llada_jax.io.atomic_files import expanded
 from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.model.model import Qwen3LLaDA

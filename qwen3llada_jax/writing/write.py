@@ -14,9 +14,10 @@ from qwen3llada_jax.io.jsonl import BadRowError
 from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.sampling.api import generate
 from qwen3llada_jax.sampling.config import SamplerConfig
-from qwen3llada_jax.text import completions, mask_token, requests, tokens
+from qwen3llada_jax.text import mask_token, tokens
 from qwen3llada_jax.text.chat_template import ChatWriter
 from qwen3llada_jax.text.conversations import read_messages
+from qwen3llada_jax.writing import completions, requests
 
 Turns = Sequence[Mapping[str, str]]  # [{"role": "user", "content": text}, …]
 

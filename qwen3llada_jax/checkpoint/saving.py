@@ -7,10 +7,10 @@ from typing import Any
 from flax import nnx
 
 from qwen3llada_jax import arguments
+from qwen3llada_jax.checkpoint import model_folder
+from qwen3llada_jax.checkpoint.hf_names import flatten
 from qwen3llada_jax.errors import InputError, shown
-from qwen3llada_jax.io import model_folder
 from qwen3llada_jax.io.atomic_files import expanded, new_folder
-from qwen3llada_jax.io.hf_names import flatten
 from qwen3llada_jax.model import model
 from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.text import tokens

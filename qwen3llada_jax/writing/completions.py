@@ -18,9 +18,9 @@ from qwen3llada_jax.sampling.config import SamplerConfig
 from qwen3llada_jax.sampling.layout import for_holes
 from qwen3llada_jax.sampling.limits import check_memory, check_positions
 from qwen3llada_jax.sampling.state import Canvas, Generation, NotFiniteError, to_host
-from qwen3llada_jax.text.opening import Folder
-from qwen3llada_jax.text.requests import Request
 from qwen3llada_jax.text.tokens import up_to_stop
+from qwen3llada_jax.writing.opening import Folder
+from qwen3llada_jax.writing.requests import Request
 
 BATCH_SIZE = 8  # texts written together, where nobody says
 _NOT_FINITE = "the model's logits are not finite (NaN or infinite)"

@@ -24,10 +24,10 @@ from flax import nnx
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from qwen3llada_jax import arguments, sharding
+from qwen3llada_jax.checkpoint import hf_import
+from qwen3llada_jax.checkpoint.hf_names import flatten
 from qwen3llada_jax.errors import InputError, brief, listed
-from qwen3llada_jax.io import hf_import
 from qwen3llada_jax.io.atomic_files import copy_file, expanded, home, write_text
-from qwen3llada_jax.io.hf_names import flatten
 from qwen3llada_jax.model import model
 from qwen3llada_jax.model.config import ModelConfig, read_model_config
 from qwen3llada_jax.model.model import Qwen3LLaDA, Runtime

@@ -1,0 +1,1 @@
+"""Model folders: ours, and those of Hugging Face, both ways."""
