@@ -194,6 +194,8 @@ def test_a_users_file_with_a_counting_rule_is_run(here, start, capsys):
     for share, passes in {"": 4, ":share=1": 1, ":share=0.25": 6}.items():
         generate.main([*common, "--prompt", "x", "--rule", "my.py:Halves" + share, "--rule", "my.py:backwards"])
         assert f"NFE {passes} ·" in capsys.readouterr().err
+    told = generate.own_rules.fingerprint(["my.py:Halves"])
+    assert told == generate.own_rules.fingerprint(["my.py:Halves"])
     (here / "asks.jsonl").write_text(json.dumps({"prompt": "x"}) + "\n")
     ways = "my.py:Halves:share=0.25,my.py:Halves:share=1+margin,threshold=0.9,low_confidence"
     compare.main(
@@ -240,6 +242,7 @@ def test_what_is_set_anew_takes_the_place_of_a_rule(here):
     again = flags.changed(fixed, {}, ["my.py:Halves"])
     assert (again.commit.share, again.threshold) == (0.5, None)
     assert flags.told(again)["commit"] == "Halves(share=0.5)"
+    assert flags.told(flags.changed(fixed, {}, ["my.py:backwards"]))["order"] == "backwards"
     assert "commit" not in flags.told(fixed)
 
 

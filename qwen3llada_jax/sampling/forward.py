@@ -138,7 +138,7 @@ def _uncached(
     model: Qwen3LLaDA, canvas: Canvas, inputs: GenerationInputs, where: Int[Array, "B S"], structure: Structure
 ) -> Float[Array, "B S G D"]:
     inside = jnp.repeat(jnp.minimum(where, canvas.tokens.shape[1] - 1), structure.cfg_branches, axis=0)
-    return _apart(model.hidden(*_inputs(model, canvas, inputs, structure), where=inside), structure.cfg_branches)
+    return _by_branch(model.hidden(*_inputs(model, canvas, inputs, structure), where=inside), structure.cfg_branches)
 
 
 def _cached(
@@ -153,7 +153,7 @@ def _cached(
     tokens, mask = _inputs(model, canvas, inputs, structure)
     where, wanted = (jnp.repeat(x, structure.cfg_branches, axis=0) for x in (where, wanted))
     hidden, cache = kv.hidden_at(model, tokens, where, wanted, mask, cache)
-    return _apart(hidden, structure.cfg_branches), cache
+    return _by_branch(hidden, structure.cfg_branches), cache
 
 
 def _inputs(
@@ -184,5 +184,5 @@ def coordinates_of(
     return Coordinates(segment=segment, block=block, until=until)
 
 
-def _apart(hidden: Float[Array, "GB W D"], G: int) -> Float[Array, "B W G D"]:
+def _by_branch(hidden: Float[Array, "GB W D"], G: int) -> Float[Array, "B W G D"]:
     return hidden.reshape(-1, G, *hidden.shape[1:]).swapaxes(1, 2)

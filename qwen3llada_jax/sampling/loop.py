@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, SingleDeviceSharding
 from jaxtyping import Array, Bool, Int
 
 from qwen3llada_jax.model.kv_cache import AXES, Cache
-from qwen3llada_jax.model.layers import apart
+from qwen3llada_jax.model.layers import unstack_layers
 from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.sampling.config import SamplerConfig
 from qwen3llada_jax.sampling.forward import block_start_differs, first_cache, with_new_rows
@@ -60,7 +60,7 @@ def laid_out(model: Qwen3LLaDA, config: SamplerConfig, is_converted: bool) -> Qw
     if config.cache != "none" or is_converted:
         return model
     model = jax.tree.map(lambda x: x, model)  # a shallow copy
-    model.layers = apart(model.layers)
+    model.layers = unstack_layers(model.layers)
     return model
 
 

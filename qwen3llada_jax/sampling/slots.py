@@ -150,6 +150,9 @@ class OwnOrder:
 
     function: ConfidenceRule = dataclasses.field(metadata={"static": True})
 
+    def __repr__(self) -> str:
+        return getattr(self.function, "__name__", "a function")
+
     def order(self, log_p: Array, token: Array, place: Array, key: Array) -> Array:
         return self.function(log_p, token, place, key)
 
