@@ -43,7 +43,7 @@ def main() -> None:
         settings = q.SamplerConfig(gen_length=32, block_length=8, **own)
         result = q.generate(model, [tokenizer(flags.prompt).input_ids], settings)
         name = next((getattr(rule, "__name__", repr(rule)) for rule in own.values()), "low_confidence")
-        print(f"{name} ({result.passes} passes)", "→", tokenizer.decode(result.answers()[0]))
+        print(name, "→", tokenizer.decode(result.answers()[0]))
 
 
 if __name__ == "__main__":

@@ -20,8 +20,11 @@ from qwen3llada_jax.model.coordinates import Coordinates
 from qwen3llada_jax.model.masks import Mask
 from qwen3llada_jax.model.model import Qwen3LLaDA, Runtime
 from qwen3llada_jax.sampling import rules
-from qwen3llada_jax.sampling.api import compilations, generate, infill, watch, watch_infill
-from qwen3llada_jax.sampling.config import SamplerConfig, is_exact
+from qwen3llada_jax.sampling.api import generate, infill, watch, watch_infill
+from qwen3llada_jax.sampling.config import SamplerConfig
+from qwen3llada_jax.sampling.engine import Engine
+from qwen3llada_jax.sampling.forward import is_exact
+from qwen3llada_jax.sampling.loop import compilations
 from qwen3llada_jax.sampling.slots import rule
 from qwen3llada_jax.sampling.state import Canvas, Generation, NotFiniteError
 from qwen3llada_jax.sampling.state import to_host as finish
@@ -33,6 +36,7 @@ __all__ = [
     "PRESETS",
     "Canvas",
     "Coordinates",
+    "Engine",
     "Generation",
     "InputError",
     "Mask",

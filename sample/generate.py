@@ -29,7 +29,7 @@ from qwen3llada_jax.writing.completions import Completion, Watcher
 from qwen3llada_jax.writing.opening import Folder
 from qwen3llada_jax.writing.requests import Request
 
-from . import answers, inputs
+from . import answers, inputs, own_rules
 from .answers import check_place
 from .clock import Timed, timed
 from .flags import THINKING, MeshFlags, SamplerFlags, check_counts, settings_of, told
@@ -115,6 +115,7 @@ def _output(
         return
     command = {
         **told(settings),
+        **({"rule": own_rules.fingerprint(flags.rule)} if flags.rule else {}),
         "model": folder.identity(),
         "dtype": flags.dtype,
         "seed": flags.seed,

@@ -86,6 +86,8 @@ COMMANDS: dict[str, dict[str, Run | Left]] = {
     "docs/sampling.md": {
         "python -m sample.generate --model runs/sft --chat --prompts asks.jsonl --num-samples 4 --temperature 0.7 "
         "--out answers.jsonl": Run("--gen-length 16 --batch-size 4"),
+        'python -m sample.generate --model runs/sft --prompt "My lord" --rule examples/custom_rule.py:Halves:'
+        "share=0.3": Run("--gen-length 16"),
         'python -m sample.generate --model runs/base --infill "To be, or<mask:3> be, that is<mask:2> question"': Run(),
         "python -m sample.compare --model runs/sort --data held_out.jsonl --chat --gen-length 16 --rules "
         "low_confidence,margin,threshold=0.9,entropy+entropy_bound=0.3 --steps 16,8,4 --out out/compare": Run(),
@@ -99,7 +101,7 @@ BEFORE_PYTHON = {
     "docs/importing.md": "import shutil; shutil.rmtree('models/mine', ignore_errors=True)\n"
     "tokens, path = [[1, 2, 3]], 'runs/sft'",
     "docs/masks.md": "import qwen3llada_jax as q; model = q.load('runs/sft'); tokens, pad = [[1, 2, 3, 4, 5, 6]], 6",
-    "docs/sampling.md": "from qwen3llada_jax.sampling import rules; prompts = [[1, 2, 3], [4, 5]]",
+    "docs/sampling.md": "prompts = [[1, 2, 3], [4, 5]]",
 }
 BEFORE_PYTHON = {
     page: code + "\nimport jax.numpy as jnp; tokens = jnp.array(tokens)" * ("tokens" in code)

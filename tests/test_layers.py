@@ -7,8 +7,8 @@ from flax import nnx
 
 import qwen3llada_jax as q
 from qwen3llada_jax.model import layers
-from qwen3llada_jax.model.layers import Layers, apart
-from qwen3llada_jax.sampling import api
+from qwen3llada_jax.model.layers import Layers, unstack_layers
+from qwen3llada_jax.sampling import loop
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def wide():
 
 def _taken_apart(model: q.Qwen3LLaDA) -> q.Qwen3LLaDA:
     model = jax.tree.map(lambda x: x, model)
-    model.layers = apart(model.layers)
+    model.layers = unstack_layers(model.layers)
     assert isinstance(model.layers, nnx.List)
     return model
 
@@ -30,7 +30,7 @@ def _pointers(tree) -> list[int]:
 
 
 def test_layers_apart_lie_in_the_memory_of_the_stack(wide):
-    stack, single = jax.tree.leaves(wide.layers), list(apart(wide.layers))
+    stack, single = jax.tree.leaves(wide.layers), list(unstack_layers(wide.layers))
     assert len(single) == 3
     for number, layer in enumerate(single):
         assert _pointers(layer) == [x.unsafe_buffer_pointer() + number * x.nbytes // 3 for x in stack]
@@ -50,7 +50,7 @@ def test_layers_apart_compute_what_the_stack_computes(wide):
 def test_only_uncached_sampling_takes_layers_apart(wide, cache, monkeypatch):
     config = q.SamplerConfig(gen_length=8, block_length=4, steps=8, visibility="block_causal", cache=cache)
     seen = []
-    monkeypatch.setattr(api, "apart", lambda x: seen.append(apart(x)) or seen[-1])
+    monkeypatch.setattr(loop, "unstack_layers", lambda x: seen.append(unstack_layers(x)) or seen[-1])
     answer = q.generate(wide, [[1, 2, 3]], config)
     *_, watched = q.watch(wide, [[1, 2, 3]], config)
     assert [type(x) for x in seen] == ([nnx.List] * 2 if cache == "none" else [])
@@ -77,10 +77,10 @@ def test_no_converted_copy_of_the_weights_is_held(dtype, compute, cache, monkeyp
 
         return run
 
-    names = {"none": ["_advance"], "prefix": ["_begin", "_advance"]}[cache]  # all that run the model, in their order
-    for name in ("_begin", "_advance"):
-        programs = {is_late: measured(name, is_late, program) for is_late, program in getattr(api, name).items()}
-        monkeypatch.setattr(api, name, programs)
+    names = {"none": ["advance"], "prefix": ["begin", "advance"]}[cache]  # all that run the model, in their order
+    for name in ("begin", "advance"):
+        programs = {is_late: measured(name, is_late, program) for is_late, program in getattr(loop, name).items()}
+        monkeypatch.setattr(loop, name, programs)
     q.generate(model, [[1, 2, 3]], config)
     in_float32 = sum(x.size for x in jax.tree.leaves(model.layers)) * 4
     assert list(temporaries) == [(name, True) for name in names]
@@ -89,19 +89,19 @@ def test_no_converted_copy_of_the_weights_is_held(dtype, compute, cache, monkeyp
 
 def test_layers_stay_stacked_where_it_gains_nothing(wide):
     small = Layers(q.ModelConfig(97, 32, 64, 3, 4, 2, 8), rngs=nnx.Rngs(0))
-    assert apart(small) is small
+    assert unstack_layers(small) is small
     replicated = jax.sharding.NamedSharding(q.make_mesh(data=8), jax.sharding.PartitionSpec())
     spread = jax.device_put(wide.layers, replicated)
-    assert apart(spread) is spread
-    single = apart(wide.layers)
-    assert apart(single) is single
+    assert unstack_layers(spread) is spread
+    single = unstack_layers(wide.layers)
+    assert unstack_layers(single) is single
     on_host = jax.tree.map(np.asarray, wide.layers)
-    assert apart(on_host) is on_host
+    assert unstack_layers(on_host) is on_host
 
 
 def test_layers_apart_stay_on_their_device(wide):
     there = jax.device_put(wide.layers, jax.devices()[3])
-    assert {d for x in jax.tree.leaves(apart(there)) for d in x.devices()} == {jax.devices()[3]}
+    assert {d for x in jax.tree.leaves(unstack_layers(there)) for d in x.devices()} == {jax.devices()[3]}
 
 
 def test_weights_can_be_donated_after_sampling(wide):

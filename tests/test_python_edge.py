@@ -11,7 +11,7 @@ from conftest import logits_of, refuses, rule, save_torch, torch_model
 import qwen3llada_jax as q
 from qwen3llada_jax import arguments, diffusion
 from qwen3llada_jax.model import attention
-from qwen3llada_jax.sampling.state import continuation
+from qwen3llada_jax.sampling.layout import continuation
 
 TOKENS = np.random.default_rng(0).integers(0, 200, (2, 12))
 SMALL = q.SamplerConfig(gen_length=4, steps=2, block_length=4)

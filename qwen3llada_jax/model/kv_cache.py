@@ -70,5 +70,5 @@ def hidden_at(
         x = x + weights.output(attention.attention(q, cache.keys[number], cache.values[number], allowed, "xla"))
         return weights.with_mlp(x), cache
 
-    x, cache = model.fold(layer, (x, cache), model.config.num_hidden_layers)
+    x, cache = model.scan_layers(layer, (x, cache), model.config.num_hidden_layers)
     return rms_norm(x, model.norm[...], model.config.rms_norm_eps), cache

@@ -173,7 +173,7 @@ def rms_norm(x: Float[Array, "... D"], weight: Float[Array, " D"], eps: float) -
 _WORTH_IT = 1 << 21
 
 
-def apart(layers: Layers | nnx.List) -> Layers | nnx.List:
+def unstack_layers(layers: Layers | nnx.List) -> Layers | nnx.List:
     """A list of single layers in place of the stack, where that is faster: on one CPU.
 
     There XLA copies a layer's weights out of the stack before it multiplies with them, in every pass: a tenth to a

@@ -141,13 +141,13 @@ class Qwen3LLaDA(nnx.Module):
         if self.runtime.remat != "none" or not jax.sharding.get_abstract_mesh().empty:
             layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT_POLICIES[self.runtime.remat])
         count = self.config.num_hidden_layers
-        x = self.fold(lambda x, _, weights: layer(x, weights), x, count if where is None else count - 1)
+        x = self.scan_layers(lambda x, _, weights: layer(x, weights), x, count if where is None else count - 1)
         if where is not None:
             where = jnp.asarray(_places(where, *tokens.shape))
             x = self._last_layer(x).only_at(where, x, rope, visible)
         return rms_norm(x, self.norm[...], self.config.rms_norm_eps)
 
-    def fold(self, step: Callable[[Any, Array | int, Layers], Any], carry: Any, count: int) -> Any:
+    def scan_layers(self, step: Callable[[Any, Array | int, Layers], Any], carry: Any, count: int) -> Any:
         """`step(carry, number, layer)` over the first `count` layers: compiled once for all layers of a stack."""
         layers = self.layers
         if isinstance(layers, nnx.List):

@@ -10,22 +10,13 @@ and end; the whole trajectory of all rows is one compiled program, and watching 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, SingleDeviceSharding
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from qwen3llada_jax.model.kv_cache import AXES, Cache
-from qwen3llada_jax.model.layers import apart
 from qwen3llada_jax.model.model import Qwen3LLaDA
-from qwen3llada_jax.sampling import state as pages
+from qwen3llada_jax.sampling import layout, loop
 from qwen3llada_jax.sampling.config import SamplerConfig
-from qwen3llada_jax.sampling.forward import block_start_differs, first_cache
-from qwen3llada_jax.sampling.parameters import Parameters, Structure
 from qwen3llada_jax.sampling.state import Canvas, Generation, GenerationInputs, SamplerState, to_host_checked
-from qwen3llada_jax.sampling.step import unmask
-from qwen3llada_jax.sharding import canonical_spec, constrain
 
 Prompts = Int[Array, "B P"] | Sequence[Sequence[int]]
 _TO_THE_END = 2**31 - 1  # passes: more than any row takes
@@ -54,7 +45,7 @@ def generate(
         NotFiniteError: (an InputError) some rows' logits are NaN or infinite; it holds what the others wrote.
     """
     config = config.for_model(model.config)
-    return _generate(model, *pages.continuation(model.config, prompts, config, key, room), config)
+    return _generate(model, *layout.continuation(model.config, prompts, config, key, room), config)
 
 
 def infill(
@@ -77,8 +68,8 @@ def infill(
             or memory hold.
         NotFiniteError: as in `generate`.
     """
-    config = pages.for_holes(model.config, texts, config)
-    return _generate(model, *pages.with_holes(model.config, texts, config, key), config)
+    config = layout.for_holes(model.config, texts, config)
+    return _generate(model, *layout.with_holes(model.config, texts, config, key), config)
 
 
 def watch(
@@ -91,7 +82,7 @@ def watch(
 ) -> Iterator[Canvas]:
     """The same as `generate`, pass by pass, by the same program: the blank canvas, then that after every pass."""
     config = config.for_model(model.config)
-    return _watch(model, *pages.continuation(model.config, prompts, config, key, room), config)
+    return _watch(model, *layout.continuation(model.config, prompts, config, key, room), config)
 
 
 def watch_infill(
@@ -102,13 +93,8 @@ def watch_infill(
     key: PRNGKeyArray | int | None = None,
 ) -> Iterator[Canvas]:
     """The same as `infill`, pass by pass."""
-    config = pages.for_holes(model.config, texts, config)
-    return _watch(model, *pages.with_holes(model.config, texts, config, key), config)
-
-
-def compilations() -> int:
-    """How many sampling programs this process has compiled so far."""
-    return sum(program._cache_size() for programs in (_begin, _advance) for program in programs.values())
+    config = layout.for_holes(model.config, texts, config)
+    return _watch(model, *layout.with_holes(model.config, texts, config, key), config)
 
 
 def _generate(model: Qwen3LLaDA, canvas: Canvas, inputs: GenerationInputs, config: SamplerConfig) -> Generation:
@@ -129,13 +115,14 @@ def _stepper(
     model: Qwen3LLaDA, inputs: GenerationInputs, config: SamplerConfig
 ) -> Callable[[SamplerState, int], SamplerState]:
     """So many passes more: the one program that `generate`, `watch` and everything that shows the writing run."""
-    is_late = _is_converted_on_cpu(model)
-    model, parameters, structure = _laid_out(model, config, is_late), config.parameters(), config.structure()
+    is_late = loop.is_converted_on_cpu(model)
+    model, parameters, structure = loop.laid_out(model, config, is_late), config.parameters(), config.structure()
+    rows = np.int32(len(inputs.steps))
 
     def step(state: SamplerState, passes: int) -> SamplerState:
         # The cache is ours alone, so it is renewed in its own memory; canvases are the caller's.
-        return _advance[is_late](
-            state.cache, model, state._replace(cache=None), inputs, parameters, np.int32(passes), structure
+        return loop.advance[is_late](
+            state.cache, model, state._replace(cache=None), inputs, parameters, np.int32(passes), rows, structure
         )
 
     return step
@@ -148,101 +135,7 @@ def _started(model: Qwen3LLaDA, canvas: Canvas, inputs: GenerationInputs, config
     zero, zeros, done = np.zeros(B, np.int32), np.zeros((B, G), np.int32), ~np.asarray(canvas.is_masked).any(axis=1)
     cache = None
     if config.cache != "none":
-        is_late = _is_converted_on_cpu(model)
-        cache = _begin[is_late](_laid_out(model, config, is_late), canvas, inputs, config.structure())
+        is_late = loop.is_converted_on_cpu(model)
+        cache = loop.begin[is_late](loop.laid_out(model, config, is_late), canvas, inputs, config.structure())
     state: Any = (canvas, zero, zero, zeros, zeros, done, cache)
-    return _placed(SamplerState(*state), model)
-
-
-def _placed(state: SamplerState, model: Qwen3LLaDA) -> SamplerState:
-    """Where the passes leave it: else a second call would be compiled anew.
-
-    Over several hosts that stays: no host has the rows of the others.
-    """
-    mesh = jax.sharding.get_mesh()
-    if mesh.empty:
-        weights = next(x for x in jax.tree.leaves(model) if isinstance(x, jax.Array))
-        return jax.device_put(state, SingleDeviceSharding(next(iter(weights.devices()))))
-    if jax.process_count() > 1:
-        return state
-    places = jax.tree.map(lambda axes: NamedSharding(mesh, canonical_spec(axes)), _axes(state), is_leaf=_is_axes)
-    return jax.device_put(state, places)
-
-
-def _axes(state: SamplerState) -> Any:
-    """The logical axes of every array of a state."""
-    rows = jax.tree.map(lambda x: ("batch",) + ("length",) * (np.ndim(x) - 1), state._replace(cache=None))
-    cache: Any = (AXES, AXES)
-    return rows._replace(cache=None if state.cache is None else Cache(*cache))
-
-
-def _is_axes(x: Any) -> bool:
-    return isinstance(x, tuple) and all(isinstance(axis, str) for axis in x)
-
-
-def _laid_out(model: Qwen3LLaDA, config: SamplerConfig, is_converted: bool) -> Qwen3LLaDA:
-    """The same model in the same memory, its layers as they are fastest to run.
-
-    With a cache they stay stacked: such a program holds them three times over, and would compile ten times as long.
-    Of converted layers that lie apart XLA would hold the copies of all at once.
-    """
-    if config.cache != "none" or is_converted:
-        return model
-    model = jax.tree.map(lambda x: x, model)  # a shallow copy
-    model.layers = apart(model.layers)
-    return model
-
-
-def _is_converted_on_cpu(model: Qwen3LLaDA) -> bool:
-    """Whether XLA converts the weights before it multiplies: CPUs do so in float32."""
-    weights = jax.tree.leaves(model)
-    platforms = {device.platform for x in weights if isinstance(x, jax.Array) for device in x.devices()}
-    return "cpu" in platforms and {str(x.dtype) for x in weights} | {str(jnp.dtype(model.compute_dtype))} != {"float32"}
-
-
-def _passes(
-    cache: Cache | None,
-    model: Qwen3LLaDA,
-    state: SamplerState,
-    inputs: GenerationInputs,
-    parameters: Parameters,
-    passes: Int[Array, ""],
-    structure: Structure,
-) -> SamplerState:
-    """At most so many passes: those of a block start where a row begins a block, others until the next row does."""
-    Carry = tuple[SamplerState, Array]
-
-    def goes_on(carry: Carry) -> Array:
-        return ~carry[0].done.all() & (carry[1] > 0)
-
-    def one(is_block_start: bool) -> Callable[[Carry], Carry]:
-        return lambda carry: (
-            unmask(model, carry[0], inputs, parameters, structure, is_block_start),
-            carry[1] - 1,
-        )
-
-    def both(carry: Carry) -> Carry:
-        carry = jax.lax.while_loop(lambda c: goes_on(c) & c[0].begins.any(), one(True), carry)
-        return jax.lax.while_loop(lambda c: goes_on(c) & ~c[0].begins.any(), one(False), carry)
-
-    body = both if block_start_differs(model, structure) else one(False)
-    state = jax.lax.while_loop(goes_on, body, (state._replace(cache=cache), passes))[0]
-    return jax.tree.map(lambda axes, x: constrain(x, *axes), _axes(state), state, is_leaf=_is_axes)
-
-
-def _programs(function: Callable[..., Any], donated: tuple[str, ...] = ()) -> dict[bool, Any]:
-    """A function compiled as XLA likes it; and (True) so that each layer's weights are converted where they are used.
-
-    XLA likes to convert all weights before the first pass and to hold both.
-    """
-    late = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
-    return {
-        is_late: jax.jit(
-            function, static_argnames="structure", donate_argnames=donated, compiler_options=late if is_late else None
-        )
-        for is_late in (False, True)
-    }
-
-
-_begin = _programs(first_cache)
-_advance = _programs(_passes, donated=("cache",))
+    return loop.placed(SamplerState(*state), model)

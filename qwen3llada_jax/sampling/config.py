@@ -9,15 +9,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from qwen3llada_jax import arguments
 from qwen3llada_jax.commands import as_typed
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model.config import VISIBILITIES, ModelConfig
-from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.sampling import rules, slots
-from qwen3llada_jax.sampling.parameters import Parameters, Structure
 from qwen3llada_jax.sampling.setting import Setting, field, setting_of
-from qwen3llada_jax.sampling.slots import ConfidenceRule, Rule
+from qwen3llada_jax.sampling.slots import ConfidenceRule, Parameters, Rule, Structure
 
 _NO_CAP = 1 << 30  # steps of a block when nothing limits them
 
@@ -172,15 +169,16 @@ class SamplerConfig:
         likes = (self,) if like is None else (self, like)
         named = self.remasking
         order = rules.CONFIDENCE_RULES[named]() if isinstance(named, str) else slots.OwnOrder(named)
-        is_drawn = any(c.temperature for c in likes)
+        is_drawn, drawn = any(c.temperature for c in likes), self if self.temperature else likes[-1]
+        stops = any(c.stop_at_eos and (c.eos_token_ids or like) for c in likes)
         revises = any(c.revise for c in likes)
         kind = next((c.revise_by for c in likes if c.revise), self.revise_by)
         chosen = (
             self.order or order,
             self._commit(),
-            self.draw or (rules.Sample(self.temperature, self.top_k, self.top_p) if is_drawn else rules.Greedy()),
+            self.draw or (rules.Sample(self.temperature, drawn.top_k, drawn.top_p) if is_drawn else rules.Greedy()),
             self.remask or (rules.REMASK_RULES[kind](self.revise) if revises else None),
-            self.stop or (rules.AtEos() if self.stop_at_eos and self.eos_token_ids else None),
+            self.stop or (rules.AtEos() if stops else None),
         )
         numbers: list[Any] = [
             np.float32(self.cfg_scale) if self.cfg_scale else None,
@@ -301,25 +299,3 @@ def prefix_cache_is_exact(config: SamplerConfig | Structure, model: ModelConfig)
     """Do keys and values of the prompt and of finished blocks never change again?"""
     visibility = config.visibility or model.visibility
     return visibility == "block_causal" or (visibility == "block_bias" and not model.prompt_sees_answer)
-
-
-def is_exact(config: SamplerConfig, model: ModelConfig | Qwen3LLaDA, dtype: Any = None) -> bool:
-    """Does the cache give, token for token, what sampling without one gives?
-
-    Under `block_bias` and `block_causal` it computes the same sums in another order. Float32 rounds them alike but for
-    1e-6 or so, which decides only ties that `slots.TIE` breaks by place; bfloat16 and float16 round a hundred times
-    as coarsely, and now and then another token comes first.
-
-    Args:
-        config: whose `cache` None is what `for_model` makes of it.
-        model: of a `ModelConfig` alone the compute dtype is not known: give it, or float32 is meant.
-        dtype: of the computation, by name or as JAX's or numpy's type; None: the model's.
-
-    Raises:
-        InputError: no such dtype.
-    """
-    if not isinstance(model, ModelConfig):
-        dtype, model = model.compute_dtype if dtype is None else dtype, model.config
-    keeps = prefix_cache_is_exact(config, model)
-    is_float32 = dtype is None or arguments.dtype("dtype", dtype) == "float32"
-    return config.cache == "none" or (config.cache is None and not keeps) or (keeps and is_float32)

@@ -12,16 +12,41 @@ With a cache (kv_cache.py) a pass computes the current block only:
 Nothing after a block is visible under block_bias and block_causal, so there `dual` is `prefix`.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from qwen3llada_jax import arguments
 from qwen3llada_jax.model import kv_cache as kv
 from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.model.coordinates import Coordinates, until_of
 from qwen3llada_jax.model.model import Qwen3LLaDA
-from qwen3llada_jax.sampling.config import prefix_cache_is_exact
-from qwen3llada_jax.sampling.parameters import Structure
+from qwen3llada_jax.sampling.config import SamplerConfig, prefix_cache_is_exact
+from qwen3llada_jax.sampling.slots import Structure
 from qwen3llada_jax.sampling.state import Canvas, GenerationInputs, SamplerState
+
+
+def is_exact(config: SamplerConfig, model: ModelConfig | Qwen3LLaDA, dtype: Any = None) -> bool:
+    """Does the cache give, token for token, what sampling without one gives?
+
+    Under `block_bias` and `block_causal` it computes the same sums in another order. Float32 rounds them alike but for
+    1e-6 or so, which decides only ties that `slots.TIE` breaks by place; bfloat16 and float16 round a hundred times
+    as coarsely, and now and then another token comes first.
+
+    Args:
+        config: whose `cache` None is what `for_model` makes of it.
+        model: of a `ModelConfig` alone the compute dtype is not known: give it, or float32 is meant.
+        dtype: of the computation, by name or as JAX's or numpy's type; None: the model's.
+
+    Raises:
+        InputError: no such dtype.
+    """
+    if not isinstance(model, ModelConfig):
+        dtype, model = model.compute_dtype if dtype is None else dtype, model.config
+    keeps = prefix_cache_is_exact(config, model)
+    is_float32 = dtype is None or arguments.dtype("dtype", dtype) == "float32"
+    return config.cache == "none" or (config.cache is None and not keeps) or (keeps and is_float32)
 
 
 def block_start_differs(model: Qwen3LLaDA, structure: Structure) -> bool:
@@ -83,6 +108,28 @@ def first_cache(model: Qwen3LLaDA, canvas: Canvas, inputs: GenerationInputs, str
     return cache
 
 
+def with_new_rows(
+    model: Qwen3LLaDA,
+    cache: kv.Cache,
+    canvas: Canvas,
+    inputs: GenerationInputs,
+    structure: Structure,
+    is_new: Bool[Array, " B"],
+) -> kv.Cache:
+    """A cache in which some rows begin: nothing of whoever had them is left, and their prompts are known.
+
+    What was left would never be seen, but a NaN among it spoils a sum in which it counts for nothing.
+    """
+    B, L = canvas.tokens.shape
+    clears = jnp.repeat(is_new, structure.cfg_branches)[:, None, None, None]
+    cache = kv.Cache(*(jnp.where(clears, 0, x) for x in cache))
+    if not prefix_cache_is_exact(structure, model.config):
+        return cache
+    where = jnp.broadcast_to(jnp.arange(L), (B, L))
+    wanted = (where < canvas.prompt_length[:, None]) & is_new[:, None]
+    return _cached(model, canvas, inputs, where, wanted, cache, structure)[1]
+
+
 def _pick(hidden: Float[Array, "B L G D"], where: Int[Array, "B S"]) -> Float[Array, "B S G D"]:
     return jnp.take_along_axis(hidden, where[:, :, None, None], axis=1, mode="clip")
 
@@ -91,7 +138,7 @@ def _uncached(
     model: Qwen3LLaDA, canvas: Canvas, inputs: GenerationInputs, where: Int[Array, "B S"], structure: Structure
 ) -> Float[Array, "B S G D"]:
     inside = jnp.repeat(jnp.minimum(where, canvas.tokens.shape[1] - 1), structure.cfg_branches, axis=0)
-    return _apart(model.hidden(*_inputs(model, canvas, inputs, structure), where=inside), structure.cfg_branches)
+    return _by_branch(model.hidden(*_inputs(model, canvas, inputs, structure), where=inside), structure.cfg_branches)
 
 
 def _cached(
@@ -106,7 +153,7 @@ def _cached(
     tokens, mask = _inputs(model, canvas, inputs, structure)
     where, wanted = (jnp.repeat(x, structure.cfg_branches, axis=0) for x in (where, wanted))
     hidden, cache = kv.hidden_at(model, tokens, where, wanted, mask, cache)
-    return _apart(hidden, structure.cfg_branches), cache
+    return _by_branch(hidden, structure.cfg_branches), cache
 
 
 def _inputs(
@@ -137,5 +184,5 @@ def coordinates_of(
     return Coordinates(segment=segment, block=block, until=until)
 
 
-def _apart(hidden: Float[Array, "GB W D"], G: int) -> Float[Array, "B W G D"]:
+def _by_branch(hidden: Float[Array, "GB W D"], G: int) -> Float[Array, "B W G D"]:
     return hidden.reshape(-1, G, *hidden.shape[1:]).swapaxes(1, 2)

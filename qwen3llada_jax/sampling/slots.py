@@ -16,7 +16,8 @@ stop(is_end, is_masked): where the row ends. A place in the answer, whose token 
 import dataclasses
 import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar, dataclass_transform
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -53,9 +54,21 @@ C = TypeVar("C", bound=type)
 def rule(cls: C) -> C:
     """Make a class a rule: a frozen dataclass that is a pytree, its numbers leaves."""
     made: Any = dataclasses.dataclass(frozen=True)(cls)
-    static = [f.name for f in dataclasses.fields(made) if _is_choice(f)]
-    numbers = [f.name for f in dataclasses.fields(made) if f.name not in static]
-    jax.tree_util.register_dataclass(made, numbers, static)
+    choices = [f.name for f in dataclasses.fields(made) if _is_choice(f)]
+    numbers = [f.name for f in dataclasses.fields(made) if f.name not in choices]
+
+    # The class is part of the structure by itself: of two classes that `jax.tree_util.register_dataclass` knows, jax
+    # 0.10.2 calls trees equal that differ in the class alone, and a program of the one could be run for the other.
+    def flatten(rule: Rule) -> tuple[list[Any], Any]:
+        return [getattr(rule, name) for name in numbers], (made, *(getattr(rule, name) for name in choices))
+
+    def unflatten(structure: Any, values: Any) -> Rule:
+        found = object.__new__(made)  # without checks: what passes through here may be anything
+        for name, value in zip((*choices, *numbers), (*structure[1:], *values), strict=True):
+            object.__setattr__(found, name, value)
+        return found
+
+    jax.tree_util.register_pytree_node(made, flatten, unflatten)
     return made
 
 
@@ -137,5 +150,46 @@ class OwnOrder:
 
     function: ConfidenceRule = dataclasses.field(metadata={"static": True})
 
+    def __repr__(self) -> str:
+        return getattr(self.function, "__name__", "a function")
+
     def order(self, log_p: Array, token: Array, place: Array, key: Array) -> Array:
         return self.function(log_p, token, place, key)
+
+
+# ---- what a program takes, and what it is compiled for --------------------------------------------------------
+
+
+class Parameters(NamedTuple):
+    """The rules, and the numbers beside them; None: off. Each number is one for all rows, or [B].
+
+    Attributes:
+        order, commit, draw, remask, stop: rules.
+    """
+
+    order: Rule
+    commit: Rule
+    draw: Rule
+    remask: Rule | None
+    stop: Rule | None
+    cfg_scale: Float[Array, "..."] | None
+    repetition_penalty: Float[Array, "..."] | None
+    min_length: Int[Array, "..."] | None
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What a program is compiled for, beside shapes and rules: of `SamplerConfig`, complete.
+
+    Attributes:
+        is_eos_last: EOS is written last in its block.
+        cfg_branches: forward passes of a step; guidance needs one more, without the prompt.
+    """
+
+    block_length: int
+    visibility: str
+    cache: str
+    parallel_blocks: bool
+    is_eos_last: bool
+    cfg_branches: int
+    mask_token_id: int

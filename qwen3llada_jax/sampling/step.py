@@ -9,9 +9,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.sampling import slots
 from qwen3llada_jax.sampling.forward import hidden_of_blocks
-from qwen3llada_jax.sampling.parameters import Parameters, Structure
 from qwen3llada_jax.sampling.proposals import Proposal, allowed_ids, propose
-from qwen3llada_jax.sampling.slots import Rule
+from qwen3llada_jax.sampling.slots import Parameters, Rule, Structure
 from qwen3llada_jax.sampling.state import Canvas, GenerationInputs, SamplerState
 
 _NOT_A_PLACE = 1 << 30  # beyond every place in an answer

@@ -15,8 +15,9 @@ from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.sampling import api
 from qwen3llada_jax.sampling.config import SamplerConfig
+from qwen3llada_jax.sampling.layout import for_holes
 from qwen3llada_jax.sampling.limits import check_memory, check_positions
-from qwen3llada_jax.sampling.state import Canvas, Generation, NotFiniteError, for_holes, to_host
+from qwen3llada_jax.sampling.state import Canvas, Generation, NotFiniteError, to_host
 from qwen3llada_jax.text.tokens import up_to_stop
 from qwen3llada_jax.writing.opening import Folder
 from qwen3llada_jax.writing.requests import Request

@@ -1,0 +1,278 @@
+"""An engine: rows of one compiled program that requests take and leave while others are written.
+
+What a request may choose (its prompt or text with holes, how much is written, every number of its rules, stop ids,
+forbidden ids, key) is data of its row, so that requests of different settings share one program. What the program is
+compiled for is the engine's: its slots, its length, and of its settings what `Structure` and the rules' classes say.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PRNGKeyArray
+
+from qwen3llada_jax import arguments, sharding
+from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.model import kv_cache as kv
+from qwen3llada_jax.model.model import Qwen3LLaDA
+from qwen3llada_jax.sampling import layout, loop
+from qwen3llada_jax.sampling.config import SamplerConfig
+from qwen3llada_jax.sampling.limits import check_memory
+from qwen3llada_jax.sampling.slots import SLOTS, Parameters
+from qwen3llada_jax.sampling.state import (
+    Canvas,
+    Generation,
+    GenerationInputs,
+    NotFiniteError,
+    SamplerState,
+    on_host,
+    texts_of,
+)
+
+_TO_THE_END = 2**31 - 1  # passes: more than any row takes
+
+
+class Finished(NamedTuple):
+    """A request that is done.
+
+    Attributes:
+        slot: that it had; it is free now.
+        result: of this one row, as `generate` gives it.
+        error: its logits were NaN or infinite; `result` is as far as it was written.
+    """
+
+    slot: int
+    result: Generation
+    error: NotFiniteError | None
+
+
+class Engine:
+    """Rows that are written side by side, each with its own request.
+
+    Attributes:
+        length: tokens that a row has room for, its prompt and what is written.
+    """
+
+    def __init__(
+        self, model: Qwen3LLaDA, config: SamplerConfig = SamplerConfig(), *, slots: int = 8, length: int = 1024
+    ):
+        """Make room for requests.
+
+        Args:
+            config: of requests that bring none, and what all of them are compiled for: rules, cache, visibility, block
+                length, and what is switched on (guidance, temperature, top-p, a penalty, …).
+            slots: rows.
+            length: of the longest row; rounded up.
+
+        Raises:
+            InputError: settings that do not go together, or more than memory holds.
+        """
+        slots, length = arguments.whole("slots", slots), arguments.whole("length", length)
+        if slots < 1 or length < 1:
+            raise InputError(f"an engine has at least one slot of one token, not {slots} of {length}")
+        self.config, self.length = config.for_model(model.config), layout.bucket(length)
+        if self.config.parallel_blocks:
+            raise InputError("parallel_blocks: an engine writes one block of a row after the other; leave it out")
+        sharding.check_rows(slots)
+        self.config.check_rows(1)
+        check_memory(model.config, slots, self.length, self.config)
+        self._structure, self._is_late = self.config.structure(), loop.is_converted_on_cpu(model)
+        self._given, self._model = model, loop.laid_out(model, self.config, self._is_late)
+        self._asked: dict[int, int] = {}  # slot → how many tokens its request writes
+        self._is_new = np.zeros(slots, bool)
+        self._new, self._inputs = self._blank(slots)
+        self._parameters: Parameters = jax.tree.map(
+            lambda x: np.full(slots, x), self.config.parameters(like=self.config)
+        )
+        zero, zeros = np.zeros(slots, np.int32), np.zeros((slots, 1), np.int32)
+        cache = None
+        if self._structure.cache != "none":
+            keys, _ = kv.blank(model, slots * self._structure.cfg_branches, self.length)
+            cache = kv.Cache(keys, jnp.zeros_like(keys))  # of its own memory, to be given away
+        state: Any = (jax.tree.map(np.copy, self._new), zero, zero, zeros, zeros, np.ones(slots, bool), cache)
+        self._state = loop.placed(SamplerState(*state), model)
+
+    @property
+    def free(self) -> list[int]:
+        """Slots that no request has."""
+        return [slot for slot in range(len(self._is_new)) if slot not in self._asked]
+
+    def admit(
+        self,
+        slot: int,
+        request: Sequence[int | None],
+        config: SamplerConfig | None = None,
+        *,
+        key: PRNGKeyArray | int | None = None,
+    ) -> None:
+        """Give a slot to a request. It is written as `generate` (or `infill`) writes it alone, with the same key.
+
+        Args:
+            request: a prompt's ids, or a text with None for a hole.
+            config: its settings; None: the engine's.
+
+        Raises:
+            InputError: a slot that is taken, an id out of range, a request that is too long, or settings that another
+                program would be needed for.
+        """
+        if slot not in self.free:
+            raise InputError(f"slot {slot} is not free; free are {self.free}")
+        model = self._given.config
+        config = self.config if config is None else config
+        if None in arguments.rows_of_ids("request", [request], holes=True)[0]:
+            config = layout.for_holes(model, [request], config)
+            canvas, inputs = layout.with_holes(model, [request], config, key)
+        else:
+            config = config.for_model(model)
+            ids: Any = [request]
+            canvas, inputs = layout.continuation(model, ids, config, key)
+        length = int(canvas.length[0])
+        if length > self.length:
+            raise InputError(
+                f"the request has {length:,} tokens with what is written; this engine's rows {self.length:,}"
+            )
+        parameters = self._checked(config)
+        if not config.stop_at_eos:  # a row without ends has nothing to stop at
+            inputs = inputs._replace(ends=inputs.ends[:, :0])
+        self._put(slot, canvas, inputs)
+        jax.tree.map(lambda rows, x: rows.__setitem__(slot, np.reshape(x, ())), self._parameters, parameters)
+        self._asked[slot] = config.gen_length
+
+    def advance(self, passes: int | None = None) -> list[int]:
+        """Write until a request more is done, or so many passes: one program, and one look at its end from the host.
+
+        Returns:
+            The slots that are done, for `harvest`.
+        """
+        if len(self._done()) < len(self._asked):
+            self._run(_TO_THE_END if passes is None else arguments.whole("passes", passes))
+        return self._done()
+
+    def _done(self) -> list[int]:
+        done = np.asarray(self._state.done)
+        return [slot for slot in sorted(self._asked) if done[slot] and not self._is_new[slot]]
+
+    def harvest(self) -> list[Finished]:
+        """Take what is done, and free its slots."""
+        slots = self._done()
+        canvas = on_host(self._state.canvas) if slots else None
+        found = []
+        for slot in slots:
+            assert canvas is not None
+            arrays: Any = [np.asarray(x)[slot : slot + 1] for x in canvas]
+            row: Any = Canvas(*arrays)
+            row = row._replace(places=np.minimum(row.places[:, : self._asked.pop(slot)], row.length[:, None]))
+            result = texts_of(row)
+            found.append(Finished(slot, result, NotFiniteError(result, [0]) if row.is_masked.any() else None))
+        return found
+
+    def cancel(self, slot: int) -> None:
+        """Free a slot, whatever was written in it.
+
+        Raises:
+            InputError: nobody has it.
+        """
+        if slot not in self._asked:
+            raise InputError(f"slot {slot} has no request; taken are {sorted(self._asked)}")
+        del self._asked[slot]
+        blank, inputs = self._blank(1)
+        self._put(slot, blank, inputs)
+
+    def _run(self, passes: int) -> None:
+        self._state = loop.serve[self._is_late](
+            self._state.cache,
+            self._model,
+            self._state._replace(cache=None),
+            self._new,
+            self._is_new,
+            self._inputs,
+            self._parameters,
+            np.int32(passes),
+            self._structure,
+        )
+        jax.block_until_ready(self._state.done)  # what it was given is ours to change again
+        self._is_new = np.zeros_like(self._is_new)
+
+    def _blank(self, rows: int) -> tuple[Canvas, GenerationInputs]:
+        """Rows with nothing to write."""
+        c, L, vocab = self.config, self.length, self._given.config.vocab_size
+        assert c.block_length is not None
+        assert c.mask_token_id is not None
+        zeros, places = np.zeros((rows, L), np.int32), max(L // c.block_length, 1) * c.block_length
+        canvas: Any = (
+            zeros + c.mask_token_id,
+            zeros > 0,
+            zeros - 1,
+            zeros.astype(np.float32),
+            np.full((rows, places), L, np.int32),
+            *(np.zeros(rows, np.int32) for _ in range(4)),
+        )
+        inputs: Any = (
+            zeros > 0,
+            zeros if c.visibility != "full" else None,
+            np.zeros((rows, 2), np.uint32),
+            np.ones(rows, np.int32),
+            *(np.full((rows, 8), vocab, np.int32) for _ in range(2)),
+        )
+        return Canvas(*canvas), GenerationInputs(*inputs)
+
+    def _put(self, slot: int, canvas: Any, inputs: Any) -> None:
+        """A laid-out row into a slot, cut or filled up to its sizes; stop lists longer than any before make room."""
+        still: Any
+        blank, still = self._blank(1)
+        outside, vocab = canvas.tokens.shape[1], self._given.config.vocab_size
+        canvas = canvas._replace(places=np.where(canvas.places == outside, self.length, canvas.places))
+        mine: Any = self._new
+        every: Any
+        for every, fill, row in zip(mine, blank, canvas, strict=True):
+            every[slot] = _fitted(row[0], fill[0])
+        keys = np.asarray(jax.random.key_data(inputs.keys) if inputs.keys.ndim == 1 else inputs.keys)
+        lists: dict[str, Any] = {}
+        for name in ("forbidden", "ends"):
+            rows, new = getattr(self._inputs, name), getattr(inputs, name)
+            more = np.full((len(rows), max(new.shape[1] - rows.shape[1], 0)), vocab, np.int32)
+            lists[name] = np.concatenate([rows, more], axis=1)
+        self._inputs = self._inputs._replace(**lists)
+        for name, row in inputs._replace(keys=keys)._asdict().items():
+            if row is not None:
+                both: Any = getattr(self._inputs, name)
+                empty: Any = np.full(both.shape[1:], vocab) if name in lists else getattr(still, name)[0]
+                both[slot] = _fitted(row[0], empty)
+        self._is_new[slot] = True
+
+    def _checked(self, config: SamplerConfig) -> Parameters:
+        """The numbers of a request's complete config.
+
+        Raises:
+            InputError: naming the setting that another program would be needed for.
+        """
+        config.check_rows(1)
+        if self.config.stop_at_eos and not config.stop_at_eos and (config.eos == "last" or config.min_length):
+            raise InputError("stop_at_eos: this engine stops at an EOS that eos 'last' and min_length speak of")
+        own, its = self.config.parameters(like=self.config), config.parameters(like=self.config)
+        pairs: list[Any] = [
+            (f"{slot} ({what})", getattr(own, slot), getattr(its, slot)) for slot, what in SLOTS.items()
+        ]
+        for name in ("block_length", "visibility", "cache", "parallel_blocks", "mask_token_id"):
+            pairs.append((name, getattr(self.config, name), getattr(config, name)))
+        pairs.append(("eos", *(c.eos if c.eos == "last" else "free or never" for c in (self.config, config))))
+        for name in ("cfg_scale", "repetition_penalty", "min_length"):
+            pairs.append((name, *("off" if getattr(p, name) is None else "on" for p in (own, its))))
+        for name, here, there in pairs:
+            trees: Any = (jax.tree.structure(here), jax.tree.structure(there))
+            if trees[0] != trees[1] if "(" in name else here != there:
+                raise InputError(
+                    f"{name}: this engine is made for {here}, the request has {there}; make it another one"
+                )
+        return its
+
+
+def _fitted(row: Any, empty: Any) -> Any:
+    """A row cut, or filled up with what an empty one has."""
+    if not np.ndim(empty):
+        return row
+    found = np.array(empty)
+    found[: len(row)] = row[: len(found)]
+    return found

@@ -1,0 +1,175 @@
+"""What is asked, laid out for a sampler: prompts or texts with holes as rows of a canvas, with each row's numbers."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, PRNGKeyArray
+
+from qwen3llada_jax import arguments, sharding
+from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.model.config import ModelConfig
+from qwen3llada_jax.model.coordinates import block_of
+from qwen3llada_jax.model.model import check_tokens
+from qwen3llada_jax.sampling.config import SamplerConfig
+from qwen3llada_jax.sampling.limits import check_memory, check_positions
+from qwen3llada_jax.sampling.state import Canvas, GenerationInputs
+
+
+def bucket(length: int) -> int:
+    """A length rounded up, by at most a quarter, so that few lengths are compiled for."""
+    step = max(16, (1 << max(length - 1, 0).bit_length()) // 8)
+    return max(16, -(-length // step) * step)
+
+
+def continuation(
+    model: ModelConfig,
+    prompts: Int[Array, "B P"] | Sequence[Sequence[int]],
+    config: SamplerConfig,
+    key: PRNGKeyArray | int | None,
+    room: int = 0,
+) -> tuple[Canvas, GenerationInputs]:
+    """Prompts followed by `gen_length` masks, on a canvas for prompts of at least `room` tokens."""
+    rows = [_ids(p, model.vocab_size) for p in arguments.rows_of_ids("prompts", prompts)]
+    if not rows:
+        raise InputError("no prompt to write after")
+    lengths = [len(row) for row in rows]
+    check_positions(model, lengths, config.gen_length)
+    length = max(bucket(max(lengths)), room) + config.gen_length
+    check_memory(model, len(rows), length, config)
+    rows = [np.concatenate([row, np.full(config.gen_length, -1, np.int32)]) for row in rows]
+    return _lay_out(model, rows, lengths, length, config, key)
+
+
+def for_holes(model: ModelConfig, texts: Sequence[Sequence[int | None]], config: SamplerConfig) -> SamplerConfig:
+    """The config of an infilling, complete: as many tokens as the fullest row has holes, in whole blocks.
+
+    Raises:
+        InputError: no holes, or settings that do not go with them.
+    """
+    rows = arguments.rows_of_ids("texts", texts, holes=True)
+    holes = [np.flatnonzero([token is None for token in row]) for row in rows]
+    if not holes or not min(map(len, holes)):
+        raise InputError("nothing to fill: every text needs at least one hole (None)")
+    block, visibility = config.block_length or model.block_length, config.visibility or model.visibility
+    block = block or min(32, max(map(len, holes)))
+    blocks = [int(_order(row, block, visibility)[-1]) // block + 1 for row in holes]
+    length, cache = max(blocks) * block, config.cache or "none"
+    config = dataclasses.replace(config, gen_length=length, block_length=block, stop_at_eos=False, cache=cache)
+    config.passes_of_a_block(list(map(len, holes)), blocks)
+    is_dual, config = cache == "dual", config.for_model(model)
+    if config.cache == "prefix":
+        uses = f"none (under {config.visibility} dual is prefix)" if is_dual else "dual or none"
+        raise InputError(f"infilling has no prefix to keep, text stands on both sides; use cache {uses}")
+    return config
+
+
+def with_holes(
+    model: ModelConfig, texts: Sequence[Sequence[int | None]], config: SamplerConfig, key: PRNGKeyArray | int | None
+) -> tuple[Canvas, GenerationInputs]:
+    """Texts with masks for their holes."""
+    texts = arguments.rows_of_ids("texts", texts, holes=True)
+    lengths = [len(text) for text in texts]
+    check_positions(model, lengths, 0)
+    check_memory(model, len(texts), bucket(max(lengths)), config)
+    rows = []
+    for text in texts:
+        row = np.full(len(text), -1, np.int32)
+        row[[token is not None for token in text]] = _ids([t for t in text if t is not None], model.vocab_size)
+        rows.append(row)
+    return _lay_out(model, rows, [0] * len(rows), bucket(max(lengths)), config, key)
+
+
+def _lay_out(
+    model: ModelConfig,
+    rows: list[np.ndarray],
+    prompt_length: list[int],
+    length: int,
+    config: SamplerConfig,
+    key: PRNGKeyArray | int | None,
+) -> tuple[Canvas, GenerationInputs]:
+    """Rows with -1 where something is to be written, padded to `length`."""
+    assert config.mask_token_id is not None
+    assert config.block_length is not None
+    assert config.visibility is not None
+    B = len(rows)
+    sharding.check_rows(B)
+    config.check_rows(B)
+    tokens = np.full((B, length), config.mask_token_id, np.int32)
+    is_masked, is_given = np.zeros((B, length), bool), np.zeros((B, length), bool)
+    places = np.full((B, config.gen_length), length, np.int32)
+    block, blocks = np.zeros((B, length), np.int32), np.zeros(B, np.int32)
+    for i, row in enumerate(rows):
+        holes = np.flatnonzero(row == -1)
+        tokens[i, : len(row)] = np.where(row == -1, config.mask_token_id, row)
+        is_masked[i, holes], is_given[i, : len(row)] = True, row != -1
+        order = _order(holes, config.block_length, config.visibility)
+        places[i, order], blocks[i] = holes, order[-1] // config.block_length + 1
+        block[i] = block_of(np.arange(length), int(holes[0]), config.block_length)
+    zeros = np.zeros(B, np.int32)
+    # All of numpy: an operation for each of them, outside a program, would cost more than a pass.
+    arrays: list[Any] = [
+        tokens,
+        is_masked,
+        np.full((B, length), -1, np.int32),
+        is_given.astype(np.float32),
+        places,
+        np.asarray(prompt_length, np.int32),
+        np.asarray([len(row) for row in rows], np.int32),
+        zeros,
+        zeros,
+    ]
+    still: list[Any] = [
+        is_given,
+        block if config.visibility != "full" else None,
+        _keys(key, B),
+        config.passes_of_a_block(is_masked.sum(axis=1).tolist(), blocks.tolist()),
+        *(_padded(ids, model.vocab_size)[None] for ids in ids_of(config)),
+    ]
+    return Canvas(*arrays), GenerationInputs(*still)
+
+
+def ids_of(config: SamplerConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(ids that are never written, ids that end a text) of a complete config."""
+    ends = config.eos_token_ids or ()
+    return config.forbid + (ends if config.eos == "never" else ()), ends
+
+
+def _padded(ids: Sequence[int], outside: int) -> Int[np.ndarray, " n"]:
+    """Ids, filled up to a power of two, so that few numbers of them are compiled for."""
+    padded = np.full(1 << (len(ids) - 1).bit_length() if ids else 0, outside, np.int32)
+    padded[: len(ids)] = ids
+    return padded
+
+
+def _order(holes: Int[np.ndarray, " H"], block_length: int, visibility: str) -> Int[np.ndarray, " H"]:
+    """Where in `Canvas.places` each hole stands: a block is of so many holes, or where it is a rule's, positions."""
+    number = np.arange(len(holes))
+    if visibility == "full":
+        return number
+    _, first, block = np.unique((holes - holes[0]) // block_length, return_index=True, return_inverse=True)
+    return block * block_length + number - first[block]
+
+
+def _ids(row: list[int], vocab_size: int) -> Int[np.ndarray, " P"]:
+    array = np.asarray(row, dtype=object)  # of any size: what lies outside the table is named
+    check_tokens(array, vocab_size)
+    return array.astype(np.int32)
+
+
+def _keys(key: PRNGKeyArray | int | None, rows: int) -> PRNGKeyArray:
+    key = arguments.key(0 if key is None else key)
+    if key.ndim:
+        if key.shape != (rows,):
+            raise InputError(f"key must be one, or one for each of the {rows} rows, not {key.shape}")
+        return key
+    return _of_rows(key, rows)
+
+
+@functools.partial(jax.jit, static_argnames="rows")
+def _of_rows(key: PRNGKeyArray, rows: int) -> PRNGKeyArray:
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows))

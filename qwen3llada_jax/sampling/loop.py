@@ -1,0 +1,159 @@
+"""The compiled programs of the sampler: passes until rows are done, and where everything lies meanwhile."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, SingleDeviceSharding
+from jaxtyping import Array, Bool, Int
+
+from qwen3llada_jax.model.kv_cache import AXES, Cache
+from qwen3llada_jax.model.layers import unstack_layers
+from qwen3llada_jax.model.model import Qwen3LLaDA
+from qwen3llada_jax.sampling.config import SamplerConfig
+from qwen3llada_jax.sampling.forward import block_start_differs, first_cache, with_new_rows
+from qwen3llada_jax.sampling.slots import Parameters, Structure
+from qwen3llada_jax.sampling.state import Canvas, GenerationInputs, SamplerState
+from qwen3llada_jax.sampling.step import unmask
+from qwen3llada_jax.sharding import canonical_spec, constrain
+
+
+def compilations() -> int:
+    """How many sampling programs this process has compiled so far."""
+    return sum(program._cache_size() for programs in (begin, advance, serve) for program in programs.values())
+
+
+def placed(state: SamplerState, model: Qwen3LLaDA) -> SamplerState:
+    """Where the passes leave it: else a second call would be compiled anew.
+
+    Over several hosts that stays: no host has the rows of the others.
+    """
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        weights = next(x for x in jax.tree.leaves(model) if isinstance(x, jax.Array))
+        return jax.device_put(state, SingleDeviceSharding(next(iter(weights.devices()))))
+    if jax.process_count() > 1:
+        return state
+    places = jax.tree.map(lambda axes: NamedSharding(mesh, canonical_spec(axes)), _axes(state), is_leaf=_is_axes)
+    return jax.device_put(state, places)
+
+
+def _axes(state: SamplerState) -> Any:
+    """The logical axes of every array of a state."""
+    rows = jax.tree.map(lambda x: ("batch",) + ("length",) * (np.ndim(x) - 1), state._replace(cache=None))
+    cache: Any = (AXES, AXES)
+    return rows._replace(cache=None if state.cache is None else Cache(*cache))
+
+
+def _is_axes(x: Any) -> bool:
+    return isinstance(x, tuple) and all(isinstance(axis, str) for axis in x)
+
+
+def laid_out(model: Qwen3LLaDA, config: SamplerConfig, is_converted: bool) -> Qwen3LLaDA:
+    """The same model in the same memory, its layers as they are fastest to run.
+
+    With a cache they stay stacked: such a program holds them three times over, and would compile ten times as long.
+    Of converted layers that lie apart XLA would hold the copies of all at once.
+    """
+    if config.cache != "none" or is_converted:
+        return model
+    model = jax.tree.map(lambda x: x, model)  # a shallow copy
+    model.layers = unstack_layers(model.layers)
+    return model
+
+
+def is_converted_on_cpu(model: Qwen3LLaDA) -> bool:
+    """Whether XLA converts the weights before it multiplies: CPUs do so in float32."""
+    weights = jax.tree.leaves(model)
+    platforms = {device.platform for x in weights if isinstance(x, jax.Array) for device in x.devices()}
+    return "cpu" in platforms and {str(x.dtype) for x in weights} | {str(jnp.dtype(model.compute_dtype))} != {"float32"}
+
+
+def passes_of(
+    cache: Cache | None,
+    model: Qwen3LLaDA,
+    state: SamplerState,
+    inputs: GenerationInputs,
+    parameters: Parameters,
+    passes: Int[Array, ""],
+    enough: Int[Array, ""],
+    structure: Structure,
+) -> SamplerState:
+    """At most so many passes, until `enough` rows are done.
+
+    Passes of a block start where a row begins a block, others until the next row does.
+    """
+    Carry = tuple[SamplerState, Array]
+
+    def goes_on(carry: Carry) -> Array:
+        return (carry[0].done.sum() < enough) & (carry[1] > 0)
+
+    def one(is_block_start: bool) -> Callable[[Carry], Carry]:
+        return lambda carry: (
+            unmask(model, carry[0], inputs, parameters, structure, is_block_start),
+            carry[1] - 1,
+        )
+
+    def both(carry: Carry) -> Carry:
+        carry = jax.lax.while_loop(lambda c: goes_on(c) & c[0].begins.any(), one(True), carry)
+        return jax.lax.while_loop(lambda c: goes_on(c) & ~c[0].begins.any(), one(False), carry)
+
+    body = both if block_start_differs(model, structure) else one(False)
+    state = jax.lax.while_loop(goes_on, body, (state._replace(cache=cache), passes))[0]
+    return jax.tree.map(lambda axes, x: constrain(x, *axes), _axes(state), state, is_leaf=_is_axes)
+
+
+def served(
+    cache: Cache | None,
+    model: Qwen3LLaDA,
+    state: SamplerState,
+    new: Canvas,
+    is_new: Bool[Array, " B"],
+    inputs: GenerationInputs,
+    parameters: Parameters,
+    passes: Int[Array, ""],
+    structure: Structure,
+) -> SamplerState:
+    """Rows that begin take their places; then passes until one row more is done, at most so many.
+
+    Args:
+        new: what the rows `is_new` begin with; one with nothing to write is done.
+        inputs: its `keys` are their data.
+    """
+    inputs = inputs._replace(keys=jax.random.wrap_key_data(inputs.keys))
+
+    def begun(x: Array, new: Array) -> Array:
+        return jnp.where(is_new.reshape(-1, *[1] * (x.ndim - 1)), new, x)
+
+    zero = jnp.zeros_like(state.block)
+    first = SamplerState(new, zero, zero, zero[:, None], zero[:, None], ~new.is_masked.any(axis=1), None)
+    state = jax.tree.map(begun, state, first)
+    if cache is not None:
+        cache = jax.lax.cond(
+            is_new.any(),
+            lambda cache: with_new_rows(model, cache, state.canvas, inputs, structure, is_new),
+            lambda cache: cache,
+            cache,
+        )
+    return passes_of(cache, model, state, inputs, parameters, passes, state.done.sum() + 1, structure)
+
+
+def _programs(function: Callable[..., Any], donated: tuple[str, ...] = ()) -> dict[bool, Any]:
+    """A function compiled as XLA likes it; and (True) so that each layer's weights are converted where they are used.
+
+    XLA likes to convert all weights before the first pass and to hold both.
+    """
+    late = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
+    return {
+        is_late: jax.jit(
+            function, static_argnames="structure", donate_argnames=donated, compiler_options=late if is_late else None
+        )
+        for is_late in (False, True)
+    }
+
+
+begin = _programs(first_cache)
+advance = _programs(passes_of, donated=("cache",))
+serve = _programs(served, donated=("cache",))
