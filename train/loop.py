@@ -22,7 +22,7 @@ from .monitor.run_log import RunLog, info
 from .monitor.throughput import Throughput, peak_of_run
 from .objective import DeviceBatch
 from .optim import bad_updates
-from .optim.optimizer import schedule
+from .optim.schedule import schedule
 from .runtime import hints
 from .runtime.preemption import Stop, stop_requests
 from .step import State, eval_params
