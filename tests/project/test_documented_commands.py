@@ -81,7 +81,7 @@ COMMANDS: dict[str, dict[str, Run | Left]] = {
         "pip install '.[plan]'": Left("takes an index; the test extra holds the same"),
         "python -m train.plan --config configs/plan.yaml --model qwen3-0.6b --topology v5e:4x4 "
         "--training.batch_size 16": Run("--training.max_length 1024"),
-        "pytest -s -k never_holds tests/test_plan.py": Left("make test runs it"),
+        "pytest -s -k never_holds tests/training/test_plan.py": Left("make test runs it"),
     },
     "docs/sampling.md": {
         "python -m sample.generate --model runs/sft --chat --prompts asks.jsonl --num-samples 4 --temperature 0.7 "
