@@ -187,6 +187,12 @@ def test_k11_every_flag_that_is_named_exists(capsys, monkeypatch):
                 assert flag.replace("_", "-") in known, f"{module} --{flag}"
 
 
+def test_every_file_of_code_that_a_page_names_is_there():
+    for page in PAGES:
+        for name in re.findall(r"`([\w/]+/[\w/]*\w\.py)`", (ROOT / page).read_text()):
+            assert (ROOT / name).is_file() or (ROOT / "qwen3llada_jax" / name).is_file(), f"{page}: {name}"
+
+
 def test_k11_every_target_of_make_that_is_named_exists():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
     for page in PAGES:
