@@ -19,10 +19,10 @@ import numpy as np
 
 from qwen3llada_jax import sharding
 from qwen3llada_jax.model import model
-from train.checkpoint.base_model import find_start
+from train.checkpoint.base_model import find_base_model
 from train.checkpoint.initial_state import first_state
 from train.config.parse import read_config
-from train.data.batches import held_out_rows, training_batches
+from train.data.batches import load_eval_rows, training_batches
 from train.evaluate import evaluate
 from train.objective import objective_of
 from train.optim.optimizer import optimizer
@@ -45,7 +45,7 @@ def main() -> None:
         row = measure(name, flags.model, flags.steps)
         rows.append(row | {"of_adamw": row["state_bytes"] / (rows or [row])[0]["state_bytes"]})
         print(
-            f"{name:10}{row['lr']:8.0e}{row['train']:9.4f}{row['held_out']:10.4f}{row['state_bytes'] / 1e6:11.2f}"
+            f"{name:10}{row['lr']:8.0e}{row['train']:9.4f}{row['eval_rows']:10.4f}{row['state_bytes'] / 1e6:11.2f}"
             f"{rows[-1]['of_adamw']:10.1%}{row['step_ms']:10.0f}{row['update_ms']:8.1f}",
             flush=True,
         )
@@ -61,12 +61,12 @@ def measure(name: str, folder: str, steps: int) -> dict[str, Any]:
         "evaluation.eval_name": ROOT / "examples/data/shakespeare/valid.txt",
     }  # fmt: skip
     config = read_config(ROOT / "configs" / "demo.yaml", [(k, str(v)) for k, v in given.items()])
-    start = find_start(config)
+    start = find_base_model(config)
     live, mask_id = start.config.live_vocab_size, start.config.mask_token_id
     assert live is not None
     assert mask_id is not None
     batches = training_batches(config, start.tokenizer, start.config.vocab_size)
-    held_out = held_out_rows(config, start.tokenizer, start.config.vocab_size)
+    eval_rows = load_eval_rows(config, start.tokenizer, start.config.vocab_size)
     graphdef, _, roles = model.abstract(start.config)
     mesh, tx = sharding.make_mesh(), optimizer(config, steps, roles)
     shapes, shardings = state_shardings(start.config, tx, mesh)
@@ -83,14 +83,14 @@ def measure(name: str, folder: str, steps: int) -> dict[str, Any]:
             losses.append(float(metrics["loss"]))
             times.append(time.perf_counter() - begin)
         eval_fn = make_eval_step(graphdef, objective_of(config, mask_id, live, for_evaluation=True))
-        held = evaluate(eval_fn, state["params"], held_out, start.tokenizer.eos_token_id, config, mesh)
+        held = evaluate(eval_fn, state["params"], eval_rows, start.tokenizer.eos_token_id, config, mesh)
         update_times = time_of_update(tx, state)
     return {
         "optimizer": name,
         "lr": RATES[name],
         "first": losses[0],
         "train": statistics.mean(losses[-max(1, steps // 10) :]),
-        "held_out": held["eval_loss"],
+        "eval_rows": held["eval_loss"],
         "state_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(state["opt"])),
         "step_ms": 1e3 * statistics.median(times),
         "update_ms": 1e3 * update_times,

@@ -21,14 +21,14 @@ from qwen3llada_jax.checkpoint import model_folder
 from qwen3llada_jax.model import model
 from qwen3llada_jax.model.config import ModelConfig
 from train.checkpoint import manager as checkpoints
-from train.config.schema import Config, DatasetConfig, StartConfig
+from train.config.schema import BaseModelConfig, Config, DatasetConfig
 from train.optim.optimizer import optimizer
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def measure(config: ModelConfig, repeats: int) -> dict:
-    settings = Config(model=StartConfig(base_model_path="."), dataset=DatasetConfig(name="."))
+    settings = Config(model=BaseModelConfig(base_model_path="."), dataset=DatasetConfig(name="."))
     _, shapes, roles = model.abstract(config)
     params = jax.tree.map(lambda x: jnp.full(x.shape, 0.5, x.dtype), shapes)
     state = {"params": params, "opt": optimizer(settings, 10, roles).init(params), "step": jnp.int32(0)}

@@ -2,6 +2,11 @@
 
 A program declares its flags as the fields of a dataclass; `parse` makes an argparse parser of it, and an instance of it
 of the command line. shtab makes a shell's completions of the same parser (`--print-completion`).
+
+Of the libraries that read dataclasses by themselves, tyro 1.0 takes `None` as a value of every optional flag, knows no
+`--no-` of `bool | None`, takes the last of two values and tells errors in boxes, which only a private hook opens. Of
+cyclopts 5 the lines of errors, the pages of help and the numbers (1_6 is 16) would all be written anew. Both, and
+jsonargparse, add a tenth to a fifth of a second to every start.
 """
 
 import argparse
@@ -119,44 +124,34 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             **settings,
         )
-        self.made, self.keys = flags, dict[str, str]()
+        self.made, self.keys = flags, list[str]()
         if self.add_help:
             self.add_argument("--print-completion", action=_PrintCompletion, choices=("bash", "zsh"), help=_COMPLETION)
-        owners = [owner for owner in reversed(flags.__mro__) if dataclasses.is_dataclass(owner)]
-        first: dict[str, Any] = {}
-        for owner in owners:
-            for field in dataclasses.fields(owner):
-                first.setdefault(field.name, owner)
-        for owner in (flags, *owners[:-1]):
-            title, _, text = (owner.__doc__ or "").rstrip(".").partition(":")
-            group = self if owner is flags else self.add_argument_group(title.lower(), text.strip() or None)
-            for field in dataclasses.fields(flags):
-                if first[field.name] is not owner:
-                    continue
-                if field.metadata["keys"] is None:
-                    _add(group, field)
-                else:
-                    self._add_keys(field.name, field.metadata["keys"])
-
-    def _add_keys(self, dest: str, keys: Mapping[str, str]) -> None:
-        groups: dict[str, Any] = {}
-        for name, text in keys.items():
-            section = name.rpartition(".")[0]
-            if section not in groups:
-                groups[section] = self.add_argument_group(section)
-            groups[section].add_argument(f"--{name}", dest=f"{dest} {name}", metavar="X", help=text.replace("%", "%%"))
-            self.keys[name] = dest
-        self.usage = "%(prog)s [--key value …]"
+        groups: dict[Any, Any] = {flags: self}
+        for field in sorted(dataclasses.fields(flags), key=lambda field: _owner(flags, field) is not flags):
+            owner = _owner(flags, field)
+            if owner not in groups:
+                title, _, text = (owner.__doc__ or "").rstrip(".").partition(":")
+                groups[owner] = self.add_argument_group(title.lower(), text.strip() or None)
+            if (keys := field.metadata["keys"]) is None:
+                _add(groups[owner], field)
+                continue
+            self.usage = "%(prog)s [--key value …]"
+            self.keys += keys
+            for name, text in keys.items():
+                section = name.rpartition(".")[0]
+                if section not in groups:
+                    groups[section] = self.add_argument_group(section)
+                groups[section].add_argument(f"--{name}", dest=name, metavar="X", help=text.replace("%", "%%"))
 
     def read(self, typed: Sequence[str]) -> Any:
         """Read an instance of the dataclass."""
         found = vars(self.parse_args(self._spelled(typed)))
-        values = {f.name: found[f.name] for f in dataclasses.fields(self.made) if f.name in found}
-        values |= {dest: {} for dest in self.keys.values()}
-        for name, dest in self.keys.items():
-            if (text := found[f"{dest} {name}"]) is not None:
-                values[dest][name] = text
-        return self.made(**{name: _at_home(value) for name, value in values.items()})
+        values = {}
+        for name, keys in ((field.name, field.metadata["keys"]) for field in dataclasses.fields(self.made)):
+            given = {key: found[key] for key in keys or () if found[key] is not None}
+            values[name] = _at_home(found[name]) if keys is None else given
+        return self.made(**values)
 
     def _spelled(self, typed: Sequence[str]) -> list[str]:
         """What is typed, with options as they are declared and `=` before a value.
@@ -230,6 +225,11 @@ _READERS: dict[Any, tuple[Callable[[str], Any], str | None]] = {
     float: (float, "X"),
     tuple[int, ...]: (ids, "IDS"),
 }
+
+
+def _owner(flags: Any, field: dataclasses.Field) -> Any:
+    """The class that declares a field first."""
+    return next(base for base in reversed(flags.__mro__) if field.name in getattr(base, "__dataclass_fields__", ()))
 
 
 def _add(group: Any, field: dataclasses.Field) -> None:

@@ -1,4 +1,4 @@
-"""Bad input to train.run, train.plan and train.report: one line that names the thing and the mend, nothing written."""
+"""Bad input to train.run, train.plan and train.report: one line that names the thing and the fix, nothing written."""
 
 import json
 import shutil
@@ -18,16 +18,16 @@ from test_train import settings
 import qwen3llada_jax as q
 from qwen3llada_jax import cli
 from train import plan, report, run
-from train.checkpoint.base_model import find_start
+from train.checkpoint.base_model import find_base_model
 from train.config import unused_keys
 from train.config.parse import read_config
 from train.config.schema import Config, TrainingConfig, flat
 from train.data import sources
-from train.data.batches import held_out_rows, training_batches
+from train.data.batches import load_eval_rows, training_batches
 from train.data.shuffle import shares
 from train.monitor import samples
 from train.optim import bad_updates
-from train.planning.hardware import machine
+from train.planning.hardware import hardware_of
 
 
 @contextmanager
@@ -213,7 +213,7 @@ def test_conversations_that_are_none(start, tokenizer, tmp_path, row, part):
 def test_splits_and_weights_that_are_none(start, tokenizer, tmp_path):
     (tmp_path / "train.txt").write_text("a")
     with refused("has no split 'validation'; set evaluation.eval_split to one of train"):
-        held_out_rows(configured(start, evaluation__eval_name=tmp_path), tokenizer, 1088)
+        load_eval_rows(configured(start, evaluation__eval_name=tmp_path), tokenizer, 1088)
     with refused("holds no file of a known kind"):
         (tmp_path / "sub").mkdir()
         sources.load(str(tmp_path / "sub"), None, "train")
@@ -226,12 +226,12 @@ def test_splits_and_weights_that_are_none(start, tokenizer, tmp_path):
 
 def test_mask_tokens_and_templates_that_do_not_do(start, tokenizer, tmp_path):
     with refused(f"model.mask_token_id {tokenizer.eos_token_id} is an EOS", "auto"):
-        find_start(configured(start, **{"model.mask_token_id": tokenizer.eos_token_id}))
-    architecture = find_start(configured(start)).config
+        find_base_model(configured(start, **{"model.mask_token_id": tokenizer.eos_token_id}))
+    architecture = find_base_model(configured(start)).config
     few = {"evaluation.prompts": "[a]", "evaluation.max_new_tokens": 64, "evaluation.block_length": 7}
     with refused("evaluation: gen_length 64 is not a multiple of block_length 7", "gen_length is max_new_tokens"):
         samples.check(configured(start, **few), architecture, tokenizer)
-    other = find_start(configured(start)).tokenizer
+    other = find_base_model(configured(start)).tokenizer
     asks = configured(start, **{"evaluation.prompts": "[a]", "training.mode": "sft"})
     for template, part in (
         ("{% if %}", "cannot be read"),
@@ -273,7 +273,7 @@ def test_places_that_cannot_hold_a_run(start, tmp_path, monkeypatch):
 @pytest.mark.parametrize("topology", ["", "v5e", "gpu:8", "v5e:4y4", "cpu:0", "cpu:x"])
 def test_machines_that_are_none(topology):
     with refused("--topology", "as in cpu:8"):
-        machine(topology)
+        hardware_of(topology)
 
 
 @pytest.mark.parametrize(
@@ -341,7 +341,7 @@ def test_k16_a_bad_first_update_names_no_checkpoint():
         with pytest.raises(q.InputError) as told:
             bad_updates.report(1, bad, TrainingConfig(on_nan="stop"), print, has_saved=has_saved)
         assert ("from the newest checkpoint" in str(told.value)) == has_saved
-        assert ("before anything was saved. Start again" in str(told.value)) != has_saved
+        assert ("before anything was saved. BaseModel again" in str(told.value)) != has_saved
 
 
 def test_k16_a_run_that_skips_all_updates_does_not_end_well(start, tmp_path, monkeypatch):

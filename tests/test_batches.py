@@ -17,7 +17,7 @@ from train import step as training
 from train.config.parse import as_yaml, read_config
 from train.config.schema import Config, DatasetConfig, TrainingConfig, flat
 from train.data import loader, shuffle
-from train.data.batches import IndexedBatches, held_out_rows, training_batches
+from train.data.batches import IndexedBatches, load_eval_rows, training_batches
 from train.monitor.jsonl import read_lines
 from train.objective import DeviceBatch, objective_of
 from train.run import train
@@ -107,7 +107,7 @@ def test_a_mixture_of_files_is_read_from_yaml_and_flags(tmp_path, tokenizer, sta
     assert "documents: 5, " in batches.report
     assert "drawn 75.00%, 25.00%" in batches.report
     with pytest.raises(q.InputError, match=r"dataset\.mixture has no splits, so nothing is held out"):
-        held_out_rows(config, tokenizer, 1088)
+        load_eval_rows(config, tokenizer, 1088)
 
 
 # ---- counts --------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from qwen3llada_jax.text.conversations import Columns
 from qwen3llada_jax.text.tokens import load_tokenizer
 from train.data import loader, shuffle, sources
 from train.data.rows import rows_of
-from train.data.tokenize import Reading, Recipe
+from train.data.tokenize import Reading, TokenizeConfig
 
 TEXTS = ["Speak, speak.", "We know't, we know't.", "No more talking on't; let it be done: away, away!"]
 
@@ -24,9 +24,9 @@ def ids_of(tokenizer, texts):
     return [[*tokenizer(t).input_ids, tokenizer.eos_token_id] for t in texts]
 
 
-def pretraining(name, tokenizer, length=8, pack=True, column=None, split="train", divide=False):
-    recipe, source = Recipe("pretrain", length, pack, divide), sources.load(name, None, split)
-    return rows_of(source, recipe, tokenizer, Reading(column), num_proc=None)
+def pretraining(name, tokenizer, length=8, pack=True, column=None, split="train", boundaries=False):
+    how, source = TokenizeConfig("pretrain", length, pack, boundaries), sources.load(name, None, split)
+    return rows_of(source, how, tokenizer, Reading(column), num_proc=None)
 
 
 def test_every_kind_of_local_file_gives_the_same_rows(tmp_path, tokenizer):
@@ -70,7 +70,7 @@ def test_unpacked_documents_get_rows_of_their_own(tmp_path, tokenizer):
 def test_a_folder_of_texts_holds_one_document_per_file(tmp_path, tokenizer):
     for number, text in enumerate(["One.\n\nTwo.\n", "Three."]):
         (tmp_path / f"{number}.txt").write_text(text)
-    rows = pretraining(str(tmp_path), tokenizer, length=2, divide=True)
+    rows = pretraining(str(tmp_path), tokenizer, length=2, boundaries=True)
     assert len(rows.documents) == 2
     assert tokenizer.decode(rows.values[:]) == "One.\n\nTwo.\n<|endoftext|>Three.<|endoftext|>"
 
@@ -128,12 +128,12 @@ def test_tokenized_conversations_are_made_anew_for_another_length_or_template(tm
 
 def test_several_processes_give_the_same_rows_and_the_same_errors(tmp_path, tokenizer, recwarn):
     texts = [{"text": f"{i} " + "word " * (i % 7)} for i in range(50)]
-    recipe = Recipe("pretrain", 8)
+    how = TokenizeConfig("pretrain", 8)
 
     def rows(file, column, workers):
         source = sources.load(file, None, "train")
         with sources.readable(file):
-            return rows_of(source, recipe, tokenizer, Reading(column), num_proc=workers)
+            return rows_of(source, how, tokenizer, Reading(column), num_proc=workers)
 
     one, two = (
         rows(write(tmp_path / "a.jsonl", texts), None, 1),
@@ -160,7 +160,9 @@ def test_ids_in_pieces_read_as_one_array():
 def test_empty_documents_are_dropped_and_counted(tmp_path, tokenizer):
     texts = [TEXTS[0], "", None, TEXTS[1], ""]
     for pack in (True, False):
-        rows = pretraining(write(tmp_path / "a.jsonl", [{"text": t} for t in texts]), tokenizer, 4, pack, divide=True)
+        rows = pretraining(
+            write(tmp_path / "a.jsonl", [{"text": t} for t in texts]), tokenizer, 4, pack, boundaries=True
+        )
         np.testing.assert_array_equal(rows.values[:], np.concatenate(ids_of(tokenizer, TEXTS[:2])))
         assert "rows: 5 = 2 used + 3 left out" in rows.report
         assert f"3 left out: its text is empty (first: {tmp_path / 'a.jsonl'}:2)" in rows.report
@@ -199,8 +201,8 @@ SAME = {
 def sft(path, rows, tokenizer, length=64, template="chat", columns=Columns(), **more):
     """Rows of these examples, written to `path`; of the file as it is, where `rows` is None."""
     name = str(path) if rows is None else write(path, rows)
-    recipe, source = Recipe("sft", length, template=template, **more), sources.load(name, None, "train")
-    return rows_of(source, recipe, tokenizer, Reading(columns=columns), num_proc=None)
+    how, source = TokenizeConfig("sft", length, template=template, **more), sources.load(name, None, "train")
+    return rows_of(source, how, tokenizer, Reading(columns=columns), num_proc=None)
 
 
 def tokens_of(rows, number):

@@ -14,7 +14,7 @@ from train.data import sources
 from train.data.batches import training_batches
 from train.data.rows import rows_of
 from train.data.token_cache import tokenized
-from train.data.tokenize import Reading, Recipe
+from train.data.tokenize import Reading, TokenizeConfig
 
 WORDS = st.sampled_from(
     ["", "Who?", "I am.", " ", "\n\n", "</think>", "<think>x</think>y", "<|im_end|>", "{{ x }}", "é😀"]
@@ -60,13 +60,13 @@ def check(folder: Path, lines: list[bytes], mode: str, template: str, tokenizer)
     file.write_bytes(b"\n".join(lines) + b"\n")
     source = None
     rows = sum(bool(line.removeprefix(b"\xef\xbb\xbf" if i == 0 else b"").strip()) for i, line in enumerate(lines))
-    recipe = Recipe(mode, 64, pack=False, template=template)
+    how = TokenizeConfig(mode, 64, pack=False, template=template)
     try:
         with sources.readable(str(file)):
             source = sources.load(str(file), None, "train")
-            made = tokenized(source, recipe, tokenizer, Reading(), None)
+            made = tokenized(source, how, tokenizer, Reading(), None)
             account = made.account(source)
-            found = rows_of(source, recipe, tokenizer, Reading(), num_proc=None)
+            found = rows_of(source, how, tokenizer, Reading(), num_proc=None)
     except q.InputError as error:
         line = str(error)
         assert len(line) < 500, line

@@ -14,7 +14,7 @@ from test_train import run, settings
 import qwen3llada_jax as q
 from converters.from_hf import convert
 from qwen3llada_jax.text import mask_token, tokens
-from train.checkpoint.base_model import find_start, settled
+from train.checkpoint.base_model import find_base_model, settled
 from train.config.parse import as_yaml, read_config
 from train.monitor import samples
 from train.objective import DeviceBatch, objective_of
@@ -128,7 +128,7 @@ def test_k4_what_generation_config_says_ends_a_text_is_no_mask_token(start, tmp_
     with pytest.raises(q.InputError, match="--mask-token-id 5 is an EOS"):
         import_(folder, tmp_path, "5")
     with pytest.raises(q.InputError, match=r"model.mask_token_id 5 is an EOS"):
-        find_start(configured(folder, model__mask_token_id=5))
+        find_base_model(configured(folder, model__mask_token_id=5))
     bare = save_torch(torch_model(1), tmp_path / "bare")  # without a tokenizer, too
     (bare / "generation_config.json").write_text('{"eos_token_id": 5}')
     with pytest.raises(q.InputError, match="--mask-token-id 5 is an EOS"):
@@ -157,10 +157,10 @@ def test_k18_samples_of_training_end_where_the_models_texts_end(start, tmp_path,
 def test_k4_a_later_stage_keeps_the_models_mask_token(start, tmp_path):
     folder = changed(start, tmp_path / "ours", mask_token_id=1055)
     for asked in ("auto", "null", "1055"):
-        found = find_start(configured(folder, **{"model.mask_token_id": asked}))
+        found = find_base_model(configured(folder, **{"model.mask_token_id": asked}))
         assert found.config.mask_token_id == found.mask_token.id == 1055
     assert "asked for by model.mask_token_id" in str(found.mask_token)
-    assert "config.json" in str(find_start(configured(folder)).mask_token)
+    assert "config.json" in str(find_base_model(configured(folder)).mask_token)
 
 
 def test_k4_a_change_between_stages_needs_a_flag(start, tmp_path):
@@ -168,26 +168,26 @@ def test_k4_a_change_between_stages_needs_a_flag(start, tmp_path):
     with pytest.raises(
         q.InputError, match=r"1060 is not the mask token 1055 that .* set model.change_mask_token: true"
     ):
-        find_start(configured(folder, **{"model.mask_token_id": 1060}))
+        find_base_model(configured(folder, **{"model.mask_token_id": 1060}))
     told = {"model.mask_token_id": 1060, "model.change_mask_token": True}
-    assert find_start(configured(folder, **told)).config.mask_token_id == 1060
+    assert find_base_model(configured(folder, **told)).config.mask_token_id == 1060
     assert (
-        find_start(configured(changed(folder, tmp_path / "run", mask_token_id=1060), **told)).config.mask_token_id
+        find_base_model(configured(changed(folder, tmp_path / "run", mask_token_id=1060), **told)).config.mask_token_id
         == 1060
     )
     for asked in ("auto", "null"):
         with pytest.raises(q.InputError, match=r"change_mask_token has no effect without model\.mask_token_id"):
-            find_start(configured(folder, **told | {"model.mask_token_id": asked}))
+            find_base_model(configured(folder, **told | {"model.mask_token_id": asked}))
 
 
 def test_k4_training_asks_the_tokenizer_too(start, tmp_path):
     own = with_mask_text(start, tmp_path / "own", "<|mask|>")
     for asked in ("auto", "null"):
-        found = find_start(configured(own, **{"model.mask_token_id": asked}))
+        found = find_base_model(configured(own, **{"model.mask_token_id": asked}))
         assert found.config.mask_token_id == 1050
         assert str(found.mask_token) == "1050 ('<|mask|>'; the tokenizer's own)"
     with pytest.raises(q.InputError, match="no mask token: the model folder names none"):
-        find_start(configured(start, **NO_FLAG))
+        find_base_model(configured(start, **NO_FLAG))
 
 
 # ---- visibility ----------------------------------------------------------------------------------------------
@@ -196,7 +196,7 @@ def test_k4_training_asks_the_tokenizer_too(start, tmp_path):
 def sees(start, **changes):
     """(visibility, block length, do prompts see answers) of a run, its config, and what is said of it."""
     config = configured(start, **changes)
-    found = find_start(config)
+    found = find_base_model(config)
     config = settled(config, found.blocks)
     c = found.config
     return (c.visibility, c.block_length, c.prompt_sees_answer), config, found.visibility

@@ -31,7 +31,7 @@ from train.monitor import model_flops, trackers
 from train.monitor.console import Progress
 from train.monitor.jsonl import JsonLines, read_lines
 from train.monitor.profiler import Profile
-from train.monitor.throughput import MEASURED, Meter, peak_of_run
+from train.monitor.throughput import MEASURED, Throughput, peak_of_run
 from train.objective import DeviceBatch, objective_of
 from train.optim import bad_updates
 from train.optim.optimizer import optimizer
@@ -104,26 +104,28 @@ def test_peak_of_a_run():
 
 def test_meter_leaves_out_pauses_and_counts_padding():
     now = [100.0]
-    meter = Meter(SMALL, 1e9, clock=lambda: now[0])
+    throughput = Throughput(SMALL, 1e9, clock=lambda: now[0])
     numbers = np.zeros(2, np.int32)
     for real in (8, 5):
-        with meter.waiting():
+        with throughput.waiting():
             now[0] += 0.5
         now[0] += 1.5
-        meter.count(Batch(np.zeros((2, 8), np.int32), numbers, np.array([8, real], np.int32), numbers, numbers + 8))
-    with meter.paused(jnp.zeros(3)):
+        throughput.count(
+            Batch(np.zeros((2, 8), np.int32), numbers, np.array([8, real], np.int32), numbers, numbers + 8)
+        )
+    with throughput.paused(jnp.zeros(3)):
         now[0] += 1000
-    rates = meter.read()
+    rates = throughput.read()
     expected = {
         "tokens_per_second": 32 / 4, "real_tokens_per_second": 29 / 4, "seconds_per_update": 2.0, "data_wait": 0.25,
         "mfu": 32 * model_flops.training_flops_per_token(SMALL, 8) / 4 / 1e9,
     }  # fmt: skip
     assert rates == pytest.approx(expected)
     assert set(rates) == set(MEASURED) - {"elapsed", "time"}
-    meter = Meter(SMALL, None, clock=lambda: now[0])
-    meter.count(Batch(np.zeros((2, 8), np.int32), numbers, numbers + 8, numbers, numbers + 8))
+    throughput = Throughput(SMALL, None, clock=lambda: now[0])
+    throughput.count(Batch(np.zeros((2, 8), np.int32), numbers, numbers + 8, numbers, numbers + 8))
     now[0] += 2
-    assert set(meter.read()) == {"tokens_per_second", "seconds_per_update", "data_wait"}
+    assert set(throughput.read()) == {"tokens_per_second", "seconds_per_update", "data_wait"}
 
 
 # ---- bad updates ---------------------------------------------------------------------------------------------
@@ -363,18 +365,18 @@ def test_wandb_goes_on_in_the_same_run(monkeypatch, tmp_path):
 
 
 def test_other_processes_write_and_print_nothing(monkeypatch, tmp_path, capsys):
-    from train.monitor.run_log import Watch, say
+    from train.monitor.run_log import RunLog, info
 
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     line = dict.fromkeys(
         ("loss", "ce", "grad_norm", "grad_norm_max", "lr", "tokens_per_second", "seconds_per_update", "data_wait"), 1.0
     )
-    with Watch(config_of(tensorboard=True), tmp_path, 0, 9) as watch:
-        watch.metrics({"step": 1, **line})
-        watch.sample({"step": 1, "prompt": "a", "answer": "b"})
-        watch.say("hello")
-        watch.advance()
-        say("hello")
+    with RunLog(config_of(tensorboard=True), tmp_path, 0, 9) as log:
+        log.metrics({"step": 1, **line})
+        log.sample({"step": 1, "prompt": "a", "answer": "b"})
+        log.info("hello")
+        log.advance()
+        info("hello")
     assert capsys.readouterr().out == ""
     assert list(tmp_path.iterdir()) == []
 

@@ -163,7 +163,7 @@ def test_activations_that_the_layers_keep(pieces):
             dataset=DatasetConfig("x"),
         )
         program, _ = plan.traced_step(config, architecture, sharding.make_mesh(1, 4, 1, jax.devices()[:4]))
-        found[remat] = saved_activations.kept(program.jaxpr, layers)
+        found[remat] = saved_activations.saved_bytes(program.jaxpr, layers)
     assert found["full"] == layers * B // pieces * L * D * 2
     assert found["full"] < found["dots"] < found["none"]
 
@@ -182,7 +182,9 @@ def test_the_step_that_is_planned_is_the_runs():
     assert size["skip"] > size["stop"]
 
 
-@pytest.mark.skipif((sys.platform, platform.machine()) != ("linux", "x86_64"), reason="libtpu is for Linux on x86-64")
+@pytest.mark.skipif(
+    (sys.platform, platform.hardware_of()) != ("linux", "x86_64"), reason="libtpu is for Linux on x86-64"
+)
 @pytest.mark.parametrize("topology", ["v5e:4x4", pytest.param("v6e:4x4", marks=[pytest.mark.slow, pytest.mark.soak])])
 def test_tpus_gather_weights_and_scatter_gradients(monkeypatch, topology):
     """fsdp over both axes of a torus: in each layer seven weights gathered twice, seven gradients reduce-scattered."""
@@ -197,7 +199,7 @@ def test_tpus_gather_weights_and_scatter_gradients(monkeypatch, topology):
         training=TrainingConfig(batch_size=16, max_length=256, bf16=True, remat="full"),
         dataset=DatasetConfig(name="none"),
     )
-    mesh = sharding.make_mesh(1, 16, 1, hardware.machine(topology).devices)
+    mesh = sharding.make_mesh(1, 16, 1, hardware.hardware_of(topology).devices)
     program, _ = plan.traced_step(config, architecture, mesh)
     with jax.set_mesh(mesh):
         text = program.lower().compile().as_text()
@@ -272,7 +274,7 @@ def test_flops_of_a_training_step_are_the_models():
 
 
 def test_loops_that_data_decide():
-    """A while loop says nothing of its rounds: they are given, or it is an error."""
+    """A while loop says nothing of its trip_counts: they are given, or it is an error."""
 
     def f(x, n):
         with jax.named_scope("search"):

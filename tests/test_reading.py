@@ -17,14 +17,14 @@ from qwen3llada_jax.io.jsonl import BadRowError
 from qwen3llada_jax.text.chat_template import ChatWriter, names_in
 from qwen3llada_jax.text.conversations import Columns, read_conversation
 from qwen3llada_jax.text.tokens import load_tokenizer
-from train.checkpoint.base_model import find_start, settled
+from train.checkpoint.base_model import find_base_model, settled
 from train.config.parse import read_config
 from train.config.schema import Config, DatasetConfig, EvaluationConfig, TrainingConfig
 from train.data import sources
-from train.data.batches import held_out_rows, trained_on_too, training_batches
+from train.data.batches import load_eval_rows, trained_on_too, training_batches
 from train.data.rows import rows_of as made_of
 from train.data.show_rows import shown
-from train.data.tokenize import Reading, Recipe
+from train.data.tokenize import Reading, TokenizeConfig
 
 USER, ANSWER = {"role": "user", "content": "Who?"}, {"role": "assistant", "content": "I am."}
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"city": "string"}}}
@@ -36,8 +36,8 @@ def rows_of(path, tokenizer, length=2000, columns=Columns(), mode="sft", split="
     """The rows of a file or folder, as a run reads them."""
     with sources.readable(str(path)):
         source = sources.load(str(path), None, split)
-        recipe = Recipe(mode, length, pack=False, **more)
-        return made_of(source, recipe, tokenizer, Reading(column, columns), num_proc=None)
+        how = TokenizeConfig(mode, length, pack=False, **more)
+        return made_of(source, how, tokenizer, Reading(column, columns), num_proc=None)
 
 
 def texts(rows, tokenizer):
@@ -557,7 +557,7 @@ def evaluated(name, split, eval_split, eval_name=None, streaming=False):
 
 
 def warned(config: Config, tokenizer) -> str | None:
-    return trained_on_too(config, training_batches(config, tokenizer, 1088), held_out_rows(config, tokenizer, 1088))
+    return trained_on_too(config, training_batches(config, tokenizer, 1088), load_eval_rows(config, tokenizer, 1088))
 
 
 def test_k3_held_out_rows_of_a_file_of_the_folder_are_trained_on_too(tmp_path, tokenizer):
@@ -571,15 +571,15 @@ def test_k14_how_many_held_out_rows_are_evaluated_is_told(tmp_path, tokenizer):
     name = write(tmp_path / "a.jsonl", [{"text": f"text {i} is long enough to fill a row"} for i in range(20)])
     config = evaluated(name, "train[:10%]", "train[10%:]")
     config = dataclasses.replace(config, training=dataclasses.replace(config.training, batch_size=3))
-    assert "evaluated: the first 24 of them" in held_out_rows(config, tokenizer, 1088).report
+    assert "evaluated: the first 24 of them" in load_eval_rows(config, tokenizer, 1088).report
     config = dataclasses.replace(config, training=dataclasses.replace(config.training, batch_size=300))
-    assert "evaluated: all, some again to fill 300 rows" in held_out_rows(config, tokenizer, 1088).report
+    assert "evaluated: all, some again to fill 300 rows" in load_eval_rows(config, tokenizer, 1088).report
 
 
 def test_k3_a_single_file_can_be_divided_and_rows_trained_on_too_are_told(tmp_path, tokenizer):
     name = write(tmp_path / "a.jsonl", [{"text": f"text {i} is long enough"} for i in range(10)])
     config = evaluated(name, "train[:80%]", "train[80%:]")
-    assert "rows: 2 = 2 used" in held_out_rows(config, tokenizer, 1088).report
+    assert "rows: 2 = 2 used" in load_eval_rows(config, tokenizer, 1088).report
     assert "rows: 8 = 8 used" in training_batches(config, tokenizer, 1088).report
     assert warned(config, tokenizer) is None
     for split, eval_split, eval_name, streaming in (
@@ -591,9 +591,9 @@ def test_k3_a_single_file_can_be_divided_and_rows_trained_on_too_are_told(tmp_pa
         said = warned(evaluated(name, split, eval_split, eval_name, streaming), tokenizer)
         assert "held-out rows are trained on too" in said
     with pytest.raises(q.InputError, match=r"divide it \(dataset.split: train\[:90%\] and evaluation.eval_split"):
-        held_out_rows(evaluated(name, "train", "validation"), tokenizer, 1088)
+        load_eval_rows(evaluated(name, "train", "validation"), tokenizer, 1088)
     with pytest.raises(q.InputError, match=r"set evaluation.eval_split|leave evaluation.eval_split out"):
-        held_out_rows(evaluated(name, "train", "valdation", name), tokenizer, 1088)
+        load_eval_rows(evaluated(name, "train", "valdation", name), tokenizer, 1088)
 
 
 def test_k3_a_configuration_for_what_has_none_is_refused(tmp_path, tokenizer):
@@ -671,7 +671,7 @@ def test_k9_whether_answers_think_travels_with_the_model(start, tmp_path):
         flags = [] if flag is None else [("dataset.enable_thinking", flag)]
         asked = read_config(None, [("model.base_model_path", str(model)), ("model.mask_token_id", "auto"),
                                    ("training.mode", "sft"), ("dataset.name", "x"), *flags])  # fmt: skip
-        found = find_start(asked)
+        found = find_base_model(asked)
         assert found.config.enable_thinking is expected
         assert settled(asked, found.blocks, found.config.enable_thinking).dataset.enable_thinking is expected
         assert found.config.to_hf()["enable_thinking"] is expected

@@ -11,7 +11,7 @@ from conftest import DATA, TINY, write
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.text.tokens import load_tokenizer
 from train.config.schema import Config, DatasetConfig, EvaluationConfig, ProjectConfig, SourceConfig, TrainingConfig
-from train.data.batches import held_out_rows, training_batches
+from train.data.batches import load_eval_rows, training_batches
 
 
 @pytest.fixture(scope="module")
@@ -226,11 +226,11 @@ def test_held_out_rows_of_a_stream_are_its_first(tokenizer, tmp_path, shards):
     for split in ("train", "validation"):
         write(tmp_path / f"{split}.jsonl", [{"text": f"{split} {i} " + "word " * 20} for i in range(60)])
     config = configured(tmp_path, evaluation={"eval_max_batches": 3})
-    rows = held_out_rows(config, tokenizer, 1088)
+    rows = load_eval_rows(config, tokenizer, 1088)
     assert len(rows) == 24
     assert tokenizer.decode(rows.row(0).ids).startswith("validation 0 word")
     config = configured(tmp_path, streaming=False, shuffle_buffer=None)
-    whole = held_out_rows(config, tokenizer, 1088)
+    whole = load_eval_rows(config, tokenizer, 1088)
     assert len(whole) > 24
     for number in range(24):
         np.testing.assert_array_equal(rows.row(number).ids, whole.row(number).ids)

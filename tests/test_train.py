@@ -28,7 +28,8 @@ from train.evaluate import evaluate
 from train.monitor.jsonl import read_lines
 from train.monitor.throughput import MEASURED
 from train.objective import DeviceBatch, objective_of
-from train.optim.optimizer import is_matrix, optimizer, schedule
+from train.optim.optimizer import is_matrix, optimizer
+from train.optim.schedule import schedule
 from train.run import Flags, train
 
 

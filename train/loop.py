@@ -11,18 +11,18 @@ from jax.sharding import Mesh
 from orbax.checkpoint import CheckpointManager
 
 from .checkpoint import manager as checkpoints
-from .checkpoint.base_model import Start
+from .checkpoint.base_model import BaseModel
 from .config.schema import Config
 from .data import loader
 from .data.batches import Batches
 from .evaluate import StoppedError, evaluate
 from .monitor import interval, samples
 from .monitor.profiler import Profile
-from .monitor.run_log import Watch, say
-from .monitor.throughput import Meter, peak_of_run
+from .monitor.run_log import RunLog, info
+from .monitor.throughput import Throughput, peak_of_run
 from .objective import DeviceBatch
 from .optim import bad_updates
-from .optim.optimizer import schedule
+from .optim.schedule import schedule
 from .runtime import hints
 from .runtime.preemption import Stop, stop_requests
 from .step import State, eval_params
@@ -42,7 +42,7 @@ class Ready(NamedTuple):
     """A run that is about to compute its first update.
 
     Attributes:
-        held_out: rows of the eval loss; None: none is computed.
+        eval_rows: rows of the eval loss; None: none is computed.
         first: updates done before this start.
         steps: updates when the run ends.
         next: the batch of the first update; None: no update is left.
@@ -50,10 +50,10 @@ class Ready(NamedTuple):
         compile_step: compiles the training step for a batch, where its shape is new.
     """
 
-    start: Start
+    base: BaseModel
     mesh: Mesh
     batches: Batches
-    held_out: loader.Rows | None
+    eval_rows: loader.Rows | None
     resumed: checkpoints.Resumed
     first: int
     steps: int
@@ -77,33 +77,31 @@ def run_loop(config: Config, output: Path, logs: Path, ready: Ready) -> None:
         stop_requests() as stop,
         jax.set_mesh(ready.mesh),
         checkpoints.open_checkpoints(output, config.training.save_total_limit, keep_best=keep_best) as manager,
-        Watch(config, logs, ready.first, ready.steps, elapsed=ledger.get("elapsed", 0.0),
-              again=ledger.get("owes", ())) as watch,
+        RunLog(config, logs, ready.first, ready.steps, elapsed=ledger.get("elapsed", 0.0),
+              again=ledger.get("owes", ())) as log,
         closing(ready.ahead),
     ):  # fmt: skip
-        loop = _Loop(config, output, ready, manager, watch, stop)
+        loop = _Loop(config, output, ready, manager, log, stop)
         loop.run()
         best = manager.best_step() if keep_best and every.do_eval_loss else None
     if ready.batches.counts():
-        say("data read: " + ready.batches.counts().replace("\n", "\n  "))
+        info("data read: " + ready.batches.counts().replace("\n", "\n  "))
     if loop.done < ready.steps or loop.owes:
-        say(loop.stopped())
+        info(loop.stopped())
         return
     bad_updates.check_learned(loop.metrics, ready.steps)
     if best not in (None, ready.steps):
-        say(f"lowest held-out loss at update {best}: {output}/checkpoints/{best}")
-    say(f"{output}: {ready.steps} updates; sample from it with: {hints.sample(config, output)}")
+        info(f"lowest held-out loss at update {best}: {output}/checkpoints/{best}")
+    info(f"{output}: {ready.steps} updates; sample from it with: {hints.sample(config, output)}")
 
 
 class _Loop:
     """Where a run stands. What a checkpoint needs changes together, after each update, so that `save_and_leave` may
     come from another thread at any moment that `Stop.rescued` allows."""
 
-    def __init__(
-        self, config: Config, output: Path, ready: Ready, manager: CheckpointManager, watch: Watch, stop: Stop
-    ):
+    def __init__(self, config: Config, output: Path, ready: Ready, manager: CheckpointManager, log: RunLog, stop: Stop):
         self.config, self.output, self.ready = config, output, ready
-        self.manager, self.watch, self.stop = manager, watch, stop
+        self.manager, self.log, self.stop = manager, log, stop
         self.state, self.place, ledger = ready.resumed
         self.done = self.saved = ready.first
         self.has_saved = manager.latest_step() is not None
@@ -113,11 +111,11 @@ class _Loop:
         self.eval_loss: float | None = None  # of what stands, once it is computed
         self.metrics: Any = None  # of the newest update
         self.unseen: Any = None  # the same, while nobody has waited for it
-        self.meter = Meter(ready.start.config, peak_of_run(config))
+        self.throughput = Throughput(ready.base.config, peak_of_run(config))
 
     def run(self) -> None:
         """All updates that are left, or those until a request to stop, saved."""
-        config, ready, watch = self.config, self.ready, self.watch
+        config, ready, log = self.config, self.ready, self.log
         rate = schedule(config, ready.steps)
         skips = "skip" in (config.training.on_nan, config.training.on_spike)
         self.say_where()
@@ -128,38 +126,38 @@ class _Loop:
             checkpoints.settle(self.manager, self.done)
         for step in range(ready.first, ready.steps):
             with self.stop.rescued(self.save_and_leave):
-                with self.meter.waiting():
+                with self.throughput.waiting():
                     batch, on_devices, place = ready.next if ready.next and step == ready.first else next(ready.ahead)
-                with self.meter.paused(None):
-                    ready.compile_step(self.state, on_devices, watch.say)
+                with self.throughput.paused(None):
+                    ready.compile_step(self.state, on_devices, log.info)
             ready.profile.before(step, self.state)
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 state, metrics = ready.step_fn(self.state, on_devices)
             before, self.unseen = self.unseen, metrics
             self.state, self.metrics, self.place, self.done, self.eval_loss = state, metrics, place, step + 1, None
-            with self.meter.paused(None):  # the first time, it is compiled
+            with self.throughput.paused(None):  # the first time, it is compiled
                 self.total = interval.add(self.total, {k: metrics[k] for k in interval.NEEDED})
             self.count(batch)
             checkpoints.check_written(self.manager)
             if before is not None:  # one update late, while the devices are busy with the next
-                bad_updates.report(step, before, config.training, watch.say, has_saved=self.has_saved)
+                bad_updates.report(step, before, config.training, log.info, has_saved=self.has_saved)
             if ready.profile.after(self.done, metrics):
-                watch.say(f"{self.done:>7}  trace of {config.project.profile} update(s) in {ready.profile.folder}")
+                log.info(f"{self.done:>7}  trace of {config.project.profile} update(s) in {ready.profile.folder}")
             logs, saves, due = self.due()
             if logs or saves or due:
                 self.judge()
             if logs:
-                with self.meter.paused(metrics):
+                with self.throughput.paused(metrics):
                     skipped = int(metrics["skipped"])
                     values = {"lr": float(rate(step - skipped)), **interval.read(self.total)}
                     self.total = interval.fresh(ready.mesh)
                 values |= {"skipped": skipped} if skips else {}
-                watch.metrics({"step": self.done, **values, **self.meter.read()})
+                log.metrics({"step": self.done, **values, **self.throughput.read()})
             if due:
                 self.look(due)
             stops = self.stop()
             if saves or stops:
-                with self.meter.paused(metrics):
+                with self.throughput.paused(metrics):
                     self.save()
             if stops:
                 return
@@ -169,14 +167,14 @@ class _Loop:
         done, every, is_last = self.done, self.config.evaluation, self.done == self.ready.steps
         looks = done % every.eval_every_steps == 0 or is_last
         saves = done % self.config.training.save_steps == 0 or is_last
-        evaluates = self.ready.held_out is not None and (looks or (saves and self.config.training.keep_best))
+        evaluates = self.ready.eval_rows is not None and (looks or (saves and self.config.training.keep_best))
         due = [EVALUATION] * evaluates + [SAMPLES] * bool(looks and every.prompts)
         return done % every.steps == 0 or is_last or done == 1, saves, due
 
     def count(self, batch: loader.Batch) -> None:
         """One update more."""
-        self.meter.count(batch)
-        self.watch.advance()
+        self.throughput.count(batch)
+        self.log.advance()
         if self.seen is not None:
             self.seen += int(batch.real_length.sum())
         self.say_where()
@@ -184,13 +182,13 @@ class _Loop:
     def say_where(self) -> None:
         """What stands in every record from now on."""
         rows, an_epoch = self.done * self.config.training.batch_size, self.ready.batches.rows_per_epoch
-        self.watch.stands(tokens=self.seen, epoch=None if an_epoch is None else rows / an_epoch)
+        self.log.stands(tokens=self.seen, epoch=None if an_epoch is None else rows / an_epoch)
 
     def judge(self) -> None:
         """Wait for the newest update, and stop the run if it may not stand."""
         metrics, self.unseen = self.unseen, None
         if metrics is not None:
-            bad_updates.report(self.done, metrics, self.config.training, self.watch.say, has_saved=self.has_saved)
+            bad_updates.report(self.done, metrics, self.config.training, self.log.info, has_saved=self.has_saved)
 
     def look(self, due: Iterable[str]) -> None:
         """Evaluate and write samples, unless somebody asks to stop.
@@ -199,32 +197,32 @@ class _Loop:
         """
         config, ready = self.config, self.ready
         self.owes = list(due)
-        pad_id = ready.start.tokenizer.eos_token_id
+        pad_id = ready.base.tokenizer.eos_token_id
         with (
-            self.meter.paused(self.metrics),
+            self.throughput.paused(self.metrics),
             self.stop.rescued(self.save_and_leave),
             suppress(StoppedError),
         ):
             if EVALUATION in self.owes:
-                assert ready.held_out is not None
+                assert ready.eval_rows is not None
                 losses = evaluate(
-                    ready.eval_fn, eval_params(self.state), ready.held_out, pad_id, config, ready.mesh, self.stop
+                    ready.eval_fn, eval_params(self.state), ready.eval_rows, pad_id, config, ready.mesh, self.stop
                 )
-                self.watch.metrics({"step": self.done, **losses})
+                self.log.metrics({"step": self.done, **losses})
                 self.eval_loss = losses["eval_loss"]
                 self.owes.remove(EVALUATION)
             if SAMPLES in self.owes and not self.stop():
                 network = nnx.merge(ready.graphdef, eval_params(self.state))
-                samples.write_samples(network, ready.start.tokenizer, config, self.done, self.watch, ready.mesh)
+                samples.write_samples(network, ready.base.tokenizer, config, self.done, self.log, ready.mesh)
                 self.owes.remove(SAMPLES)
 
     def save(self) -> None:
         """Begin to save what stands; nothing bad is saved."""
         self.judge()
         stands = {"fingerprint": self.ready.batches.fingerprint, "state": self.place}
-        ledger = {"interval": interval.to_json(self.total), "tokens": self.seen, "elapsed": self.watch.elapsed,
+        ledger = {"interval": interval.to_json(self.total), "tokens": self.seen, "elapsed": self.log.elapsed,
                   "owes": self.owes}  # fmt: skip
-        architecture = self.ready.start.config
+        architecture = self.ready.base.config
         checkpoints.save(self.manager, self.state, self.config, architecture, stands, self.eval_loss, ledger)
         self.saved, self.has_saved = self.done, True
 
@@ -234,8 +232,8 @@ class _Loop:
             if self.saved != self.done:
                 self.save()
             self.manager.wait_until_finished()
-        self.watch.close()
-        say(self.stopped())
+        self.log.close()
+        info(self.stopped())
 
     def stopped(self) -> str:
         """Where a run was stopped, in words."""

@@ -43,7 +43,7 @@ from .monitor.model_flops import training_flops_per_token
 from .objective import DeviceBatch, objective_of
 from .optim import bad_updates
 from .planning import hlo_analysis, saved_activations
-from .planning.hardware import Machine, machine
+from .planning.hardware import Hardware, hardware_of
 from .planning.jaxpr_analysis import traced
 from .planning.plan_report import Memory, Plan, as_text
 from .step import make_train_step, rows_of_a_pass, rows_sharding, state_shardings
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     architecture = architecture_of(config, options.model)
     config = settled(config, blocks_of(config, architecture)[0])
     check_length(config.training.max_length, architecture)
-    place = machine(options.topology)
+    place = hardware_of(options.topology)
     if options.largest_batch and place.chip is None:
         raise InputError(f"--largest-batch: simulated devices ({place.topology}) have no memory that could be full")
     result = plan(config, architecture, place)
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if result.refusal is None else 1
 
 
-def plan(config: Config, architecture: ModelConfig, place: Machine) -> Plan:
+def plan(config: Config, architecture: ModelConfig, place: Hardware) -> Plan:
     """Compile the training step for a machine and read off what it holds, sends and computes.
 
     Raises:
@@ -128,12 +128,12 @@ def plan(config: Config, architecture: ModelConfig, place: Machine) -> Plan:
         memory=Memory(
             parameters=_local_bytes([shapes["params"], shapes.get("ema")]),
             moments=_local_bytes(shapes["opt"]),
-            activations=saved_activations.kept(program.jaxpr, architecture.num_hidden_layers) // ways,
+            activations=saved_activations.saved_bytes(program.jaxpr, architecture.num_hidden_layers) // ways,
         ),
         ideal_flops=training_flops_per_token(architecture, lengths[-1]) * t.batch_size * lengths[-1],
     )
-    rounds = {"cross_entropy": rounds_of_the_head(architecture, rows // ways * lengths[-1], mesh.shape["tensor"])}
-    counted = traced(program.jaxpr, rounds)
+    trip_counts = {"cross_entropy": trips_of_the_head(architecture, rows // ways * lengths[-1], mesh.shape["tensor"])}
+    counted = traced(program.jaxpr, trip_counts)
     started = time.perf_counter()
     try:
         with jax.set_mesh(mesh):
@@ -158,9 +158,9 @@ def plan(config: Config, architecture: ModelConfig, place: Machine) -> Plan:
         result,
         memory=memory.summed(),
         traced_flops=counted,
-        compiled_flops=hlo_analysis.matmul_flops(text, rounds) * len(place.devices) + counted.kernels,
-        hbm_bytes=hlo_analysis.hbm_bytes(text, rounds),
-        collectives=tuple(hlo_analysis.by_purpose(text, rounds)),
+        compiled_flops=hlo_analysis.matmul_flops(text, trip_counts) * len(place.devices) + counted.kernels,
+        hbm_bytes=hlo_analysis.hbm_bytes(text, trip_counts),
+        collectives=tuple(hlo_analysis.by_purpose(text, trip_counts)),
         compile_seconds=time.perf_counter() - started,
     )
 
@@ -218,7 +218,7 @@ def architecture_of(config: Config, preset: str | None) -> ModelConfig:
     return dataclasses.replace(found, mask_token_id=min(live, found.vocab_size - 1), live_vocab_size=live)
 
 
-def rounds_of_the_head(architecture: ModelConfig, positions: int, tensor: int) -> int:
+def trips_of_the_head(architecture: ModelConfig, positions: int, tensor: int) -> int:
     """Slices of noised positions that go through the head on a device that holds `positions`, half of them noised."""
     at_once = min(positions, positions_at_once(positions, architecture.vocab_size // tensor))
     return math.ceil(NOISED_SHARE * positions / at_once)
@@ -236,7 +236,7 @@ def abstract_batch(config: Config, mesh: Mesh) -> DeviceBatch:
     return DeviceBatch(tokens, of_row, of_row, of_row, *(2 * (tokens,) if divided else ()))
 
 
-def largest_batch(config: Config, architecture: ModelConfig, place: Machine, first: Plan) -> int:
+def largest_batch(config: Config, architecture: ModelConfig, place: Hardware, first: Plan) -> int:
     """The most rows of a forward pass for which the step still compiles, found by compiling a few sizes."""
     ways = first.mesh["data"] * first.mesh["fsdp"]
 

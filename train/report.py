@@ -46,8 +46,8 @@ def main() -> None:
     write_text(flags.out.with_suffix(".html"), page(runs, svg(figure)))
     pyplot().close(figure)
     for run in runs:
-        if run.held_out:
-            last = run.held_out[-1]
+        if run.eval_rows:
+            last = run.eval_rows[-1]
             bound = last.get("eval_bound_perplexity")
             most = f", perplexity at most {bound:,.2f}," if isinstance(bound, float) else ""
             print(f"{run.name}: held-out loss {last['eval_loss']:.4f}{most} after {last['step']} updates")

@@ -29,13 +29,13 @@ from qwen3llada_jax.io.atomic_files import check_folder, make_folder, remove_par
 from qwen3llada_jax.model import attention, model
 from qwen3llada_jax.model.model import Runtime
 
-from .checkpoint.base_model import Start, find_start, settled
+from .checkpoint.base_model import BaseModel, find_base_model, settled
 from .checkpoint.initial_state import check_before_data, first_state, newest_update, origin_of
 from .config.parse import ConfigFlags, as_yaml
 from .config.schema import Config
 from .config.validate import MOST
 from .data import shuffle
-from .data.batches import Batches, check_held_out, held_out_rows, lengths_of, trained_on_too, training_batches
+from .data.batches import Batches, check_eval_rows, lengths_of, load_eval_rows, trained_on_too, training_batches
 from .data.prefetch import prefetch
 from .data.show_rows import shown
 from .evaluate import batches_of
@@ -43,7 +43,7 @@ from .loop import Ahead, Ready, compiler, run_loop
 from .monitor import samples, trackers
 from .monitor.banner import banner, check_disk
 from .monitor.profiler import Profile
-from .monitor.run_log import notice, say
+from .monitor.run_log import info, warn
 from .objective import objective_of
 from .optim import bad_updates
 from .runtime import distributed
@@ -127,7 +127,7 @@ def train(config: Config, look: Look = Look()) -> None:
         with leave_on_sigterm():
             ready = prepare(config, output, logs, holds, look)
         if ready is not None:
-            run_loop(settled(config, ready.start.blocks, ready.start.config.enable_thinking), output, logs, ready)
+            run_loop(settled(config, ready.base.blocks, ready.base.config.enable_thinking), output, logs, ready)
 
 
 def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[], None]], look: Look) -> Ready | None:
@@ -141,9 +141,9 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
         check_owner(output, logs)
 
     # ---- model: architecture, tokenizer, mask token -------------------------------------------------------
-    start = find_start(config, origin.run if origin else None)
-    config = settled(config, start.blocks, start.config.enable_thinking)
-    tokenizer, architecture = start.tokenizer, start.config
+    base = find_base_model(config, origin.run if origin else None)
+    config = settled(config, base.blocks, base.config.enable_thinking)
+    tokenizer, architecture = base.tokenizer, base.config
     runtime = Runtime(config.dtype, config.training.attention, config.training.remat)
     kernels = [
         attention.choose(runtime.attention, jnp.dtype(config.dtype), length, architecture.head_dim)
@@ -153,9 +153,9 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
     if config.evaluation.prompts:
         samples.check(config, architecture, tokenizer)
     assert architecture.mask_token_id is not None
-    say(f"starting from {start.folder}, mask token {start.mask_token}, visibility {start.visibility}")
-    if start.mask_token.warning:
-        notice(start.mask_token.warning)
+    info(f"starting from {base.folder}, mask token {base.mask_token}, visibility {base.visibility}")
+    if base.mask_token.warning:
+        warn(base.mask_token.warning)
 
     # ---- mesh, and all that can be refused before the data are read ---------------------------------------
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
@@ -164,26 +164,26 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
     average = config.training.ema_decay > 0
     tx = bad_updates.run_optimizer(config, steps or 1, roles)
     shapes, _ = state_shardings(architecture, tx, mesh, ema=average)
-    check_before_data(config, origin, start, shapes)
+    check_before_data(config, origin, base, shapes)
     check_disk(output, shapes)
     if steps is not None:
         Profile(logs / "profile", config.project.profile, newest_update(origin), steps)
     if config.evaluation.do_eval_loss:
-        check_held_out(config)
+        check_eval_rows(config)
 
     # ---- data ---------------------------------------------------------------------------------------------
     host_rows = shuffle.host_rows(rows_sharding(mesh), config.training.batch_size)
-    held_out = None
+    eval_rows = None
     if config.evaluation.do_eval_loss:  # the smaller ones first: what is wrong with them is told sooner
-        held_out = held_out_rows(config, tokenizer, architecture.vocab_size)
+        eval_rows = load_eval_rows(config, tokenizer, architecture.vocab_size)
     batches = training_batches(config, tokenizer, architecture.vocab_size, host_rows)
-    say("training data: " + batches.report.replace("\n", "\n  "))
-    if held_out is not None:
-        say("held-out data: " + held_out.report.replace("\n", "\n  "))
-        if (warning := trained_on_too(config, batches, held_out)) is not None:
-            notice(warning)
+    info("training data: " + batches.report.replace("\n", "\n  "))
+    if eval_rows is not None:
+        info("held-out data: " + eval_rows.report.replace("\n", "\n  "))
+        if (warning := trained_on_too(config, batches, eval_rows)) is not None:
+            warn(warning)
     if look.rows:
-        say(shown(batches, tokenizer, look.rows))
+        info(shown(batches, tokenizer, look.rows))
     if steps is None:
         assert batches.rows_per_epoch is not None  # a stream asks for max_steps
         steps = max(1, math.ceil(config.training.epochs * batches.rows_per_epoch / config.training.batch_size))
@@ -191,18 +191,18 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
             raise InputError(f"training.epochs {config.training.epochs:g} are more than {MOST} updates; lower it")
     if look.only:
         for line in banner(config, mesh, kernels, shapes, roles, output, newest_update(origin), steps):
-            say(line)
-        say("dry run: nothing was trained, and nothing was written")
+            info(line)
+        info("dry run: nothing was trained, and nothing was written")
         return None
 
     # ---- state: 1. this run's newest checkpoint, 2. another run's, 3. the starting weights ----------------
     tx = bad_updates.run_optimizer(config, steps, roles)
     shapes, shardings = state_shardings(architecture, tx, mesh, ema=average)
     with jax.set_mesh(mesh):
-        resumed = first_state(config, output, origin, start, batches.fingerprint, tx, shapes, shardings, mesh)
+        resumed = first_state(config, output, origin, base, batches.fingerprint, tx, shapes, shardings, mesh)
     first = int(resumed.state["step"])
     if first >= steps and not resumed.ledger.get("owes"):
-        say(f"{output}: already at update {first} of {steps}, nothing to do")
+        info(f"{output}: already at update {first} of {steps}, nothing to do")
         if distributed.is_main() and (output / "checkpoints").is_dir():  # it may have been moved since
             write_owner(output, logs, hold_folders(output, logs, holds))
         return None
@@ -211,9 +211,9 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
 
     # ---- run folder ---------------------------------------------------------------------------------------
     if distributed.is_main():
-        prepare_folder(output, logs, config, start, holds)
+        prepare_folder(output, logs, config, base, holds)
     for line in banner(config, mesh, kernels, shapes, roles, output, first, steps):
-        say(line)
+        info(line)
 
     # ---- programs: compiled here, where a stop loses nothing ----------------------------------------------
     live, mask_token = architecture.live_vocab_size or architecture.vocab_size, architecture.mask_token_id
@@ -226,12 +226,12 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
     with jax.set_mesh(mesh):
         batch = next(ahead, None)  # none where only an evaluation is left to do
         if batch is not None:
-            compile_step(resumed.state, batch.on_devices, say)
-        if held_out is not None:
-            one = next(batches_of(held_out, tokenizer.eos_token_id, config, mesh))
-            say("compiling the evaluation")
+            compile_step(resumed.state, batch.on_devices, info)
+        if eval_rows is not None:
+            one = next(batches_of(eval_rows, tokenizer.eos_token_id, config, mesh))
+            info("compiling the evaluation")
             eval_fn.lower(eval_params(resumed.state), one).compile()
-    return Ready(start, mesh, batches, held_out, resumed, first, steps, batch, ahead, profile, graphdef, step_fn,
+    return Ready(base, mesh, batches, eval_rows, resumed, first, steps, batch, ahead, profile, graphdef, step_fn,
                  eval_fn, compile_step)  # fmt: skip
 
 
@@ -251,14 +251,16 @@ def hold_folders(output: Path, logs: Path, holds: Sequence[Callable[[], None]]) 
     return check_owner(output, logs)
 
 
-def prepare_folder(output: Path, logs: Path, config: Config, start: Start, holds: Sequence[Callable[[], None]]) -> None:
+def prepare_folder(
+    output: Path, logs: Path, config: Config, base: BaseModel, holds: Sequence[Callable[[], None]]
+) -> None:
     """Make the run folder a model folder, and say beside it what made it, and whose it is."""
     owner = hold_folders(output, logs, holds)
     for folder in (logs, output):
         remove_parts(folder, (*WRITTEN, *model_folder.TOKENIZER_FILES))
-    model_folder.write_config(output, start.config)
-    if os.path.realpath(start.folder) != os.path.realpath(output):
-        model_folder.copy_tokenizer(start.folder, output)
+    model_folder.write_config(output, base.config)
+    if os.path.realpath(base.folder) != os.path.realpath(output):
+        model_folder.copy_tokenizer(base.folder, output)
     write_text(output / "training.yaml", as_yaml(config))
     write_text(output / "versions.json", json.dumps(versions(), indent=2) + "\n")
     write_owner(output, logs, owner)

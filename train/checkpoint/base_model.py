@@ -14,11 +14,11 @@ from qwen3llada_jax.text import mask_token, tokens
 from qwen3llada_jax.text.mask_token import MaskToken
 
 from ..config.schema import BLOCK_LENGTH, BLOCK_VISIBILITY, BlockAttentionConfig, Config
-from ..monitor.run_log import notice
+from ..monitor.run_log import warn
 
 
 @dataclass(frozen=True)
-class Start:
+class BaseModel:
     """A folder to start from, its tokenizer, and the architecture with this run's mask token and blocks.
 
     Attributes:
@@ -35,7 +35,7 @@ class Start:
     visibility: str
 
 
-def find_start(config: Config, goes_on: Path | None = None) -> Start:
+def find_base_model(config: Config, goes_on: Path | None = None) -> BaseModel:
     """Open the model folder that the configuration names (`qwen3llada_model_path` before `base_model_path`).
 
     Args:
@@ -54,7 +54,7 @@ def find_start(config: Config, goes_on: Path | None = None) -> Start:
         if goes_on is None:
             raise
         folder, architecture, tokenizer = _open(home(goes_on))
-        notice(f"{error}; config and tokenizer are taken from {folder}")
+        warn(f"{error}; config and tokenizer are taken from {folder}")
     if tokenizer.eos_token_id is None:
         raise InputError(f"{folder}: its tokenizer names no EOS token, which ends every text")
     mask = _mask_token(config, folder, architecture, tokenizer)
@@ -70,11 +70,11 @@ def find_start(config: Config, goes_on: Path | None = None) -> Start:
         enable_thinking=_thinks(config, architecture),
     )
     check_length(config.training.max_length, architecture)
-    return Start(folder, tokenizer, architecture, mask, blocks, visibility)
+    return BaseModel(folder, tokenizer, architecture, mask, blocks, visibility)
 
 
 def settled(config: Config, blocks: BlockAttentionConfig, enable_thinking: bool = False) -> Config:
-    """The configuration with what `find_start` found where it left the choice to the model."""
+    """The configuration with what `find_base_model` found where it left the choice to the model."""
     training = dataclasses.replace(config.training, block_attention=blocks)
     dataset = config.dataset
     if config.learns_answers:

@@ -17,10 +17,10 @@ from qwen3llada_jax.io.atomic_files import home
 from qwen3llada_jax.model.model import Qwen3LLaDA
 
 from ..config.schema import Config
-from ..monitor.run_log import notice
+from ..monitor.run_log import warn
 from ..step import State
 from . import manager
-from .base_model import Start
+from .base_model import BaseModel
 from .resume_check import go_on_elsewhere
 from .stored import DamagedError, RefusedError, read_meta, step_folders
 
@@ -85,23 +85,23 @@ def newest_update(origin: Origin | None) -> int:
     return int(step_folders(origin.run)[0].name) if origin is not None else 0
 
 
-def check_before_data(config: Config, origin: Origin | None, start: Start, shapes: State) -> None:
+def check_before_data(config: Config, origin: Origin | None, base: BaseModel, shapes: State) -> None:
     """Refuse what `first_state` will, as far as it can be told without the data.
 
     Raises:
         InputError: as in `first_state`.
     """
     if origin is not None:
-        manager.check_before_data(origin.run, config, start.config, shapes, fork=origin.is_fork)
+        manager.check_before_data(origin.run, config, base.config, shapes, fork=origin.is_fork)
     elif not config.model.from_scratch:
-        model_folder.check_params(start.folder, start.config)
+        model_folder.check_params(base.folder, base.config)
 
 
 def first_state(
     config: Config,
     output: Path,
     origin: Origin | None,
-    start: Start,
+    base: BaseModel,
     fingerprint: str,
     tx: optax.GradientTransformation,
     shapes: State,
@@ -117,20 +117,20 @@ def first_state(
         InputError: a run with other settings, nothing that can be read, or weights that are not finite.
     """
     if origin is not None:
-        found = manager.resume(origin.run, config, start.config, fingerprint, shapes, shardings,
+        found = manager.resume(origin.run, config, base.config, fingerprint, shapes, shardings,
                                    fork=origin.is_fork)  # fmt: skip
         model_folder.check_finite(found.state["params"], f"{origin.run}, update {int(found.state['step'])}")
         into = f", in {output}" if origin.is_fork else ""
-        notice(f"going on from update {int(found.state['step'])} of {origin.run}{into}")
+        warn(f"going on from update {int(found.state['step'])} of {origin.run}{into}")
         return found
     if config.model.from_scratch:
         fresh = lambda: nnx.to_pure_dict(  # noqa: E731
-            nnx.state(Qwen3LLaDA(start.config, rngs=nnx.Rngs(config.project.seed)), nnx.Param)
+            nnx.state(Qwen3LLaDA(base.config, rngs=nnx.Rngs(config.project.seed)), nnx.Param)
         )
         params = jax.jit(fresh, out_shardings=shardings["params"])()
     else:
-        params = model_folder.load_params(start.folder, start.config, "float32", mesh)
-        model_folder.check_finite(params, start.folder)
+        params = model_folder.load_params(base.folder, base.config, "float32", mesh)
+        model_folder.check_finite(params, base.folder)
     opt = jax.jit(tx.init, out_shardings=shardings["opt"])(params)
     step = jax.jit(lambda: jnp.int32(0), out_shardings=shardings["step"])()
     state = {"params": params, "opt": opt, "step": step}

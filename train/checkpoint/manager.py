@@ -26,7 +26,7 @@ from qwen3llada_jax.io.atomic_files import write_text
 from qwen3llada_jax.model.config import ModelConfig
 
 from ..config.schema import Config, flat
-from ..monitor.run_log import notice
+from ..monitor.run_log import warn
 from ..runtime.distributed import is_main
 from ..runtime.versions import versions
 from ..step import State
@@ -267,7 +267,7 @@ def _set_aside(step: Path, reason: str, *, instead: Path, leave: bool) -> None:
         number += 1
         place = step.with_name(f"{step.name}.damaged-{number}")
     kept = "" if leave else f", now {place.name}"
-    notice(f"{step}: damaged ({reason}){kept}; going on from {instead.name}")
+    warn(f"{step}: damaged ({reason}){kept}; going on from {instead.name}")
     if not leave:
         if is_main():
             step.rename(place)

@@ -9,7 +9,7 @@ from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model.config import ModelConfig
 
 from ..config.schema import FREE_ON_RESUME, FREE_SECTIONS_ON_RESUME, Config, flat
-from ..monitor.run_log import notice
+from ..monitor.run_log import warn
 from ..runtime.versions import versions
 
 # A continuation in another folder may be taught another visibility or mask token; its weights stay what they are.
@@ -56,9 +56,9 @@ def tell_changes(meta: dict[str, Any], config: Config) -> None:
     """Say what may differ between a run and its continuation, and does."""
     differences = _settings_that_differ(meta, config)
     if differences:
-        notice(f"changed since that checkpoint: {'; '.join(differences.values())}")
+        warn(f"changed since that checkpoint: {'; '.join(differences.values())}")
     if config.training.keep_best and any(name in differences for name in _HELD_OUT):
-        notice("held-out losses before and after that do not compare, so the best checkpoint may not be the best")
+        warn("held-out losses before and after that do not compare, so the best checkpoint may not be the best")
 
 
 def check_fork(folder: Path, meta: dict[str, Any], config: Config, model: ModelConfig) -> None:
@@ -82,7 +82,7 @@ def tell_fork(folder: Path, meta: dict[str, Any], config: Config, model: ModelCo
     if meta["data"]["fingerprint"] != fingerprint:
         changed.append("the data")
     if changed:
-        notice(f"unlike {folder}: {'; '.join(changed)}")
+        warn(f"unlike {folder}: {'; '.join(changed)}")
 
 
 def go_on_elsewhere(folder: Path) -> str:
@@ -107,7 +107,7 @@ def compare_versions(old: dict[str, str]) -> None:
     changed = [f"{name} {old.get(name)} → {new.get(name)}" for name in sorted({**old, **new})
                if old.get(name) != new.get(name)]  # fmt: skip
     if changed:
-        notice(f"versions have changed since that checkpoint: {', '.join(changed)}")
+        warn(f"versions have changed since that checkpoint: {', '.join(changed)}")
 
 
 def _free(config: Config) -> set[str]:

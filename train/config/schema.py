@@ -31,7 +31,7 @@ class ProjectConfig:
 
 
 @dataclass(frozen=True)
-class StartConfig:
+class BaseModelConfig:
     base_model_path: str | None = key(None, "Qwen3 checkpoint to start from: a folder, or an id on the hub")
     qwen3llada_model_path: str | None = key(
         None, "model folder to start from instead (from converters.from_hf or a run)"
@@ -215,7 +215,7 @@ class Config:
     """A whole training run."""
 
     project: ProjectConfig = field(default_factory=ProjectConfig)
-    model: StartConfig = field(default_factory=StartConfig)
+    model: BaseModelConfig = field(default_factory=BaseModelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)

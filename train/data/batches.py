@@ -20,7 +20,7 @@ from ..config.schema import Config, DatasetConfig, SourceConfig
 from . import loader, shuffle, sources, streaming, tokenize
 from .rows import digest_of, rows_of
 from .token_cache import tokenizer_tag
-from .tokenize import Reading, Recipe
+from .tokenize import Reading, TokenizeConfig
 
 _LOOKED_AT = 1000  # batches that the share of padding is computed over
 _SHUFFLE_BUFFER = 1024
@@ -148,7 +148,7 @@ def training_batches(
     }
     if d.streaming:
         opened = [_stream(config, tokenizer, part) for part in d.sources]
-        made_by = [tokenizer_tag(tokenizer), getattr(tokenizer, "chat_template", None), recipe_of(config)]
+        made_by = [tokenizer_tag(tokenizer), getattr(tokenizer, "chat_template", None), tokenize_config_of(config)]
         readings = [_reading(part) for part in d.sources]
         return streaming.StreamedBatches(
             opened,
@@ -162,7 +162,7 @@ def training_batches(
     return IndexedBatches(parts, weights, host_rows=host_rows, **common)
 
 
-def check_held_out(config: Config) -> None:
+def check_eval_rows(config: Config) -> None:
     """Refuse, before anything is read, a configuration that holds nothing out.
 
     Raises:
@@ -179,13 +179,13 @@ def check_held_out(config: Config) -> None:
         )
 
 
-def held_out_rows(config: Config, tokenizer: Any, vocab_size: int) -> loader.Rows:
+def load_eval_rows(config: Config, tokenizer: Any, vocab_size: int) -> loader.Rows:
     """The rows of the held-out loss: all of `eval_split`, or as many as are used where the training data is streamed.
 
     Raises:
         InputError: nothing is held out, or as in `training_batches`.
     """
-    check_held_out(config)
+    check_eval_rows(config)
     d, e = config.dataset, config.evaluation
     part = SourceConfig(e.eval_name or d.name, 1.0, d.config, e.eval_split, d.text_field, d.columns)
     if not d.streaming:
@@ -201,14 +201,14 @@ def held_out_rows(config: Config, tokenizer: Any, vocab_size: int) -> loader.Row
     return rows
 
 
-def trained_on_too(config: Config, batches: Batches, held_out: loader.Rows) -> str | None:
+def trained_on_too(config: Config, batches: Batches, eval_rows: loader.Rows) -> str | None:
     """A warning where held-out rows are also trained on; None: they are not."""
     d, e = config.dataset, config.evaluation
     parts: Sequence[loader.Rows | streaming.StreamedRows] = batches.parts
     for part, rows in zip(d.sources, parts, strict=True):
         assert rows.source is not None
-        assert held_out.source is not None
-        if sources.shares_rows(rows.source, held_out.source):
+        assert eval_rows.source is not None
+        if sources.shares_rows(rows.source, eval_rows.source):
             name = f"{e.eval_name or d.name} {e.eval_split}"
             return f"held-out rows are trained on too: {name} shares rows with {part.name} {part.split}"
     return None
@@ -230,10 +230,10 @@ def lengths_of(config: Config) -> list[int]:
     return [length] if config.is_packed else loader.buckets(length)
 
 
-def recipe_of(config: Config) -> Recipe:
+def tokenize_config_of(config: Config) -> TokenizeConfig:
     """How texts become rows in this run."""
     d, t = config.dataset, config.training
-    return Recipe(
+    return TokenizeConfig(
         t.mode, t.max_length, d.pack_to_max_length, d.pack_boundaries, d.template, bool(d.enable_thinking),
         d.turn_fields, d.on_bad_row,
     )  # fmt: skip
@@ -251,7 +251,7 @@ def _rows(
     source = sources.load(part.name, part.config, part.split, split_key=split_key)
     workers = config.dataset.num_proc
     with sources.readable(part.name):
-        rows = rows_of(source, recipe_of(config), tokenizer, _reading(part), num_proc=workers)
+        rows = rows_of(source, tokenize_config_of(config), tokenizer, _reading(part), num_proc=workers)
     model.check_tokens(np.array([rows.values.min(), rows.values.max()]), vocab_size)
     return dataclasses.replace(rows, source=source)
 
@@ -262,6 +262,6 @@ def _stream(
     assert part.name is not None
     assert part.split is not None
     source = sources.stream(part.name, part.config, part.split, split_key=split_key)
-    recipe = recipe_of(config)
+    how = tokenize_config_of(config)
     with sources.readable(part.name):
-        return streaming.StreamedRows(source, tokenize.tokenize_with(recipe, tokenizer, source, _reading(part)), recipe)
+        return streaming.StreamedRows(source, tokenize.tokenize_with(how, tokenizer, source, _reading(part)), how)

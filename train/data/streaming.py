@@ -22,7 +22,7 @@ from . import shuffle, sources
 from .account import Account
 from .loader import Batch, Row, assemble, buckets
 from .rows import cut_rows
-from .tokenize import Examples, Recipe, Tokenize
+from .tokenize import Examples, Tokenize, TokenizeConfig
 
 CHUNK = 64  # examples tokenized together
 _PLAIN_BLOCK = 256  # rows of a block that is not shuffled
@@ -33,9 +33,9 @@ _BLOCK_STREAM = 0x626C6B
 class StreamedRows:
     """The rows of one dataset, epoch after epoch; its shards are shuffled anew in each but the first."""
 
-    def __init__(self, source: sources.Source, tokenize: Tokenize, recipe: Recipe):
+    def __init__(self, source: sources.Source, tokenize: Tokenize, how: TokenizeConfig):
         self.name, self.identity, self.report = source.name, source.identity, source.report
-        self.source, self._tokenize, self._recipe = source, tokenize, recipe
+        self.source, self._tokenize, self._config = source, tokenize, how
         self._dataset = source.dataset
         self._read: dict[str, Any] | None = None
         self.restore(None)
@@ -82,7 +82,7 @@ class StreamedRows:
         while len(self._rows) < count and self._refill():
             pass
         if not self._rows:
-            raise InputError(f"{self.name}: found no row of max_length {self._recipe.length}{self._why()}")
+            raise InputError(f"{self.name}: found no row of max_length {self._config.length}{self._why()}")
         return list(islice(self._rows, count))
 
     def _refill(self) -> bool:
@@ -106,7 +106,7 @@ class StreamedRows:
         if not self.source.is_raw:
             examples = [{name: readers.from_column(value) for name, value in example.items()} for example in examples]
         entry = self._tokenize(examples, numbers)
-        rows, self._carry = cut_rows(entry, self._recipe, self._carry)
+        rows, self._carry = cut_rows(entry, self._config, self._carry)
         self._count(entry, examples, numbers)
         self._at += len(examples)
         if rows:

@@ -17,7 +17,7 @@ from qwen3llada_jax.io.atomic_files import write_text
 from . import sources
 from .account import Account
 from .loader import Tokens
-from .tokenize import FEATURES, Examples, Reading, Recipe, rows_in, tokenize_with
+from .tokenize import FEATURES, Examples, Reading, TokenizeConfig, rows_in, tokenize_with
 
 _FORMAT = 4  # raise it when tokenized texts change, so that cached ones are made anew
 
@@ -60,21 +60,21 @@ class Tokenized:
 
 
 def tokenized(
-    source: sources.Source, recipe: Recipe, tokenizer: Any, reading: Reading, num_proc: int | None
+    source: sources.Source, how: TokenizeConfig, tokenizer: Any, reading: Reading, num_proc: int | None
 ) -> Tokenized:
     """All entries of a dataset, from the cache where the same have been made before."""
     import datasets
     import pyarrow.compute as pc
 
     dataset = source.dataset
-    tokenize = tokenize_with(recipe, tokenizer, source, reading)
+    tokenize = tokenize_with(how, tokenizer, source, reading)
     features = {"ids": datasets.List(datasets.Value("int32"))}
     features |= {name: datasets.Value(kind) for name, kind in FEATURES.items()}
     # Packing and boundaries come after tokenizing.
-    purpose: tuple[Any, ...] = (recipe.mode, reading, recipe.on_bad_row)
-    if recipe.mode == "sft":
+    purpose: tuple[Any, ...] = (how.mode, reading, how.on_bad_row)
+    if how.mode == "sft":
         template = getattr(tokenizer, "chat_template", None)
-        purpose += (recipe.length, recipe.template, recipe.enable_thinking, recipe.turn_fields, template)
+        purpose += (how.length, how.template, how.enable_thinking, how.turn_fields, template)
     made_of = (str(_FORMAT), source.cache_key, tokenizer_tag(tokenizer), *map(str, purpose))
     fingerprint = hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:32]
     # A place of our own, since a folder from `save_to_disk` may be read-only.

@@ -31,14 +31,14 @@ FEATURES = {"prompt": "int64", "cut": "int64", "row": "int64", "why": "string", 
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TokenizeConfig:
     """What rows depend on besides texts and tokenizer.
 
     Attributes:
         mode: pretrain or sft.
         length: tokens of a row at most.
         pack: pretrain: join documents into full rows; else each gets rows of its own.
-        divide: tell where documents begin in packed rows.
+        boundaries: tell where documents begin in packed rows.
         template: sft: chat or plain.
         enable_thinking: sft: answers begin with their reasoning.
         turn_fields: sft: of each turn, beside who speaks and what, only these are used; empty: all.
@@ -48,7 +48,7 @@ class Recipe:
     mode: str
     length: int
     pack: bool = True
-    divide: bool = False
+    boundaries: bool = False
     template: str = "chat"
     enable_thinking: bool = False
     turn_fields: tuple[str, ...] = ()
@@ -76,7 +76,7 @@ def rows_in(batch: Examples, is_raw: bool) -> list[Mapping[str, Any]]:
     return rows if is_raw else [{name: readers.from_column(value) for name, value in row.items()} for row in rows]
 
 
-def tokenize_with(recipe: Recipe, tokenizer: Any, source: sources.Source, reading: Reading) -> Tokenize:
+def tokenize_with(how: TokenizeConfig, tokenizer: Any, source: sources.Source, reading: Reading) -> Tokenize:
     """How to tokenize rows of this source.
 
     Raises:
@@ -84,8 +84,8 @@ def tokenize_with(recipe: Recipe, tokenizer: Any, source: sources.Source, readin
             bad row.
     """
     first = _first_rows(source)
-    if recipe.mode == "sft":
-        entries, finish = _answers(recipe, tokenizer, reading, first, source.name)
+    if how.mode == "sft":
+        entries, finish = _answers(how, tokenizer, reading, first, source.name)
     else:
         column = reading.text_field or "text"  # where no row can be read, its refusal says more
         if first:
@@ -102,7 +102,7 @@ def tokenize_with(recipe: Recipe, tokenizer: Any, source: sources.Source, readin
                 of_row, seen = [Entry(refusal=error)], ""
             found += [(number, entry, seen if i == 0 else "") for i, entry in enumerate(of_row)]
             bad = next((e.refusal for e in of_row if e.refusal is not None and e.refusal.is_malformed), None)
-            if bad is not None and recipe.on_bad_row == "stop":
+            if bad is not None and how.on_bad_row == "stop":
                 where = source.where(number, raw)
                 raise InputError(f"{where}: {bad.in_full}; mend the row, or set dataset.on_bad_row: skip")
         texts = [text for _, entry, _ in found for text in entry.texts]
@@ -156,13 +156,13 @@ def _documents(tokenizer: Any, column: str) -> tuple[Entries, Finish]:
 
 
 def _answers(
-    recipe: Recipe, tokenizer: Any, reading: Reading, first: list[Mapping[str, Any]], name: str
+    how: TokenizeConfig, tokenizer: Any, reading: Reading, first: list[Mapping[str, Any]], name: str
 ) -> tuple[Entries, Finish]:
-    writer = ChatWriter(tokenizer, recipe.template, recipe.enable_thinking)
-    _check_columns(first, reading.columns, recipe.turn_fields, name)
+    writer = ChatWriter(tokenizer, how.template, how.enable_thinking)
+    _check_columns(first, reading.columns, how.turn_fields, name)
 
     def entries(row: Mapping[str, Any]) -> tuple[list[Entry], str]:
-        talk = read_conversation(row, reading.columns, recipe.turn_fields)
+        talk = read_conversation(row, reading.columns, how.turn_fields)
         found = [
             Entry((answer.prompt, answer.answer)) if answer.refusal is None else Entry(refusal=answer.refusal)
             for answer in writer.answers(talk)
@@ -176,13 +176,13 @@ def _answers(
         return found, seen_as(talk.columns, others, used, talk.left_out | unread)
 
     def finish(prompt: list[int], answer: list[int], text: str) -> tuple[list[int], int, int, BadRowError | None]:
-        ends = recipe.template == "chat" and text.endswith(END_OF_TURN)
+        ends = how.template == "chat" and text.endswith(END_OF_TURN)
         if answer[-1:] != [tokenizer.eos_token_id] and not ends:
             answer = [*answer, tokenizer.eos_token_id]
         tokens = len(prompt) + len(answer)
-        if len(prompt) >= recipe.length:
+        if len(prompt) >= how.length:
             return [], 0, tokens, BadRowError(PROMPT_FILLS, is_malformed=False)
-        ids = (prompt + answer)[: recipe.length]
+        ids = (prompt + answer)[: how.length]
         return ids, len(prompt), tokens - len(ids), None
 
     return entries, finish

@@ -14,7 +14,7 @@ from .jsonl import JsonLines
 from .trackers import open_trackers
 
 
-class Watch:
+class RunLog:
     """metrics.jsonl, samples.jsonl, TensorBoard, W&B and the progress bar of a run; as a context, closed at its end."""
 
     def __init__(
@@ -33,7 +33,7 @@ class Watch:
         self._progress = Progress(first, total, quiet=not is_writer)
         self._is_open = True
 
-    def __enter__(self) -> "Watch":
+    def __enter__(self) -> "RunLog":
         self._progress.start()
         return self
 
@@ -74,7 +74,7 @@ class Watch:
         said = record["error"] if record["answer"] is None else repr(record["answer"])
         self._progress.say(f"{record['step']:>7}  {record['prompt']!r} → {said}")
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         """A line for the person watching."""
         self._progress.say(text)
 
@@ -87,13 +87,13 @@ class Watch:
         return {**record, **self._stands, "elapsed": round(self.elapsed, 3), "time": now}
 
 
-def say(text: str) -> None:
+def info(text: str) -> None:
     """Print a line, from one process of all."""
     if is_main():
         print(text, flush=True)
 
 
-def notice(text: str) -> None:
+def warn(text: str) -> None:
     """A line for the person watching, beside what the program gives out."""
     if is_main():
         print(text, file=sys.stderr, flush=True)

@@ -16,7 +16,7 @@ from qwen3llada_jax.writing.opening import Folder
 from qwen3llada_jax.writing.requests import Request
 
 from ..config.schema import Config
-from .run_log import Watch
+from .run_log import RunLog
 
 
 def check(config: Config, architecture: ModelConfig, tokenizer: Any) -> None:
@@ -36,7 +36,7 @@ def check(config: Config, architecture: ModelConfig, tokenizer: Any) -> None:
     completions.check(asked, settings, architecture, rows, "evaluation.prompts:")
 
 
-def write_samples(model: Qwen3LLaDA, tokenizer: Any, config: Config, step: int, watch: Watch, mesh: Mesh) -> None:
+def write_samples(model: Qwen3LLaDA, tokenizer: Any, config: Config, step: int, log: RunLog, mesh: Mesh) -> None:
     """Answer `evaluation.prompts`, to samples.jsonl and the terminal; all processes take part."""
     run = Path(config.project.output_dir)  # a model folder too
     folder = Folder(run, with_text_ends(model.config, run), tokenizer, mesh)
@@ -46,7 +46,7 @@ def write_samples(model: Qwen3LLaDA, tokenizer: Any, config: Config, step: int, 
     for batch in completions.write(model, folder, asked, settings, seed=config.project.seed, rows=rows):
         for completion in batch.completions:
             said = {"answer": None, "error": completion.error} if completion.error else {"answer": completion.text}
-            watch.sample({"step": step, "prompt": completion.request.given, **said})
+            log.sample({"step": step, "prompt": completion.request.given, **said})
 
 
 def _requests(config: Config, architecture: ModelConfig, tokenizer: Any) -> list[Request]:

@@ -24,7 +24,7 @@ def peak_of_run(config: Config) -> float | None:
     return None if one is None else one * jax.device_count()
 
 
-class Meter:
+class Throughput:
     """Counts what went through since the last reading. Compiling, evaluations and saves are taken out with `paused`.
 
     Args:

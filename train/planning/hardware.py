@@ -45,7 +45,7 @@ CHIPS = {
 
 
 @dataclass(frozen=True)
-class Machine:
+class Hardware:
     """Devices to compile for. `chip` and `flops` (FLOP/s of one device) are None for simulated ones."""
 
     topology: str
@@ -55,7 +55,7 @@ class Machine:
     devices_per_chip: int = 1
 
 
-def machine(topology: str) -> Machine:
+def hardware_of(topology: str) -> Hardware:
     """The devices of `v5e:4x4`, `v5p:4x4x4`, `v6e:16x16`, `tpu7x:2x2x1`, … or `cpu:8`; call it before JAX starts.
 
     Raises:
@@ -65,7 +65,7 @@ def machine(topology: str) -> Machine:
     if kind == "cpu":
         if not size.isdigit() or int(size) < 1:
             raise InputError(f"--topology {topology}: simulated devices are cpu:N, as in cpu:8")
-        return Machine(topology, _cpus(int(size)), None)
+        return Hardware(topology, _cpus(int(size)), None)
     if not re.fullmatch(r"(v\d+[a-z]*|tpu\w+):\d+(x\d+)*", topology):
         raise InputError(
             f"--topology {topology!r} is none: write a slice as in v5e:4x4, v5p:4x4x4, v6e:16x16, or simulated devices "
@@ -94,7 +94,7 @@ def machine(topology: str) -> Machine:
     chip = CHIPS.get(devices[0].device_kind)
     if chip is None:
         raise InputError(f"--topology {topology}: no figures for {devices[0].device_kind!r}; known are v4 to tpu7x")
-    return Machine(
+    return Hardware(
         topology, devices, chip, peak_flops(devices[0]), len(devices) // len({tuple(d.coords) for d in devices})
     )
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from .hlo_parser import Computation, Operation, attribute, executed, parse
 
-NO_ROUNDS: Mapping[str, int] = MappingProxyType({})  # of loops whose data decide how often they go round
+NO_TRIPS: Mapping[str, int] = MappingProxyType({})  # of loops whose data decide how often they go round
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _BITS = {"pred": 8, "bf16": 16, "f16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128}
 _ARRAY = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\](?:\{([^{}]*)\})?")
@@ -58,17 +58,17 @@ class Traffic(NamedTuple):
     bytes: int
 
 
-def collectives(text: str, rounds: Mapping[str, int] = NO_ROUNDS) -> dict[str, Traffic]:
+def collectives(text: str, trip_counts: Mapping[str, int] = NO_TRIPS) -> dict[str, Traffic]:
     """Collectives by kind, loops multiplied; kinds that do not occur have no entry.
 
     Args:
-        rounds: how often loops go round whose data decide it, by a word in the name of their source operation.
+        trip_counts: how often loops go round whose data decide it, by a word in the name of their source operation.
 
     Raises:
-        ValueError: a loop that holds collectives and whose rounds neither the text nor `rounds` tells.
+        ValueError: a loop that holds collectives and whose trips neither the text nor `trip_counts` tells.
     """
     total: dict[str, Traffic] = {}
-    for one in find_collectives(text, rounds):
+    for one in find_collectives(text, trip_counts):
         count, size = total.get(one.kind, (0, 0))
         total[one.kind] = Traffic(count + one.times, size + one.times * one.bytes)
     return total
@@ -83,10 +83,10 @@ class Purpose(NamedTuple):
     wire_bytes: float
 
 
-def by_purpose(text: str, rounds: Mapping[str, int] = NO_ROUNDS) -> list[Purpose]:
+def by_purpose(text: str, trip_counts: Mapping[str, int] = NO_TRIPS) -> list[Purpose]:
     """Collectives by kind; permutes that are a piecewise all-gather or reduce-scatter apart."""
     total: dict[str, Purpose] = {}
-    for one in find_collectives(text, rounds):
+    for one in find_collectives(text, trip_counts):
         name = one.kind
         if "windowed_dot_general_body_ag" in one.where:
             name = "collective-permute (piecewise all-gather)"
@@ -97,17 +97,17 @@ def by_purpose(text: str, rounds: Mapping[str, int] = NO_ROUNDS) -> list[Purpose
     return sorted(total.values(), key=lambda purpose: -purpose.wire_bytes)
 
 
-def find_collectives(text: str, rounds: Mapping[str, int] = NO_ROUNDS) -> list[Collective]:
+def find_collectives(text: str, trip_counts: Mapping[str, int] = NO_TRIPS) -> list[Collective]:
     """Every collective of a program, one entry for each place it stands in.
 
     Raises:
-        ValueError: a loop that holds collectives and whose rounds neither the text nor `rounds` tells.
+        ValueError: a loop that holds collectives and whose trips neither the text nor `trip_counts` tells.
     """
     computations, entry = parse(text)
     found: list[Collective] = []
     steps: list[tuple[str, Collective]] = []  # pieces of a collective that the TPU compiler overlaps with others
     started = set()
-    for times, inside, op, _ in executed(computations, entry, rounds):
+    for times, inside, op, _ in executed(computations, entry, trip_counts):
         kind = op.opcode.removesuffix("-start")
         if kind not in KINDS:
             continue
@@ -132,19 +132,19 @@ def find_collectives(text: str, rounds: Mapping[str, int] = NO_ROUNDS) -> list[C
     return found
 
 
-def hbm_bytes(text: str, rounds: Mapping[str, int] = NO_ROUNDS) -> int:
+def hbm_bytes(text: str, trip_counts: Mapping[str, int] = NO_TRIPS) -> int:
     """An estimate of the bytes that one call moves between a device's main memory and its cores.
 
     The operands and results of every operation outside fusions, but for arrays that the compiler has placed in
     faster memory (a memory space in the layout); of an operand that is only sliced, the slice.
 
-    Loops of which the text does not tell the rounds count once.
+    Loops of which the text does not tell the trip count, count once.
     """
     computations, entry = parse(text)
     free = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call",
             "call-start", "after-all", "partition-id", "iota", "opt-barrier"}  # fmt: skip
     total = 0
-    for times, inside, op, in_fusion in executed(computations, entry, rounds):
+    for times, inside, op, in_fusion in executed(computations, entry, trip_counts):
         if in_fusion or op.opcode in free or op.opcode.endswith(("-done", "-update")):
             continue
         body = computations.get(attribute(op.text, r"calls=%([\w.\-]+)") or "") if op.opcode == "fusion" else None
@@ -158,7 +158,7 @@ def hbm_bytes(text: str, rounds: Mapping[str, int] = NO_ROUNDS) -> int:
     return total
 
 
-def matmul_flops(text: str, rounds: Mapping[str, int] = NO_ROUNDS) -> int:
+def matmul_flops(text: str, trip_counts: Mapping[str, int] = NO_TRIPS) -> int:
     """FLOPs of the matrix products of one call on one device, loops multiplied; kernels (custom calls) are not seen.
 
     Raises:
@@ -166,7 +166,7 @@ def matmul_flops(text: str, rounds: Mapping[str, int] = NO_ROUNDS) -> int:
     """
     computations, entry = parse(text)
     total = 0
-    for times, inside, op, _ in executed(computations, entry, rounds):
+    for times, inside, op, _ in executed(computations, entry, trip_counts):
         if op.opcode in ("dot", "convolution"):
             left, right = (_dims(inside.operations[name].type) for name in op.operands)
             flops = _dot(op, left) if op.opcode == "dot" else _convolution(op, left, right)

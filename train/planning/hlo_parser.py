@@ -62,12 +62,12 @@ def closing(text: str) -> int:
 
 
 def executed(
-    computations: dict[str, Computation], entry: str, rounds: Mapping[str, int]
+    computations: dict[str, Computation], entry: str, trip_counts: Mapping[str, int]
 ) -> Iterator[tuple[int | None, Computation, Operation, bool]]:
     """(times, computation, operation, inside a fusion) of all that runs; every branch of a conditional counts.
 
     Args:
-        rounds: how often loops go round whose data decide it, by a word in the `op_name` of the loop. Loops that
+        trip_counts: how often loops go round whose data decide it, by a word in the `op_name` of the loop. Loops that
             neither this nor the text tells have `times` None inside.
     """
 
@@ -82,7 +82,7 @@ def executed(
                 trips, fixed = _trips(op, here, known, body, computations)
                 if trips is None:
                     source = attribute(op.text, r'op_name="([^"]*)"') or ""
-                    trips = next((n for word, n in rounds.items() if word in source), None)
+                    trips = next((n for word, n in trip_counts.items() if word in source), None)
                 yield from visit(body.name, None if times is None or trips is None else times * trips, fixed, in_fusion)
             elif op.opcode in ("call", "call-start", "fusion", "conditional", "async-start"):
                 for called in re.findall(r"(?:calls|to_apply|true_computation|false_computation)=%([\w.\-]+)", op.text):
@@ -96,7 +96,7 @@ def executed(
 def _trips(
     loop: Operation, here: Computation, known: dict[int, int], body: Computation, computations: dict[str, Computation]
 ) -> tuple[int | None, dict[int, int]]:
-    """(rounds of a loop or None, the whole numbers of its state that no round changes).
+    """(trip count of a loop or None, the whole numbers of its state that no round changes).
 
     CPUs' and GPUs' text says `known_trip_count`; TPUs' does not, so the counter is run.
     """

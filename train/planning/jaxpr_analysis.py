@@ -20,19 +20,19 @@ class Traced(NamedTuple):
     kernels: int
 
 
-def traced(jaxpr: Any, rounds: Mapping[str, int]) -> Traced:
+def traced(jaxpr: Any, trip_counts: Mapping[str, int]) -> Traced:
     """Count a (closed) jaxpr: loops multiplied, the dearest branch of a conditional.
 
     Args:
-        rounds: how often loops go round whose data decide it, by a word in their name stack.
+        trip_counts: how often loops go round whose data decide it, by a word in their name stack.
 
     Raises:
-        ValueError: such a loop, with matrix products, that `rounds` does not tell.
+        ValueError: such a loop, with matrix products, that `trip_counts` does not tell.
     """
-    return _count(getattr(jaxpr, "jaxpr", jaxpr), rounds, "", in_kernel=False)
+    return _count(getattr(jaxpr, "jaxpr", jaxpr), trip_counts, "", in_kernel=False)
 
 
-def _count(jaxpr: Any, rounds: Mapping[str, int], stack: str, *, in_kernel: bool) -> Traced:
+def _count(jaxpr: Any, trip_counts: Mapping[str, int], stack: str, *, in_kernel: bool) -> Traced:
     counts = []
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
@@ -42,7 +42,7 @@ def _count(jaxpr: Any, rounds: Mapping[str, int], stack: str, *, in_kernel: bool
             counts.append(Traced(flops, flops * ("rematted_computation" in here), flops * in_kernel))
             continue
         kernel = in_kernel or name == "pallas_call"
-        parts = [_count(inner, rounds, here, in_kernel=kernel) for inner in jax.core.jaxprs_in_params(params)]
+        parts = [_count(inner, trip_counts, here, in_kernel=kernel) for inner in jax.core.jaxprs_in_params(params)]
         if not parts:
             continue
         times = 1
@@ -53,7 +53,7 @@ def _count(jaxpr: Any, rounds: Mapping[str, int], stack: str, *, in_kernel: bool
         elif name == "pallas_call":
             times = math.prod(params["grid_mapping"].grid)
         elif name == "while" and sum(part.total for part in parts):
-            known = [n for word, n in rounds.items() if word in here]
+            known = [n for word, n in trip_counts.items() if word in here]
             if not known:
                 raise ValueError(f"a loop in {here} goes round as its data decide")
             times = known[0]

@@ -6,16 +6,16 @@ from typing import Any
 import jax
 
 
-def kept(jaxpr: Any, layers: int) -> int:
+def saved_bytes(jaxpr: Any, layers: int) -> int:
     """Bytes, over all devices, that the forward loop over the layers stacks up: what `remat` is about.
 
     A micro-batch's, where there are several: they are gone when the next begins. Arrays of integers and
     booleans count too; what lies before and behind the layers (the embedded rows, the head's slices) does not.
     """
-    return _kept(getattr(jaxpr, "jaxpr", jaxpr), layers)
+    return _saved_bytes(getattr(jaxpr, "jaxpr", jaxpr), layers)
 
 
-def _kept(jaxpr: Any, layers: int) -> int:
+def _saved_bytes(jaxpr: Any, layers: int) -> int:
     found = 0
     for equation in jaxpr.eqns:
         params = equation.params
@@ -23,5 +23,5 @@ def _kept(jaxpr: Any, layers: int) -> int:
             stacked = [v.aval for v in equation.outvars[params["num_carry"] :]]
             found = max(found, sum(math.prod(a.shape) * a.dtype.itemsize for a in stacked))
         for inner in jax.core.jaxprs_in_params(params):
-            found = max(found, _kept(inner, layers))
+            found = max(found, _saved_bytes(inner, layers))
     return found

@@ -21,7 +21,7 @@ class Run(NamedTuple):
     config: Mapping[str, Any]
 
     @property
-    def held_out(self) -> list[dict[str, Any]]:
+    def eval_rows(self) -> list[dict[str, Any]]:
         """Records with a held-out loss."""
         return [r for r in self.records if isinstance(r.get("eval_loss"), float)]
 
@@ -74,11 +74,11 @@ def summary(run: Run) -> dict[str, str]:
         "cross-entropy": _number(late("ce")),
         "perplexity of noised tokens": _number(perplexity),
     }
-    if run.held_out:
-        best = min(run.held_out, key=lambda r: r["eval_loss"])
-        out["held-out loss"] = _number(run.held_out[-1]["eval_loss"])
+    if run.eval_rows:
+        best = min(run.eval_rows, key=lambda r: r["eval_loss"])
+        out["held-out loss"] = _number(run.eval_rows[-1]["eval_loss"])
         out["lowest held-out loss"] = f"{_number(best['eval_loss'])} (update {best['step']:,})"
-        if len(points(run.held_out, "eval_bound_perplexity")[1]):
+        if len(points(run.eval_rows, "eval_bound_perplexity")[1]):
             out["held-out perplexity, at most"] = _number(latest("eval_bound_perplexity"))
             out["the same, of noised tokens"] = _number(latest("eval_noised_perplexity"))
     for field, name in (("tokens", "tokens trained on"), ("epoch", "epochs"), ("elapsed", "hours")):
