@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray
 
+from qwen3llada_jax import sharding
 from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.sampling import layout, loop
 from qwen3llada_jax.sampling.config import SamplerConfig
@@ -45,7 +46,7 @@ def generate(
         NotFiniteError: (an InputError) some rows' logits are NaN or infinite; it holds what the others wrote.
     """
     config = config.for_model(model.config)
-    return _generate(model, *layout.continuation(model.config, prompts, config, key, room), config)
+    return _generate(model, *_of_the_mesh(layout.continuation(model.config, prompts, config, key, room)), config)
 
 
 def infill(
@@ -69,7 +70,7 @@ def infill(
         NotFiniteError: as in `generate`.
     """
     config = layout.for_holes(model.config, texts, config)
-    return _generate(model, *layout.with_holes(model.config, texts, config, key), config)
+    return _generate(model, *_of_the_mesh(layout.with_holes(model.config, texts, config, key)), config)
 
 
 def watch(
@@ -82,7 +83,7 @@ def watch(
 ) -> Iterator[Canvas]:
     """The same as `generate`, pass by pass, by the same program: the blank canvas, then that after every pass."""
     config = config.for_model(model.config)
-    return _watch(model, *layout.continuation(model.config, prompts, config, key, room), config)
+    return _watch(model, *_of_the_mesh(layout.continuation(model.config, prompts, config, key, room)), config)
 
 
 def watch_infill(
@@ -94,7 +95,17 @@ def watch_infill(
 ) -> Iterator[Canvas]:
     """The same as `infill`, pass by pass."""
     config = layout.for_holes(model.config, texts, config)
-    return _watch(model, *layout.with_holes(model.config, texts, config, key), config)
+    return _watch(model, *_of_the_mesh(layout.with_holes(model.config, texts, config, key)), config)
+
+
+def _of_the_mesh(rows: tuple[Canvas, GenerationInputs]) -> tuple[Canvas, GenerationInputs]:
+    """The same rows.
+
+    Raises:
+        InputError: the mesh does not divide them.
+    """
+    sharding.check_rows(len(rows[0].tokens))
+    return rows
 
 
 def _generate(model: Qwen3LLaDA, canvas: Canvas, inputs: GenerationInputs, config: SamplerConfig) -> Generation:
