@@ -62,6 +62,13 @@ def ids(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"must be ids, as 7,12, not {text!r}") from error
 
 
+def _path(text: str) -> Path:
+    """Read a path; of no text it would be the folder that one is in."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("must name a file or a folder, not ''")
+    return Path(text)
+
+
 def flag(
     text: str,
     default: Any = dataclasses.MISSING,
@@ -222,6 +229,7 @@ _COMPLETION = "print completions for a shell, and stop"
 # The type of a field → what reads it from its text, and what stands for it in the help.
 _READERS: dict[Any, tuple[Callable[[str], Any], str | None]] = {
     int: (whole, "N"),
+    Path: (_path, None),
     float: (float, "X"),
     tuple[int, ...]: (ids, "IDS"),
 }
