@@ -78,13 +78,6 @@ def shown(capsys, flags: type, *words: str) -> str:
         ("--lr -x --b.max-steps 3", {"keys": {"a.lr": "-x", "b.max_steps": "3"}}),
     ],
 )
-def test_no_text_is_no_path():
-    """As a path it would be the folder that one is in."""
-    for text in ("", " "):
-        with pytest.raises(q.InputError, match="--src: must name a file or a folder, not ''"):
-            cli.parse(Flags, [f"--src={text}"])
-
-
 def test_a_line_is_the_instance_that_it_says(words, expected):
     if expected is None:
         with pytest.raises(q.InputError, match="--asks needs a value"):
@@ -115,6 +108,13 @@ def test_what_is_refused_is_one_line(words, line):
     with pytest.raises(q.InputError) as caught:
         cli.parse(Flags, words.split())
     assert str(caught.value) == line
+
+
+def test_no_text_is_no_path():
+    """As a path it would be the folder that one is in."""
+    for text in ("", " "):
+        with pytest.raises(q.InputError, match="--src: must name a file or a folder, not ''"):
+            cli.parse(Flags, [f"--src={text}"])
 
 
 def test_help_has_groups_and_every_flag(capsys):
