@@ -237,10 +237,13 @@ def columns_of(file: Path) -> dict[str, Any]:
 
 def arrays_of(folder: Path) -> dict[str, np.ndarray]:
     """Every array that Orbax stored in a folder."""
+    import jax
     import orbax.checkpoint as ocp
 
     with warnings.catch_warnings(action="ignore"), ocp.PyTreeCheckpointer() as checkpointer:
-        tree = checkpointer.restore(folder.absolute())
+        stored: Any = checkpointer.metadata(folder.absolute())
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored.item_metadata.tree)
+        tree = checkpointer.restore(folder.absolute(), restore_args=as_numpy)  # from any number of devices
     return {key: np.asarray(value) for key, value in ocp.tree.to_flat_dict(tree, sep=".").items()}
 
 

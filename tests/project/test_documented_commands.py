@@ -81,7 +81,7 @@ COMMANDS: dict[str, dict[str, Run | Left]] = {
         "pip install '.[plan]'": Left("takes an index; the test extra holds the same"),
         "python -m train.plan --config configs/plan.yaml --model qwen3-0.6b --topology v5e:4x4 "
         "--training.batch_size 16": Run("--training.max_length 1024"),
-        "pytest -s -k never_holds tests/test_plan.py": Left("make test runs it"),
+        "pytest -s -k never_holds tests/training/test_plan.py": Left("make test runs it"),
     },
     "docs/sampling.md": {
         "python -m sample.generate --model runs/sft --chat --prompts asks.jsonl --num-samples 4 --temperature 0.7 "
@@ -185,6 +185,12 @@ def test_k11_every_flag_that_is_named_exists(capsys, monkeypatch):
                     pytest.fail(f"{module} --{flag}: {error}")
             else:
                 assert flag.replace("_", "-") in known, f"{module} --{flag}"
+
+
+def test_every_file_of_code_that_a_page_names_is_there():
+    for page in PAGES:
+        for name in re.findall(r"`([\w/]+/[\w/]*\w\.py)`", (ROOT / page).read_text()):
+            assert (ROOT / name).is_file() or (ROOT / "qwen3llada_jax" / name).is_file(), f"{page}: {name}"
 
 
 def test_k11_every_target_of_make_that_is_named_exists():
