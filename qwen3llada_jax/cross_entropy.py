@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from qwen3llada_jax import sharding
-from qwen3llada_jax.head import positions_at_once, stream
+from qwen3llada_jax.model.head import positions_at_once, stream
 
 
 class _Mesh(NamedTuple):

@@ -29,10 +29,10 @@ from qwen3llada_jax import cli, sharding
 from qwen3llada_jax.checkpoint.model_folder import read_model_config
 from qwen3llada_jax.cli import flag
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.head import positions_at_once
 from qwen3llada_jax.io.atomic_files import check_file, write_text
 from qwen3llada_jax.model import attention, model
 from qwen3llada_jax.model.config import PRESETS, ModelConfig
+from qwen3llada_jax.model.head import positions_at_once
 from qwen3llada_jax.model.model import Runtime
 
 from .checkpoint.base_model import blocks_of, check_length, settled

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from qwen3llada_jax import sharding
-from qwen3llada_jax.head import positions_at_once, stream
 from qwen3llada_jax.model.config import ModelConfig
+from qwen3llada_jax.model.head import positions_at_once, stream
 from qwen3llada_jax.sampling import rules, slots
 from qwen3llada_jax.sampling.slots import Parameters, Structure
 from qwen3llada_jax.sampling.state import GenerationInputs

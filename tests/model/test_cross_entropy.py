@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from qwen3llada_jax import sharding
 from qwen3llada_jax.cross_entropy import cross_entropy
-from qwen3llada_jax.head import positions_at_once
+from qwen3llada_jax.model.head import positions_at_once
 
 B, L, D, V = 8, 12, 16, 48
 
