@@ -126,8 +126,7 @@ class SamplerConfig:
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
             setting, value = setting_of(f), getattr(self, f.name)
-            is_function = f.name == "remasking" and callable(value)
-            if setting and not is_function:
+            if setting and not (f.name == "remasking" and callable(value)):
                 object.__setattr__(self, f.name, setting.taken(f.name, value, f.default))
             elif not setting and value is not None:
                 object.__setattr__(self, f.name, slots.checked(f.name, value))
@@ -146,8 +145,7 @@ class SamplerConfig:
                 raise InputError(f"{' and '.join(given)} both say {what}; give one of them")
 
     def _is_given(self, name: str) -> bool:
-        default = getattr(type(self), name)
-        return getattr(self, name) is not default and getattr(self, name) != default
+        return getattr(self, name) != getattr(type(self), name)
 
     @property
     def has_budget(self) -> bool:

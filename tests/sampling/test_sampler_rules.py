@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import save_torch, torch_model
+from conftest import ROOT, save_torch, torch_model
 
 import qwen3llada_jax as q
 from qwen3llada_jax.sampling import rules, slots
@@ -247,6 +247,6 @@ def test_what_is_set_anew_takes_the_place_of_a_rule(here):
 
 
 def test_the_bundled_example_is_a_rule():
-    root = own_rules.Path(__file__).parent.parent
+    root = ROOT
     assert own_rules.rule_of(f"{root}/examples/custom_rule.py:Halves:share=0.2")[1].share == pytest.approx(0.2)
     assert own_rules.rule_of(f"{root}/examples/custom_rule.py:least_surprise")[0] == "order"
