@@ -144,6 +144,20 @@ def within(name: str, value: Any, most: int) -> None:
         raise InputError(f"{name} must lie in 0 … {most}, not {lowest if lowest < 0 else highest}")
 
 
+def in_32_bits(name: str, value: Any) -> None:
+    """Refuse whole numbers that 32 bits do not hold: a program would wrap them.
+
+    Raises:
+        InputError: naming one of them.
+    """
+    if isinstance(value, jax.core.Tracer) or not np.size(value):
+        return
+    numbers = np.asarray(value)
+    if int(numbers.min()) < -(2**31) or int(numbers.max()) >= 2**31:
+        wrong = numbers[(numbers < -(2**31)) | (numbers >= 2**31)].flat[0]
+        raise InputError(f"{name} must lie in {-(2**31)} … {2**31 - 1}, not {wrong}")
+
+
 def truth(name: str, value: Any) -> Any:
     """A bool array: itself (JAX's or numpy's), or one of the whole numbers 0 and 1.
 

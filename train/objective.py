@@ -134,7 +134,8 @@ def corrupt(
 
 def example_of(batch: DeviceBatch, noised: Noised, weight: Array, tokens: Array, share: Array, mask: Mask) -> Example:
     """The example that asks a batch's noised tokens, each at its own position."""
-    asked, t = noised.is_noised, jnp.broadcast_to(noised.t[:, None], batch.tokens.shape)
+    asked = noised.is_noised
+    t = jnp.broadcast_to(noised.t if noised.t.ndim == 2 else noised.t[:, None], batch.tokens.shape)
     return Example(noised.tokens, batch.tokens, jnp.where(asked, weight, 0.0), asked, t, tokens, share, mask)
 
 

@@ -144,6 +144,7 @@ def fitting(tokens: Coordinates, rows: int, length: int) -> Coordinates:
             take = arguments.truth if field.name == "clean" else arguments.rows
             changed[field.name] = take(field.name, value)
             check_shape(field.name, changed[field.name].shape, (rows, length))
+            arguments.in_32_bits(field.name, changed[field.name])
     for name in ("clean", "until"):
         if name in changed and "block" not in changed:
             raise InputError(f"coordinates: {name} has no effect without block; give both")

@@ -151,7 +151,9 @@ def positions_of(
         positions = None if mask.position is None else jnp.asarray(mask.position)
     if positions is None:
         return jnp.arange(length, dtype=jnp.int32)[None]
-    positions = jnp.asarray(arguments.rows("positions", positions))
+    positions = arguments.rows("positions", positions)
+    arguments.in_32_bits("positions", positions)
+    positions = jnp.asarray(positions)
     check_shape("positions", positions.shape, (rows, length))
     return positions
 
@@ -186,12 +188,16 @@ def _fitting(mask: Mask, rows: int, length: int) -> Mask:
             take = arguments.truth if name == "is_real" else arguments.rows
             changed[name] = take(name, getattr(mask, name))
             check_shape(name, changed[name].shape, (rows, length))
+            arguments.in_32_bits(name, changed[name])
     return dataclasses.replace(mask, **changed)
 
 
 def dense(mask: Mask | Coordinates, length: int) -> Bool[Array, "R L L"]:
     """allowed[r, i, j]: may position i of row r attend to position j? R is B, or 1 when all rows agree."""
-    return coordinates.dense(coordinates_of(mask, length) if isinstance(mask, Mask) else mask, length)
+    rows = max((np.shape(x)[0] for x in vars(mask).values() if np.ndim(x)), default=1)
+    if isinstance(mask, Mask):
+        return coordinates.dense(coordinates_of(_fitting(mask, rows, length), length), length)
+    return coordinates.dense(fitting(mask, rows, length), length)
 
 
 def describe(mask: Mask | Coordinates, length: int, row: int = 0) -> str:

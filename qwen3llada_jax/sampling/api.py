@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from qwen3llada_jax import sharding
+from qwen3llada_jax import arguments, sharding
 from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.sampling import layout, loop
 from qwen3llada_jax.sampling.config import SamplerConfig
@@ -69,6 +69,7 @@ def infill(
             or memory hold.
         NotFiniteError: as in `generate`.
     """
+    texts = arguments.rows_of_ids("texts", texts, holes=True)  # once: it may be an iterator
     config = layout.for_holes(model.config, texts, config)
     return _generate(model, *_of_the_mesh(layout.with_holes(model.config, texts, config, key)), config)
 
@@ -94,6 +95,7 @@ def watch_infill(
     key: PRNGKeyArray | int | None = None,
 ) -> Iterator[Canvas]:
     """The same as `infill`, pass by pass."""
+    texts = arguments.rows_of_ids("texts", texts, holes=True)
     config = layout.for_holes(model.config, texts, config)
     return _watch(model, *_of_the_mesh(layout.with_holes(model.config, texts, config, key)), config)
 

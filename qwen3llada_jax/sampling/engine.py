@@ -20,6 +20,7 @@ from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.sampling import layout, loop
 from qwen3llada_jax.sampling.config import SamplerConfig
 from qwen3llada_jax.sampling.limits import check_memory
+from qwen3llada_jax.sampling.rules import AtEos
 from qwen3llada_jax.sampling.slots import SLOTS, Parameters
 from qwen3llada_jax.sampling.state import (
     Canvas,
@@ -75,11 +76,22 @@ class Engine:
         self.config, self.length = config.for_model(model.config), layout.bucket(length)
         if self.config.parallel_blocks:
             raise InputError("parallel_blocks: an engine writes one block of a row after the other; leave it out")
+        if not isinstance(self.config.parameters().stop, AtEos | None):
+            raise InputError(
+                "stop: a rule of one's own looks at a whole answer, and here answers differ in length; "
+                "leave it out, or take q.rules.AtEos"
+            )
+        if jax.process_count() > 1:
+            raise InputError("an engine runs in one process; several write with q.generate")
         sharding.check_rows(slots)
         self.config.check_rows(1)
         check_memory(model.config, slots, self.length, self.config)
         self._structure, self._is_late = self.config.structure(), loop.is_converted_on_cpu(model)
         self._given, self._model = model, loop.laid_out(model, self.config, self._is_late)
+        self._start(slots)
+
+    def _start(self, slots: int) -> None:
+        """Every slot free."""
         self._asked: dict[int, int] = {}  # slot → how many tokens its request writes
         self._is_new = np.zeros(slots, bool)
         self._new, self._inputs = self._blank(slots)
@@ -89,10 +101,10 @@ class Engine:
         zero, zeros = np.zeros(slots, np.int32), np.zeros((slots, 1), np.int32)
         cache = None
         if self._structure.cache != "none":
-            keys, _ = kv.blank(model, slots * self._structure.cfg_branches, self.length)
+            keys, _ = kv.blank(self._given, slots * self._structure.cfg_branches, self.length)
             cache = kv.Cache(keys, jnp.zeros_like(keys))  # of its own memory, to be given away
         state: Any = (jax.tree.map(np.copy, self._new), zero, zero, zeros, zeros, np.ones(slots, bool), cache)
-        self._state = loop.placed(SamplerState(*state), model)
+        self._state = loop.placed(SamplerState(*state), self._given)
 
     @property
     def free(self) -> list[int]:
@@ -117,24 +129,24 @@ class Engine:
             InputError: a slot that is taken, an id out of range, a request that is too long, or settings that another
                 program would be needed for.
         """
+        slot = arguments.whole("slot", slot)
         if slot not in self.free:
             raise InputError(f"slot {slot} is not free; free are {self.free}")
-        model = self._given.config
+        model, rows = self._given.config, arguments.rows_of_ids("request", [request], holes=True)
         config = self.config if config is None else config
-        if None in arguments.rows_of_ids("request", [request], holes=True)[0]:
-            config = layout.for_holes(model, [request], config)
-            canvas, inputs = layout.with_holes(model, [request], config, key)
+        if None in rows[0]:
+            config = layout.for_holes(model, rows, config)
+            canvas, inputs = layout.with_holes(model, rows, config, key)
         else:
             config = config.for_model(model)
-            ids: Any = [request]
-            canvas, inputs = layout.continuation(model, ids, config, key)
+            canvas, inputs = layout.continuation(model, rows, config, key)
         length = int(canvas.length[0])
         if length > self.length:
             raise InputError(
                 f"the request has {length:,} tokens with what is written; this engine's rows {self.length:,}"
             )
         parameters = self._checked(config)
-        if not config.stop_at_eos:  # a row without ends has nothing to stop at
+        if not config.stop_at_eos and self._parameters.stop is not None:  # a row without ends has nothing to stop at
             inputs = inputs._replace(ends=inputs.ends[:, :0])
         self._put(slot, canvas, inputs)
         jax.tree.map(lambda rows, x: rows.__setitem__(slot, np.reshape(x, ())), self._parameters, parameters)
@@ -143,11 +155,19 @@ class Engine:
     def advance(self, passes: int | None = None) -> list[int]:
         """Write until a request more is done, or so many passes: one program, and one look at its end from the host.
 
+        If it fails (Ctrl-C, memory) in an engine with a cache, all slots are free again.
+
         Returns:
             The slots that are done, for `harvest`.
+
+        Raises:
+            InputError: less than one pass.
         """
+        passes = _TO_THE_END if passes is None else arguments.whole("passes", passes)
+        if not 1 <= passes <= _TO_THE_END:
+            raise InputError(f"passes must be 1 … {_TO_THE_END}, not {passes}")
         if len(self._done()) < len(self._asked):
-            self._run(_TO_THE_END if passes is None else arguments.whole("passes", passes))
+            self._run(passes)
         return self._done()
 
     def _done(self) -> list[int]:
@@ -174,6 +194,7 @@ class Engine:
         Raises:
             InputError: nobody has it.
         """
+        slot = arguments.whole("slot", slot)
         if slot not in self._asked:
             raise InputError(f"slot {slot} has no request; taken are {sorted(self._asked)}")
         del self._asked[slot]
@@ -181,18 +202,17 @@ class Engine:
         self._put(slot, blank, inputs)
 
     def _run(self, passes: int) -> None:
-        self._state = loop.serve[self._is_late](
-            self._state.cache,
-            self._model,
-            self._state._replace(cache=None),
-            self._new,
-            self._is_new,
-            self._inputs,
-            self._parameters,
-            np.int32(passes),
-            self._structure,
-        )
-        jax.block_until_ready(self._state.done)  # what it was given is ours to change again
+        cache, state = self._state.cache, self._state._replace(cache=None)
+        try:
+            self._state = loop.serve[self._is_late](
+                cache, self._model, state, self._new, self._is_new, self._inputs, self._parameters, np.int32(passes),
+                self._structure,
+            )  # fmt: skip
+            jax.block_until_ready(self._state.done)  # what it was given is ours to change again
+        except BaseException:
+            if cache is not None and cache.keys.is_deleted():  # given away, and with it what all requests knew
+                self._start(len(self._is_new))
+            raise
         self._is_new = np.zeros_like(self._is_new)
 
     def _blank(self, rows: int) -> tuple[Canvas, GenerationInputs]:
@@ -200,7 +220,7 @@ class Engine:
         c, L, vocab = self.config, self.length, self._given.config.vocab_size
         assert c.block_length is not None
         assert c.mask_token_id is not None
-        zeros, places = np.zeros((rows, L), np.int32), max(L // c.block_length, 1) * c.block_length
+        zeros, places = np.zeros((rows, L), np.int32), -(-L // c.block_length) * c.block_length
         canvas: Any = (
             zeros + c.mask_token_id,
             zeros > 0,

@@ -48,6 +48,8 @@ def continuation(
 def for_holes(model: ModelConfig, texts: Sequence[Sequence[int | None]], config: SamplerConfig) -> SamplerConfig:
     """The config of an infilling, complete: as many tokens as the fullest row has holes, in whole blocks.
 
+    Where a row ends is said by the text, so no stop rule holds.
+
     Raises:
         InputError: no holes, or settings that do not go with them.
     """
@@ -59,7 +61,9 @@ def for_holes(model: ModelConfig, texts: Sequence[Sequence[int | None]], config:
     block = block or min(32, max(map(len, holes)))
     blocks = [int(_order(row, block, visibility)[-1]) // block + 1 for row in holes]
     length, cache = max(blocks) * block, config.cache or "none"
-    config = dataclasses.replace(config, gen_length=length, block_length=block, stop_at_eos=False, cache=cache)
+    config = dataclasses.replace(
+        config, gen_length=length, block_length=block, stop=None, stop_at_eos=False, cache=cache
+    )
     config.passes_of_a_block(list(map(len, holes)), blocks)
     is_dual, config = cache == "dual", config.for_model(model)
     if config.cache == "prefix":

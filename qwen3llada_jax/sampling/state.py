@@ -1,4 +1,4 @@
-"""The page of the sampler: rows of tokens, which of them are still to be written, and how far the writing has come."""
+"""The sampler's canvas: rows of tokens, which of them are still to be written, and how far the writing has come."""
 
 from typing import Any, NamedTuple
 

@@ -23,7 +23,6 @@ from qwen3llada_jax.text.conversations import Conversation
 from qwen3llada_jax.text.text_ends import END_OF_TURN
 from qwen3llada_jax.text.turns import Message
 
-TEMPLATES = ("chat", "plain")
 _MOST_PROBES = 10_000  # shapes of conversations that are remembered
 _THOUGHT = re.compile(r"\s*<think>(.*?)</think>", re.DOTALL)
 

@@ -341,7 +341,7 @@ def test_k16_a_bad_first_update_names_no_checkpoint():
         with pytest.raises(q.InputError) as told:
             bad_updates.report(1, bad, TrainingConfig(on_nan="stop"), print, has_saved=has_saved)
         assert ("from the newest checkpoint" in str(told.value)) == has_saved
-        assert ("before anything was saved. BaseModel again" in str(told.value)) != has_saved
+        assert ("before anything was saved. Start again" in str(told.value)) != has_saved
 
 
 def test_k16_a_run_that_skips_all_updates_does_not_end_well(start, tmp_path, monkeypatch):

@@ -257,3 +257,58 @@ def test_on_a_mesh(model, tmp_path):
         found = serve(engine, requests_of("causal"), range(8), [2, 3])
     for number, result in found.items():
         assert result.answers() == alone(model, "causal", number).answers()
+
+
+def test_holes_of_every_block_have_a_place(model):
+    """A block length that does not divide the row's: the last block's holes were cut off, and the row never done."""
+    engine = q.Engine(model, dataclasses.replace(COMMON, gen_length=12, block_length=12), slots=1, length=16)
+    text = [5] + [None] * 14
+    engine.admit(0, text)
+    assert engine.advance(20) == [0]
+    expected = q.infill(model, [text], dataclasses.replace(COMMON, block_length=12))
+    assert engine.harvest()[0].result.answers() == expected.answers()
+
+
+def test_ends_count_where_nothing_stops_at_them(model):
+    config = dataclasses.replace(COMMON, stop_at_eos=False, eos_token_ids=tuple(range(40)), min_length=4)
+    engine = q.Engine(model, config, slots=1, length=16)
+    engine.admit(0, iter([5, 6, 7]))
+    engine.advance()
+    assert_same(engine.harvest()[0].result, q.generate(model, [[5, 6, 7]], config))
+
+
+def test_what_an_engine_does_not_take_is_refused(model):
+    @q.rule
+    class Third:
+        def stop(self, is_end, is_masked):
+            return 2
+
+    with pytest.raises(q.InputError, match="stop: a rule of one's own looks at a whole answer"):
+        q.Engine(model, dataclasses.replace(COMMON, stop=Third()))
+    engine = q.Engine(model, COMMON, slots=2, length=16)
+    for slot in (True, 2, -1):
+        with pytest.raises(q.InputError, match="slot"):
+            engine.admit(slot, [1])
+    engine.admit(0, [1])
+    for passes in (0, -5, 2**40):
+        with pytest.raises(q.InputError, match=r"passes must be 1"):
+            engine.advance(passes)
+
+
+def test_a_call_that_fails_frees_all_slots(model, monkeypatch):
+    config = dataclasses.replace(COMMON, visibility="block_causal")
+    engine = q.Engine(model, config, slots=2, length=16)
+    engine.admit(0, [5, 6, 7])
+
+    def interrupted(cache, *_):
+        cache.keys.delete()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "serve", {False: interrupted, True: interrupted})
+        with pytest.raises(KeyboardInterrupt):
+            engine.advance()
+    assert engine.free == [0, 1]
+    engine.admit(1, [5, 6, 7])
+    engine.advance()
+    assert_same(engine.harvest()[0].result, q.generate(model, [[5, 6, 7]], config))

@@ -15,7 +15,7 @@ from qwen3llada_jax import diffusion, sharding
 from qwen3llada_jax.model import model
 from train import step as training
 from train.config.parse import read_config
-from train.objective import Corruption, DeviceBatch, Example, objective_of, pretrain
+from train.objective import Corruption, DeviceBatch, Example, example_of, objective_of, pretrain
 
 SHAPE = q.ModelConfig(64, 32, 48, 2, 4, 2, 8)
 B, L, MASK, LIVE = 4, 16, 63, 60
@@ -52,6 +52,14 @@ def trained(objective, *, updates: int, pieces: int = 1):
 
 def network(params):
     return nnx.merge(model.abstract(SHAPE)[0], params)
+
+
+def test_an_example_has_the_levels_of_its_tokens():
+    batch, t = batch_of(), np.linspace(0, 1, B * L, dtype=np.float32).reshape(B, L)
+    for levels in (t, t[:, 0]):
+        noised = q.forward_process(3, batch.tokens, MASK, q.NoiseConfig(at_least_one=False), t=levels)
+        example = example_of(batch, noised, noised.weight, batch.real_length, batch.real_length, q.Mask("full"))
+        np.testing.assert_array_equal(example.t, levels if levels.ndim == 2 else np.repeat(levels[:, None], L, axis=1))
 
 
 # ---- those that there are ------------------------------------------------------------------------------------

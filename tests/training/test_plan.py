@@ -272,7 +272,7 @@ def test_flops_of_a_training_step_are_the_models():
 
 
 def test_loops_that_data_decide():
-    """A while loop says nothing of its trip_counts: they are given, or it is an error."""
+    """A while loop says nothing of its trips: they are given, or it is an error."""
 
     def f(x, n):
         with jax.named_scope("search"):

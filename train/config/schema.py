@@ -1,7 +1,7 @@
 """Everything a training run can be told, as frozen dataclasses.
 
 Sections and keys are those of the PyTorch Qwen3-LLaDA system, so that its YAML files run; keys that it had
-not are marked "new". `train.read_config` reads them from YAML and flags, and `train.check_config` refuses what is
+not are marked "new". `parse.py` reads them from YAML and flags, and `validate.py` refuses what is
 impossible.
 """
 

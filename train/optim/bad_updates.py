@@ -128,7 +128,7 @@ def report(
         return
     if not has_saved:
         raise InputError(
-            f"{event}; stopped (training.{rule}) before anything was saved. BaseModel again under other settings "
+            f"{event}; stopped (training.{rule}) before anything was saved. Start again under other settings "
             f"(training.{rule}: skip, a lower lr)"
         )
     raise InputError(

@@ -1,4 +1,4 @@
-"""The optimizer, from optax: clipping, one of seven update rules, masked decay, a warm-up and a schedule."""
+"""The optimizer, from optax: clipping, one of six update rules, masked decay, the scheduled rate."""
 
 import math
 from typing import Any

@@ -17,7 +17,7 @@ from ..monitor.model_flops import peak_flops
 
 @dataclass(frozen=True)
 class Chip:
-    """Published figures of one chip, but for FLOP/s, which stand in `train.flops`.
+    """Published figures of one chip, but for FLOP/s, which stand in `monitor/model_flops.py`.
 
     Attributes:
         hbm: bytes of main memory.

@@ -44,7 +44,7 @@ class Plan:
         rows: of one forward pass over all devices; an update has `micro_batches` of them.
         refusal: the compiler's words where the step does not fit; then nothing below `ideal_flops` is known.
         peak_flops: FLOP/s of a device.
-        ideal_flops: what the model asks for, as the metric `mfu` of a run counts it (`train.flops`).
+        ideal_flops: what the model asks for, as the metric `mfu` of a run counts it (`monitor/model_flops.py`).
         traced_flops: matrix products of the traced program.
         compiled_flops: those of the compiled one; more than traced means that devices repeat each other's work.
         hbm_bytes: an estimate of what moves between main memory and cores.
