@@ -172,7 +172,7 @@ def checked(slot: str, rule: Rule) -> Rule:
         if needs and not isinstance(value, jax.core.Tracer):
             if isinstance(value, np.ndarray | jax.Array) and value.ndim == 1:
                 numbers[f.name] = np.array([needs.taken(f.name, x, f.default) for x in np.asarray(value)])
-            elif value is not None or not _may_be_none(f):
+            elif value is not None or not _may_be_none(slot, f):
                 numbers[f.name] = needs.taken(f.name, value, dataclasses.MISSING)
     return dataclasses.replace(rule, **numbers)
 
@@ -184,7 +184,9 @@ def _needed(slot: str, f: "dataclasses.Field[Any]") -> Setting:
     return _ANY_WHOLE if is_whole(f) else Setting("number")
 
 
-def _may_be_none(f: "dataclasses.Field[Any]") -> bool:
+def _may_be_none(slot: str, f: "dataclasses.Field[Any]") -> bool:
+    if slot == "remask" and f.name == "revise":
+        return False
     return f.default is None or "None" in str(f.type) or "Optional" in str(f.type)
 
 

@@ -390,6 +390,14 @@ def test_methods_of_other_kinds(model):
 
 
 @q.rule
+class Perhaps:
+    revise: int | None = None
+
+    def remask(self, confidence, key):
+        return confidence
+
+
+@q.rule
 class Chosen:
     ids: tuple = dataclasses.field(default=(1, 2), metadata={"static": True})
     whole: int = 1
@@ -415,6 +423,9 @@ def test_a_choice_of_several_is_no_number_of_a_row(model):
         ({"commit": Halves(float("nan"))}, "share must be a finite number"),
         ({"commit": Halves(float("inf"))}, "share must be a finite number"),
         ({"commit": Halves(None)}, "share must be a number, not None"),
+        ({"commit": rules.Threshold(None)}, "threshold must be a number, not None"),
+        ({"remask": Fractions(None)}, "revise must be a whole number, not None"),
+        ({"remask": Perhaps()}, "revise must be a whole number, not None"),
         ({"remasking": rules.Margin}, r"order must be a rule: make one of the class, Margin\(…\)"),
         ({"remasking": rules.Margin()}, r"remasking is a name or a function; give the rule as order=Margin\(\)"),
         ({"order": lambda log_p: 0}, r"order must be a function of \(log_p, token, place, key\)"),
