@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import hashlib
 import importlib.util
-import inspect
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +16,12 @@ import jax.numpy as jnp
 from qwen3llada_jax import cli
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.io.atomic_files import expanded
-from qwen3llada_jax.sampling import slots
+from qwen3llada_jax.sampling import proposals, rules, slots, step
 from qwen3llada_jax.sampling.config import SETTINGS, SamplerConfig
+from qwen3llada_jax.sampling.slots import Parameters
+from qwen3llada_jax.sampling.state import Canvas
+
+_BLOCK, _VOCAB = 32, 1 << 17  # shapes to try a rule on: as large as those it meets
 
 
 def is_own(text: str) -> bool:
@@ -67,14 +70,21 @@ def rule_of(text: str) -> tuple[str, Any]:
         own = [n for n, x in vars(module).items() if getattr(x, "__module__", None) == module.__name__]
         raise InputError(f"{place}: has no {name!r}" + cli.nearest(name, own))
     slot = slots.slot_of(found)
-    if slot is None and inspect.isfunction(found) and len(inspect.signature(found).parameters) == 4:
+    if slot is None and slots.is_order(found):
         slot = "order"
+    if slot is None and isinstance(found, type):
+        raise InputError(f"{place}: {name} is no rule: {slots.why_no_rule(found)}")
     if slot is None:
         raise InputError(
             f"{place}: {name} is no rule; that is a class with @q.rule and one method of {', '.join(slots.SLOTS)}, or "
             "a function of (log_p, token, place, key)"
         )
-    values = dict(_number(f"{place}: {name}", found, text) for text in numbers)
+    values: dict[str, Any] = {}
+    for given in numbers:
+        number, value = _number(f"{place}: {name}", found, given)
+        if number in values:
+            raise InputError(f"{place}: {name}: {number} is given twice; give it once")
+        values[number] = value
     try:
         rule: Any = found if not isinstance(found, type) else found(**values)
         rule = dataclasses.replace(rule, **values) if values else rule
@@ -101,11 +111,15 @@ def _module(path: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, folder := str(path.absolute().parent))  # as `python FILE` does
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise InputError(f"--rule {path}: cannot be run: {_in_a_line(error)}") from error
+    finally:
+        if folder in sys.path:  # the file may have changed it
+            sys.path.remove(folder)
     return module
 
 
@@ -123,27 +137,37 @@ def _number(of: str, rule: Any, text: str) -> tuple[str, Any]:
     if kind in (bool, "bool") and value in ("on", "off"):
         return name, value == "on"
     try:
-        return name, int(value) if kind in (int, "int") else float(value)
+        return name, int(value) if slots.is_whole(known[name]) else float(value)
     except ValueError as error:
-        what = "a whole number" if kind in (int, "int") else "on or off" if kind in (bool, "bool") else "a number"
+        what = (
+            "a whole number" if slots.is_whole(known[name]) else "on or off" if kind in (bool, "bool") else "a number"
+        )
         raise InputError(f"{of}: {name} must be {what}, not {value!r}") from error
 
 
 def _try(slot: str, rule: Any) -> None:
     """Run a rule's method on shapes alone, so that what is wrong in it is said before a model is read."""
-    some = jnp.zeros(4)
-    seen = {"probability": some, "entropy": some, "is_masked": some > 0, "even_share": 0, "step": 0}
-    shown: dict[str, tuple[Any, ...]] = {
-        "order": (some, 0, 0, jax.random.key(0)),
-        "commit": tuple(jnp.asarray(seen[name]) for name in slots.looks_at(rule)) if slot == "commit" else (),
-        "draw": (some, jax.random.key(0)),
-        "remask": (some[0], jax.random.key(0)),
-        "stop": (some > 0, some > 0),
-    }
-    values = jax.tree.map(jnp.asarray, (slots.numbers_of(rule), shown[slot]))
-    result = jax.eval_shape(lambda rule, values: jnp.asarray(getattr(rule, slot)(*values)), *values)
-    if result.shape != ():
-        raise InputError(f"{slot} must give one number, not an array of shape {list(result.shape)}")
+    rule = slots.numbers_of(rule)
+    a, b = jnp.zeros((1, 1, _BLOCK)), jnp.zeros((1, 1), jnp.int32)
+    flat, row = a[0], b[0]
+
+    def run(rule: Any) -> Any:
+        key = jax.random.key(0)
+        match slot:
+            case "order" | "draw":
+                of = Parameters(rules.LowConfidence(), rules.EvenShare(), rules.Greedy(), *[None] * 5)
+                return proposals.propose_one(jnp.zeros(_VOCAB), row[0], key, of._replace(**{slot: rule}))
+            case "commit":
+                order, proposal = a.astype(jnp.int32), proposals.Proposal(a.astype(jnp.int32), a, a, a)
+                return step.number_to_unmask(proposal, a == 0, None, order, b, row, row + 1, rule)
+            case "remask":
+                return step.certainty(rule, key[None], flat.astype(jnp.int32), flat)
+            case _:
+                tokens = flat.astype(jnp.int32)
+                canvas = Canvas(tokens, flat == 0, tokens, flat, tokens, *[row] * 4)
+                return step.stopped(canvas, jnp.zeros((1, _VOCAB), bool), rule)
+
+    jax.eval_shape(run, rule)
 
 
 def _in_a_line(error: BaseException) -> str:

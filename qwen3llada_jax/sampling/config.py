@@ -126,9 +126,13 @@ class SamplerConfig:
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
             setting, value = setting_of(f), getattr(self, f.name)
-            if setting and not (f.name == "remasking" and callable(value)):
+            if f.name == "remasking" and slots.slot_of(value) and not isinstance(value, type):
+                raise InputError(f"remasking is a name or a function; give the rule as order={value}")
+            if f.name == "remasking" and callable(value):
+                slots.checked("order", value)
+            elif setting:
                 object.__setattr__(self, f.name, setting.taken(f.name, value, f.default))
-            elif not setting and value is not None:
+            elif value is not None:
                 object.__setattr__(self, f.name, slots.checked(f.name, value))
         self._check_given_once()
         for name in ("top_k", "top_p"):
@@ -268,8 +272,8 @@ class SamplerConfig:
             InputError: naming the number.
         """
         for rule in filter(None, (getattr(self, slot) for slot in slots.SLOTS)):
-            for name, value in vars(rule).items():
-                if np.ndim(value) and not callable(value) and len(value) != rows:
+            for name, value in slots.numbers_in(rule).items():
+                if np.ndim(value) and len(value) != rows:
                     raise InputError(f"{name} has {len(value)} numbers, and there are {rows} rows; give one, or {rows}")
 
     def passes_of_a_block(self, holes: Sequence[int], blocks: Sequence[int]) -> Int[np.ndarray, " B"]:

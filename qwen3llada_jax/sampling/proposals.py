@@ -118,11 +118,17 @@ def _column(x: Array) -> Array:
 def propose_one(
     logits: Float[Array, " V"], place: Int[Array, ""], key: PRNGKeyArray, parameters: Parameters
 ) -> Proposal:
-    """The proposal of one position, from its final logits (−∞: may not be written)."""
+    """The proposal of one position, from its final logits (−∞: may not be written).
+
+    Where a user's rule draws such a token, or none of the table, the likeliest is proposed.
+    """
     to_draw, to_order = jax.random.split(key)
     log_p = jax.nn.log_softmax(logits)
-    token = parameters.draw.draw(logits, to_draw).astype(jnp.int32)
-    confidence = jnp.asarray(parameters.order.order(log_p, token, place, to_order), jnp.float32)
+    token = slots.decided(parameters.draw, "draw", logits, to_draw).astype(jnp.int32)
+    if type(parameters.draw) not in (rules.Greedy, rules.Sample):  # these draw what may be written
+        may = (token >= 0) & (token < len(logits)) & (logits.at[token].get(mode="clip") != -jnp.inf)
+        token = jnp.where(may, token, jnp.argmax(logits).astype(jnp.int32))
+    confidence = slots.decided(parameters.order, "order", log_p, token, place, to_order).astype(jnp.float32)
     is_seen = "entropy" in slots.looks_at(parameters.commit)
     return Proposal(token, jnp.exp(log_p[token]), confidence, rules.entropy_of(log_p) if is_seen else jnp.float32(0))
 

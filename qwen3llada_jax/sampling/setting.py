@@ -8,7 +8,8 @@ from qwen3llada_jax import arguments
 from qwen3llada_jax.errors import InputError, shown
 
 _MOST = 2**31 - 1  # whole numbers are 32 bits wide in a program,
-_LEAST = 1e-6  # and logits divided by this, or its inverse, stay finite
+_LEAST = 1e-6  # and logits divided by this, or its inverse, stay finite;
+_LARGEST = 3.4e38  # and float32 holds no more
 _TAKEN = {"whole": arguments.whole, "number": arguments.number, "flag": arguments.flag, "ids": arguments.ids}
 
 
@@ -20,7 +21,7 @@ class Setting:
         kind: `whole`, `number`, `flag`, `ids`, or the words to choose from.
         help: a line for `--help`.
         least: of a whole number.
-        range: of a number: `0 or more`, `above 0`, `above 0 and at most 1`; empty: any.
+        range: of a number: `0 or more`, `above 0`, `above 0 and at most 1`; empty: any finite one.
         slot: the rule that it is about (rules.py).
     """
 
@@ -52,7 +53,7 @@ class Setting:
         is_within = (
             self.kind != "number"
             or {
-                "": True,
+                "": abs(value) <= _LARGEST,
                 "0 or more": value == 0 or _LEAST <= value <= 1 / _LEAST,
                 "above 0": _LEAST <= value <= 1 / _LEAST,
                 "above 0 and at most 1": 0 < value <= 1,
@@ -60,7 +61,8 @@ class Setting:
         )
         if not is_within:
             to = "" if self.range.endswith("1") else f" ({_LEAST:g} to {1 / _LEAST:g})"
-            raise InputError(f"{name} must be {self.range}{to}, not {value}")
+            what = f"{self.range}{to}" if self.range else f"a finite number (at most {_LARGEST:g})"
+            raise InputError(f"{name} must be {what}, not {value}")
         return value
 
 

@@ -7,24 +7,25 @@ structure. What a rule decides is said by the one method it has, which looks at 
 order(log_p, token, place, key): who is written first. A number, higher is sooner, from log_p [V] of what may be
     written there (at temperature 1), the proposed token, and its place in the answer.
 commit(…): how many masked positions of a block are written; one at least. It takes those of `SEEN` that it names.
-draw(logits, key): the token, from the final logits [V].
+draw(logits, key): the token, from the final logits [V]. One that may not be written (its logit is −∞) or is none of V
+    never is: the likeliest is taken instead.
 remask(confidence, key): what is masked again, `revise` of a block at most. A number, lower is sooner.
 stop(is_end, is_masked): where the row ends. A place in the answer, whose token fills what is masked behind it; T, the
-    length of both: nowhere.
+    length of both, any other number that is no place, or a place that is still masked: nowhere.
 """
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar, dataclass_transform
+from typing import Any, NamedTuple, Optional, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.errors import InputError, shown
 from qwen3llada_jax.sampling.setting import Setting, field, setting_of
 
 SLOTS = {
@@ -42,6 +43,8 @@ SEEN = {
     "step": "the block's passes so far",
 }
 TIE = 1e-5  # confidences nearer to each other are equal: what float32 rounds away differs from batch to batch
+_ANY_WHOLE = Setting("whole", least=-(2**31))
+_WHOLE = (int, int | None, Optional[int], "int", "int | None", "None | int", "Optional[int]")  # noqa: UP045
 Rule = Any
 ConfidenceRule = Callable[
     [Float[Array, " V"], Int[Array, ""], Int[Array, ""], PRNGKeyArray],
@@ -53,8 +56,9 @@ C = TypeVar("C", bound=type)
 @dataclass_transform(frozen_default=True, field_specifiers=(field, dataclasses.field))
 def rule(cls: C) -> C:
     """Make a class a rule: a frozen dataclass that is a pytree, its numbers leaves."""
+    is_compared = {"__eq__", "__hash__"}.isdisjoint(vars(cls))
     made: Any = dataclasses.dataclass(frozen=True)(cls)
-    choices = [f.name for f in dataclasses.fields(made) if _is_choice(f)]
+    choices = [f.name for f in dataclasses.fields(made) if is_choice(f)]
     numbers = [f.name for f in dataclasses.fields(made) if f.name not in choices]
 
     # The class is part of the structure by itself: of two classes that `jax.tree_util.register_dataclass` knows, jax
@@ -69,10 +73,37 @@ def rule(cls: C) -> C:
         return found
 
     jax.tree_util.register_pytree_node(made, flatten, unflatten)
+    made.__rule__ = made  # of its own: a class that inherits from a rule is none before it has @rule too
+    if is_compared:
+        made.__eq__, made.__hash__ = _is_equal, _hash
     return made
 
 
-def _is_choice(field: "dataclasses.Field[Any]") -> bool:
+def _is_equal(rule: Rule, other: Any) -> Any:
+    return _values(rule) == _values(other) if type(rule) is type(other) else NotImplemented
+
+
+def _hash(rule: Rule) -> int:
+    return hash((type(rule), *_values(rule)))
+
+
+def _values(rule: Rule) -> list[Any]:
+    """The values of a rule's fields, arrays as what can be compared and hashed."""
+    values = [getattr(rule, f.name) for f in dataclasses.fields(rule)]
+    return [(x.shape, tuple(np.asarray(x).ravel().tolist())) if _is_array(x) else x for x in values]
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray | jax.Array) and not isinstance(value, jax.core.Tracer)
+
+
+def is_whole(field: "dataclasses.Field[Any]") -> bool:
+    """Whether a field of a rule is declared a whole number."""
+    return field.type in _WHOLE
+
+
+def is_choice(field: "dataclasses.Field[Any]") -> bool:
+    """Whether a field of a rule is a choice, which a program is compiled for, and no number."""
     return field.metadata.get("static", False) or field.type in (str, bool, "str", "bool")
 
 
@@ -80,8 +111,30 @@ def slot_of(rule: Rule) -> str | None:
     """What a rule (or its class) decides; None: it is none."""
     kind = rule if isinstance(rule, type) else type(rule)
     slots = [slot for slot in SLOTS if callable(getattr(kind, slot, None))]
-    is_rule = dataclasses.is_dataclass(kind) and len(slots) == 1 and slots[0] not in kind.__dataclass_fields__
+    is_rule = vars(kind).get("__rule__") is kind and len(slots) == 1 and slots[0] not in kind.__dataclass_fields__
     return slots[0] if is_rule else None
+
+
+def why_no_rule(rule: Any) -> str:
+    """What keeps something that is no rule from being one."""
+    kind = rule if isinstance(rule, type) else type(rule)
+    slots = [slot for slot in SLOTS if callable(getattr(kind, slot, None))]
+    if len(slots) > 1:
+        return f"it has the methods {' and '.join(slots)}, and a rule decides one thing; make two of it"
+    if not slots:
+        return f"it needs @rule and one method of {', '.join(SLOTS)}"
+    if vars(kind).get("__rule__") is not kind:
+        return f"it has the method {slots[0]}, and needs @q.rule above its class"
+    return f"its field {slots[0]} has its method's name; rename the field"
+
+
+def is_order(function: Any) -> bool:
+    """Whether something can be called as an order: with (log_p, token, place, key)."""
+    try:
+        inspect.signature(function).bind(*range(4))
+    except (TypeError, ValueError):
+        return False
+    return callable(function) and not isinstance(function, type)
 
 
 def checked(slot: str, rule: Rule) -> Rule:
@@ -91,38 +144,78 @@ def checked(slot: str, rule: Rule) -> Rule:
         InputError: no rule, one that decides something else, or looks at what there is not, or a number out of range.
     """
     if slot == "order" and callable(rule) and not isinstance(rule, type) and slot_of(rule) is None:
-        return OwnOrder(rule)
+        if not is_order(rule):
+            raise InputError(f"order must be a function of (log_p, token, place, key), not {shown(rule)}")
+        return checked("order", OwnOrder(rule))
     name = getattr(rule, "__name__", type(rule).__name__)
     if isinstance(rule, type) and slot_of(rule):
         raise InputError(f"{slot} must be a rule: make one of the class, {name}(…)")
     if slot_of(rule) != slot:
         found = slot_of(rule)
-        but = f"decides {SLOTS[found]}; give it as {found}" if found else f"is none: it needs @rule and def {slot}"
+        but = f"decides {SLOTS[found]}; give it as {found}" if found else f"is none: {why_no_rule(rule)}"
         raise InputError(f"{slot} must be a rule of {SLOTS[slot]}; {name} {but}")
     unseen = [n for n in looks_at(rule) if n not in SEEN] if slot == "commit" else []
     if unseen:
         raise InputError(f"{name}.commit takes {unseen[0]!r}; there is {', '.join(SEEN)}")
+    if slot == "commit" and any(p.kind is p.POSITIONAL_ONLY for p in _arguments(rule).values()):
+        raise InputError(f"{name}.commit is given its arguments by name; take away the `/` behind them")
+    if "tie" in (f.name for f in dataclasses.fields(rule)):
+        raise InputError(f"{name} has a field `tie`, which names no number of a rule; rename it, or make it a ClassVar")
     if slot == "remask" and "revise" not in rule.__dataclass_fields__:
         raise InputError(f"{name} must have a number `revise`: how many tokens of a block it may mask again")
     numbers: dict[str, Any] = {}
     for f in dataclasses.fields(rule):
-        value, default = getattr(rule, f.name), None if f.default is dataclasses.MISSING else f.default
-        needs = setting_of(f) or (None if _is_choice(f) else Setting("number"))
+        value = getattr(rule, f.name)
+        if is_choice(f):
+            _check_choice(f, value)
+        needs = setting_of(f) or (None if is_choice(f) else _needed(slot, f))
         if needs and not isinstance(value, jax.core.Tracer):
             if isinstance(value, np.ndarray | jax.Array) and value.ndim == 1:
-                numbers[f.name] = np.array([needs.taken(f.name, x) for x in np.asarray(value)])
-            elif value is not None or f.default is not None:
-                numbers[f.name] = needs.taken(f.name, value, default)
+                numbers[f.name] = np.array([needs.taken(f.name, x, f.default) for x in np.asarray(value)])
+            elif value is not None or not _may_be_none(slot, f):
+                numbers[f.name] = needs.taken(f.name, value, dataclasses.MISSING)
     return dataclasses.replace(rule, **numbers)
+
+
+def _needed(slot: str, f: "dataclasses.Field[Any]") -> Setting:
+    """What a number that no `Setting` describes must be."""
+    if slot == "remask" and f.name == "revise":
+        return Setting("whole", least=0)
+    return _ANY_WHOLE if is_whole(f) else Setting("number")
+
+
+def _may_be_none(slot: str, f: "dataclasses.Field[Any]") -> bool:
+    if slot == "remask" and f.name == "revise":
+        return False
+    return f.default is None or "None" in str(f.type) or "Optional" in str(f.type)
+
+
+def _check_choice(f: "dataclasses.Field[Any]", value: Any) -> None:
+    """Refuse a choice that no program can be compiled for.
+
+    Raises:
+        InputError: an array, or what has no hash.
+    """
+    if isinstance(value, np.ndarray | jax.Array) and np.ndim(value):
+        raise InputError(f"{f.name} is one for all rows (a program is compiled for it); give one, not an array")
+    try:
+        hash(None if setting_of(f) else value)
+    except TypeError:
+        raise InputError(f"{f.name} must be hashable, as a tuple is; {shown(value)} is not") from None
 
 
 def numbers_of(rule: Rule) -> Rule:
     """The rule with its numbers as a program takes them: float32, or int32 where they are declared whole."""
-    kinds = {f.name: np.int32 if f.type in (int, "int") else np.float32 for f in dataclasses.fields(rule)}
-    values = {f.name: getattr(rule, f.name) for f in dataclasses.fields(rule) if not _is_choice(f)}
+    kinds = {f.name: np.int32 if is_whole(f) else np.float32 for f in dataclasses.fields(rule)}
+    values = numbers_in(rule)
     return dataclasses.replace(
         rule, **{name: jax.tree.map(lambda x, k=kinds[name]: _typed(x, k), value) for name, value in values.items()}
     )
+
+
+def numbers_in(rule: Rule) -> dict[str, Any]:
+    """The numbers of a rule by name, its choices apart."""
+    return {f.name: getattr(rule, f.name) for f in dataclasses.fields(rule) if not is_choice(f)}
 
 
 def _typed(value: Any, kind: Any) -> Any:
@@ -131,7 +224,28 @@ def _typed(value: Any, kind: Any) -> Any:
 
 def looks_at(commit: Rule) -> list[str]:
     """What a commit rule is shown: the names of its method's arguments."""
-    return list(inspect.signature(commit.commit).parameters)
+    return list(_arguments(commit))
+
+
+def _arguments(commit: Rule) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(commit.commit).parameters
+
+
+def decided(rule: Rule, slot: str, *seen: Any, **named: Any) -> Array:
+    """The one number that a rule gives for what it is shown.
+
+    Raises:
+        InputError: it gives none, or several.
+    """
+    found = getattr(rule, slot)(*seen, **named)
+    try:
+        number = jnp.asarray(found)
+    except (TypeError, ValueError):
+        raise InputError(f"{type(rule).__name__}.{slot} must give one number, not {shown(found)}") from None
+    if number.shape:
+        kind = f"an array of shape {list(number.shape)}"
+        raise InputError(f"{type(rule).__name__}.{slot} must give one number, not {kind}")
+    return number
 
 
 def has_budget(commit: Rule) -> bool:

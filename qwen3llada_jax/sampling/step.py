@@ -75,12 +75,12 @@ def unmask(
     again, revised = jnp.zeros_like(masked), jnp.where(state.begins[:, None], 0, state.revised)
     if parameters.remask is not None:
         written = blocks(at(canvas.written_at, -1)) >= 0
-        budget = parameters.remask.revise
+        budget = jnp.asarray(parameters.remask.revise).astype(jnp.int32)
         budget = budget[:, None] if budget.ndim else budget
         rate = -(-budget // inputs.steps[:, None])
         extra = jnp.minimum(rate, budget - revised)
         extra = jnp.minimum(extra, jnp.minimum(written.sum(axis=2), masked.sum(axis=2) - count))
-        sure = blocks(_certainty(parameters.remask, keys, place, at(canvas.confidence, 0.0)))
+        sure = blocks(certainty(parameters.remask, keys, place, at(canvas.confidence, 0.0)))
         again = best_first(-sure, written, jnp.zeros_like(written), _tie(parameters.remask))
         again = first_of(again, extra) & written
         count, revised = count + extra, revised + extra
@@ -100,7 +100,7 @@ def unmask(
         nfe=canvas.nfe + alive * structure.cfg_branches,
     )
     if parameters.stop is not None:
-        canvas = _stopped(canvas, eos, parameters.stop)
+        canvas = stopped(canvas, eos, parameters.stop)
     block_is_full = ~at(canvas.is_masked, False).any(axis=1)
     return SamplerState(
         canvas,
@@ -173,8 +173,9 @@ def number_to_unmask(
         "step": step,
     }
     seen = {name: seen[name] for name in slots.looks_at(rule)}
-    of_block = jax.vmap(lambda rule, seen: jnp.asarray(rule.commit(**seen)), (None, 0))
-    count = jax.vmap(of_block, (slots.row_axes(rule), 0))(rule, seen).astype(jnp.int32)
+    B, G = to_write.shape
+    of_block = jax.vmap(lambda rule, seen: slots.decided(rule, "commit", **seen), (None, 0), axis_size=G)
+    count = jax.vmap(of_block, (slots.row_axes(rule), 0), axis_size=B)(rule, seen).astype(jnp.int32)
     if not slots.has_budget(rule):
         if goes_last is not None:
             others = (is_masked & ~goes_last).sum(axis=2)
@@ -183,15 +184,21 @@ def number_to_unmask(
     return jnp.minimum(jnp.maximum(count, 1), is_masked.sum(axis=2))
 
 
-def _stopped(canvas: Canvas, eos: Bool[Array, "#B V"], rule: Rule) -> Canvas:
-    """End the rows that a stop rule ends: what is masked behind the end becomes the token there."""
+def stopped(canvas: Canvas, eos: Bool[Array, "#B V"], rule: Rule) -> Canvas:
+    """End the rows that a stop rule ends: what is masked behind the end becomes the token there.
+
+    A number that is no place in the answer, or a place that is masked itself, ends nothing.
+    """
     T = canvas.places.shape[1]
     rows = jnp.arange(canvas.places.shape[0])[:, None]
     tokens, masked = canvas.tokens[rows, canvas.places], canvas.is_masked[rows, canvas.places]
-    of_row = jax.vmap(lambda rule, *seen: rule.stop(*seen), (slots.row_axes(rule), 0, 0))
+    of_row = jax.vmap(lambda rule, *seen: slots.decided(rule, "stop", *seen), (slots.row_axes(rule), 0, 0))
     end = of_row(rule, _is_in(eos, tokens) & ~masked, masked)[:, None]
+    end = jnp.where((end >= 0) & (end < T), end, T).astype(jnp.int32)
+    place = jnp.minimum(end, T - 1)
+    end = jnp.where(jnp.take_along_axis(masked, place, axis=1), T, end)
     fill = masked & (jnp.arange(T) > end)
-    token = jnp.take_along_axis(tokens, jnp.minimum(end, T - 1), axis=1)
+    token = jnp.take_along_axis(tokens, place, axis=1)
 
     def put(array: Array, old: Array, new: Array | float | bool) -> Array:
         return array.at[rows, canvas.places].set(jnp.where(fill, new, old).astype(array.dtype))
@@ -203,13 +210,13 @@ def _stopped(canvas: Canvas, eos: Bool[Array, "#B V"], rule: Rule) -> Canvas:
     )
 
 
-def _certainty(
+def certainty(
     rule: Rule, keys: PRNGKeyArray, place: Int[Array, "B S"], confidence: Float[Array, "B S"]
 ) -> Float[Array, "B S"]:
     """What a remask rule says of every place; its draws are those that no proposal makes."""
 
     def one(rule: Rule, key: PRNGKeyArray, place: Array, confidence: Array) -> Array:
-        return jnp.asarray(rule.remask(confidence, jax.random.fold_in(key, place)), jnp.float32)
+        return slots.decided(rule, "remask", confidence, jax.random.fold_in(key, place)).astype(jnp.float32)
 
     of_row = jax.vmap(one, (None, None, 0, 0))
     return jax.vmap(of_row, (slots.row_axes(rule), 0, 0, 0))(rule, keys, place + _NOT_A_PLACE, confidence)

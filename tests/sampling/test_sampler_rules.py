@@ -1,6 +1,8 @@
 """Rules as values: numbers that compile nothing and differ from row to row, short names, and rules of a user's own."""
 
+import dataclasses
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -145,6 +147,7 @@ def test_as_many_numbers_as_rows(model):
 # ---- from a file of the user's ---------------------------------------------------------------------------------
 
 FILE = """
+import functools
 import jax.numpy as jnp
 import qwen3llada_jax as q
 
@@ -173,6 +176,47 @@ class Blind:
     def commit(self, the_future):
         return 1
 
+class Bare:
+    def commit(self, is_masked):
+        return 1
+
+@q.rule
+class Both:
+    def commit(self, is_masked):
+        return 1
+
+    def draw(self, logits, key):
+        return 0
+
+@q.rule
+class Named:
+    def commit(self, *, is_masked):
+        return is_masked.sum()
+
+@q.rule
+class Tied:
+    tie: float = 0.1
+
+    def order(self, log_p, token, place, key):
+        return place
+
+@q.rule
+class Late:
+    def stop(self, is_end, is_masked):
+        return is_end.shape[0] / 2
+
+@q.rule
+class Again:
+    revise: float = 2.0
+    limit: int | None = None
+
+    def remask(self, confidence, key):
+        return confidence
+
+def scaled(log_p, token, place, key, scale):
+    return scale * place
+
+twice = functools.partial(scaled, scale=2)
 limit = 3
 """
 
@@ -219,7 +263,14 @@ def test_a_users_file_with_a_counting_rule_is_run(here, start, capsys):
         ("my.py:Halves:share", "'share' must be NUMBER=VALUE"),
         ("my.py:backwards:share=1", "backwards has no number 'share'"),
         ("my.py:Broken", "Broken: AttributeError: "),
-        ("my.py:Many", r"commit must give one number, not an array of shape \[4\]"),
+        ("my.py:Many", r"commit must give one number, not an array of shape \[32\]"),
+        ("my.py:Halves:share=0.2:share=0.3", "share is given twice; give it once"),
+        ("my.py:Halves:share=nan", "share must be a finite number .at most 3.4e.38., not nan"),
+        ("my.py:Again:revise=2.7", "revise must be a whole number, not 2.7"),
+        ("my.py:Again:limit=2.7", "limit must be a whole number, not '2.7'"),
+        ("my.py:Bare", "Bare is no rule: it has the method commit, and needs @q.rule above its class"),
+        ("my.py:Both", "Both is no rule: it has the methods commit and draw, and a rule decides one thing"),
+        ("my.py:Tied", "Tied has a field `tie`, which names no number of a rule; rename it"),
         ("my.py:Blind", "Blind.commit takes 'the_future'; there is probability, entropy, is_masked"),
         ("wrong.py:Halves", "cannot be run: ZeroDivisionError: division by zero"),
         ("torn.py:Halves", "cannot be run: SyntaxError: "),
@@ -250,3 +301,147 @@ def test_the_bundled_example_is_a_rule():
     root = ROOT
     assert own_rules.rule_of(f"{root}/examples/custom_rule.py:Halves:share=0.2")[1].share == pytest.approx(0.2)
     assert own_rules.rule_of(f"{root}/examples/custom_rule.py:least_surprise")[0] == "order"
+
+
+@pytest.mark.parametrize("name", ["Named", "Late", "Again", "Again:limit=3", "twice"])
+def test_what_python_takes_the_programs_take(here, name):
+    slot, rule = own_rules.rule_of("my.py:" + name)
+    assert getattr(q.SamplerConfig(**{slot: rule}), slot) == rule
+
+
+def test_a_file_imports_what_lies_beside_it(here):
+    (here / "beside_it.py").write_text("def least(log_p, token, place, key):\n    return place\n")
+    (here / "sub.py").write_text("from beside_it import least\n")
+    before = list(sys.path)
+    assert own_rules.rule_of("sub.py:least")[0] == "order"
+    assert sys.path == before
+
+
+# ---- what a rule may say, and what becomes of it -----------------------------------------------------------------
+
+
+@q.rule
+class StopsAt:
+    place: float
+
+    def stop(self, is_end, is_masked):
+        return self.place
+
+
+@pytest.mark.parametrize("place", [-1, 7, 8, 1e9])
+def test_a_row_ends_at_no_mask(model, place):
+    found = q.generate(model, PROMPTS, config(stop=StopsAt(place)))
+    assert all(MASK not in answer for answer in found.answers())
+    assert found.answers() == q.generate(model, PROMPTS, config(stop_at_eos=False)).answers()
+
+
+def test_a_row_ends_at_a_place_that_is_written(model):
+    found = q.generate(model, PROMPTS, config(stop=StopsAt(1), remasking="left_to_right"))
+    assert found.nfe.tolist() == [2] * 4
+    assert all(len(set(answer[1:])) == 1 for answer in found.answers())
+
+
+@q.rule
+class Draws:
+    id: int
+
+    def draw(self, logits, key):
+        return self.id
+
+
+@pytest.mark.parametrize("wrong", [MASK, V - 2, V, -1, 2**31 - 1])
+def test_a_token_that_may_not_be_written_never_is(model, wrong):
+    assert (
+        q.generate(model, PROMPTS, config(draw=Draws(wrong))).answers()
+        == q.generate(model, PROMPTS, config()).answers()
+    )
+    assert q.generate(model, [[1]], config(draw=Draws(5))).answers() == [[5] * 8]
+
+
+@q.rule
+class One:
+    def commit(self):
+        return 1
+
+
+@q.rule
+class Every:
+    def commit(self, is_masked):
+        return is_masked
+
+
+@q.rule
+class Fractions:
+    revise: float
+
+    def remask(self, confidence, key):
+        return confidence
+
+
+def test_methods_of_other_kinds(model):
+    assert q.generate(model, PROMPTS, config(commit=One())).nfe.tolist() == [8] * 4
+    revised = [q.generate(model, PROMPTS, config(remask=kind(2))).answers() for kind in (Fractions, rules.LeastCertain)]
+    assert revised[0] == revised[1]
+    with pytest.raises(
+        q.InputError, match=r"^Every.commit must give one number, not an array of shape \[4\]"
+    ) as refused:
+        q.generate(model, PROMPTS, config(commit=Every()))
+    assert "\n" not in str(refused.value)
+
+
+@q.rule
+class Perhaps:
+    revise: int | None = None
+
+    def remask(self, confidence, key):
+        return confidence
+
+
+@q.rule
+class Chosen:
+    ids: tuple = dataclasses.field(default=(1, 2), metadata={"static": True})
+    whole: int = 1
+    maybe: "int | None" = None
+
+    def draw(self, logits, key):
+        return jnp.asarray(self.ids)[0]
+
+
+def test_a_choice_of_several_is_no_number_of_a_row(model):
+    assert q.generate(model, PROMPTS, config(draw=Chosen())).answers() == [[1] * 8] * 4
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"draw": rules.Sample(0.7, top_k=np.array([3]))}, "top_k is one for all rows"),
+        ({"draw": Chosen([1, 2])}, r"ids must be hashable, as a tuple is; \[1, 2\] is not"),
+        ({"draw": Chosen(whole=2.7)}, "whole must be a whole number, not 2.7"),
+        ({"draw": Chosen(whole=2**40)}, "whole must be at most 2147483647"),
+        ({"draw": Chosen(whole=np.array([1, 2**40]))}, "whole must be at most 2147483647"),
+        ({"draw": Chosen(maybe=float("nan"))}, "maybe must be a whole number, not nan"),
+        ({"commit": Halves(float("nan"))}, "share must be a finite number"),
+        ({"commit": Halves(float("inf"))}, "share must be a finite number"),
+        ({"commit": Halves(None)}, "share must be a number, not None"),
+        ({"commit": rules.Threshold(None)}, "threshold must be a number, not None"),
+        ({"remask": Fractions(None)}, "revise must be a whole number, not None"),
+        ({"remask": Perhaps()}, "revise must be a whole number, not None"),
+        ({"remasking": rules.Margin}, r"order must be a rule: make one of the class, Margin\(…\)"),
+        ({"remasking": rules.Margin()}, r"remasking is a name or a function; give the rule as order=Margin\(\)"),
+        ({"order": lambda log_p: 0}, r"order must be a function of \(log_p, token, place, key\)"),
+    ],
+)
+def test_what_a_field_cannot_be(options, said):
+    with pytest.raises(q.InputError, match="^" + said) as refused:
+        config(**options)
+    assert "\n" not in str(refused.value)
+
+
+def test_configs_are_equal_by_value():
+    levels = [rules.Threshold(np.array(x)) for x in ([0.1, 0.2], [0.1, 0.2], [0.1, 0.3])]
+    one, same, other = (config(commit=level) for level in levels)
+    assert one == same
+    assert hash(one) == hash(same)
+    assert one != other
+    assert one != config(commit=rules.Threshold(0.1))
+    assert rules.LeastCertain(1) != rules.AtRandom(1)
