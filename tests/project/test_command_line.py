@@ -20,6 +20,7 @@ import qwen3llada_jax.__main__ as command
 from qwen3llada_jax import cli
 from qwen3llada_jax.__main__ import main
 from qwen3llada_jax.cli import flag
+from sample import compare, generate
 
 PROGRAMS = (
     "converters.analyze", "converters.from_hf", "converters.to_hf", "sample.chat", "sample.compare", "sample.generate",
@@ -150,6 +151,20 @@ def test_a_program_is_called_as_its_file_is(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/somewhere/generate.py"])
     monkeypatch.setattr(argparse, "_prog_name", lambda *_: "python3 -m sample.generate", raising=False)
     assert cli.Parser(Flags).prog == "generate.py"
+
+
+def test_thinking_without_a_chat_is_refused_before_a_model_is_opened(tmp_path):
+    (tmp_path / "asks.jsonl").write_text('{"prompt": "x"}\n')
+    for program, words in ((generate, ["--prompt", "x"]), (compare, ["--data", str(tmp_path / "asks.jsonl")])):
+        with pytest.raises(q.InputError, match=r"^--enable-thinking belongs to a chat; add --chat$"):
+            program.main(["--model", "none", "--enable-thinking", *words])
+
+
+def test_errors_of_rules_name_the_flag_that_gave_them():
+    with pytest.raises(q.InputError, match=r"^--rule no\.py: there is no such file$"):
+        generate.main(["--model", "none", "--prompt", "x", "--rule", "no.py:X"])
+    with pytest.raises(q.InputError, match=r"^--rules: no\.py: there is no such file$"):
+        compare.main(["--model", "none", "--data", "x.jsonl", "--rules", "no.py:X"])
 
 
 def test_help_has_groups_and_every_flag(capsys):
