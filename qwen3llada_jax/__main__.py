@@ -1,14 +1,14 @@
 """`qwen3llada COMMAND …`, and the same as `python -m qwen3llada_jax COMMAND …`."""
 
 import importlib
-import itertools
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 
 import qwen3llada_jax
 from qwen3llada_jax import cli
-from qwen3llada_jax.commands import COMMANDS, IS_CHECKOUT, NAME, PACKAGE
+from qwen3llada_jax.commands import COMMANDS, NAME
 from qwen3llada_jax.errors import InputError
 
 
@@ -16,18 +16,19 @@ def main() -> None:
     """Run the program of a command, as `python -m` runs it."""
     typed = sys.argv[1:]
     name, rest = (typed[0], typed[1:]) if typed else ("--help", [])
-    if IS_CHECKOUT:
-        qwen3llada_jax.__path__.append(str(PACKAGE.parent))
-    if name == "--print-completion":
-        cli.run(lambda: _print_completion(*rest))
+    option, equals, value = name.partition("=")
+    if option.replace("_", "-") == "--print-completion":
+        cli.run(lambda: _print_completion(*([value] if equals else []), *rest))
     if name not in COMMANDS:
         cli.run(lambda: _help(name))
     command = COMMANDS[name]
     sys.argv = [f"{NAME} {name}", *rest]
 
     def run() -> None:
-        sys.argv += _fixed(name, command.fixed, rest)
-        _program(command.module).main()
+        program = _program(command.module)
+        if command.fixed:
+            sys.argv += _fixed(name, command.fixed, cli.parse(program.Flags, rest).keys)
+        program.main()
 
     cli.run(run, leaves_at_once=command.leaves_at_once)
 
@@ -42,16 +43,13 @@ def _print_completion(*shells: str) -> None:
     print(cli.completions(NAME, {name: _program(c.module).Flags for name, c in COMMANDS.items()}, shells[0]))
 
 
-def _fixed(name: str, fixed: Sequence[str], rest: Sequence[str]) -> Sequence[str]:
-    """The arguments that a command always gives; refuse others in their place."""
-    words = [part for word in rest for part in word.split("=", 1)]
-    for flag, value in zip(fixed[::2], fixed[1::2], strict=True):
-        for given, its in itertools.pairwise(words):
-            if given in (flag, f"--training.{flag[2:]}"):
-                if its != value:
-                    raise InputError(f"{NAME} {name} is {NAME} train {flag} {value}, not {flag} {its}; leave it out")
-                return ()
-    return fixed
+def _fixed(name: str, fixed: Sequence[str], keys: Mapping[str, str]) -> Sequence[str]:
+    """The arguments that a command always gives, unless the given keys say them; refuse others in their place."""
+    flag, its = fixed
+    given = keys.get(f"training.{flag[2:]}")
+    if given not in (None, its):
+        raise InputError(f"{NAME} {name} is {NAME} train {flag} {its}, not {flag} {shlex.quote(given)}; leave it out")
+    return fixed if given is None else ()
 
 
 def _help(name: str) -> None:

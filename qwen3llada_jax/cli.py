@@ -12,6 +12,7 @@ jsonargparse, add a tenth to a fifth of a second to every start.
 import argparse
 import dataclasses
 import difflib
+import os
 import re
 import shlex
 import sys
@@ -36,7 +37,7 @@ T = TypeVar("T")
 
 
 class Place(str):
-    """A folder, or a model on the hub."""
+    """A folder, or a model on the hub; a file, or the name of one that comes with the project."""
 
 
 def whole(text: str) -> int:
@@ -62,11 +63,11 @@ def ids(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"must be ids, as 7,12, not {text!r}") from error
 
 
-def _path(text: str) -> Path:
-    """Read a path; of no text it would be the folder that one is in."""
+def _place(text: str) -> Place:
+    """Read what may be a path; of no text it would be the folder that one is in."""
     if not text.strip():
         raise argparse.ArgumentTypeError("must name a file or a folder, not ''")
-    return Path(text)
+    return Place(text)
 
 
 def flag(
@@ -125,6 +126,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, flags: Any, **settings: Any):
+        settings.setdefault("prog", os.path.basename(sys.argv[0]))  # since 3.14 argparse says `python3 -m …`
         super().__init__(
             description=sys.modules[flags.__module__].__doc__,
             allow_abbrev=False,
@@ -172,10 +174,12 @@ class Parser(argparse.ArgumentParser):
         while words:
             word = words.pop()
             name, equals, value = word.partition("=")
-            if not name.startswith("--") or word == "--":
-                if not takes_words and word != "-h":
+            if not name.startswith("--") or name == "--":
+                if word != "-h" and (not takes_words or name == "--" != word):
                     raise InputError(f"unexpected {word!r}: options are --key value (see --help)")
                 spelled.append(word)
+                if word == "--":  # what is behind it are words, whatever they look like
+                    return spelled + words[::-1]
                 continue
             option = self._declared(name)
             action = self._option_string_actions[option]
@@ -186,10 +190,8 @@ class Parser(argparse.ArgumentParser):
                 continue
             if not equals:
                 after = words[-1] if words else "--"
-                if after.startswith("--") and after != "--":
-                    self._declared(after.split("=")[0], f" (as the value of {name}: {name}={shlex.quote(after)})")
                 if after.startswith("--"):
-                    raise InputError(f"{name} needs a value (one that begins with -- is written {name}=--…)")
+                    self._refuse_as_value(after, name)
                 value = words.pop()
             if action.dest in given and isinstance(action, argparse._StoreAction):
                 both = f"{brief(given[action.dest])} and {brief(value)}"
@@ -198,13 +200,28 @@ class Parser(argparse.ArgumentParser):
             spelled.append(f"{option}={value}")
         return spelled
 
-    def _declared(self, typed: str, more: str = "") -> str:
-        """The option that is meant; `more` ends the line of one that there is not."""
-        options = {option.replace("_", "-"): option for option in self._option_string_actions}
+    def _refuse_as_value(self, word: str, name: str) -> NoReturn:
+        """Refuse a word that begins with `--` behind an option that takes a value."""
+        option = word.split("=")[0]
+        needs = InputError(f"{name} needs a value (one that begins with -- is written {name}=--…)")
+        if option == "--":
+            raise needs
+        try:
+            self._declared(option)
+        except InputError as error:
+            if self.keys and "; did you mean " not in str(error):  # no slip of an option: meant as the value
+                raise needs from error
+            raise InputError(f"{error} (as the value of {name}: {name}={shlex.quote(word)})") from error
+        raise needs
+
+    def _declared(self, typed: str) -> str:
+        """The option that is meant."""
+        every = (option for option in self._option_string_actions if option.startswith("--"))
+        options = {option.replace("_", "-"): option for option in every}
         if option := options.get(typed.replace("_", "-")):
             return option
         if not self.keys:
-            raise InputError(f"unknown option {typed!r}{nearest(typed, [*options])}{more}")
+            raise InputError(f"unknown option {typed!r}{nearest(typed, [*options])}")
         return f"--{full_name(typed[2:].replace('-', '_'), self.keys, [o[2:] for o in options.values()])}"
 
     def format_help(self) -> str:
@@ -229,7 +246,8 @@ _COMPLETION = "print completions for a shell, and stop"
 # The type of a field → what reads it from its text, and what stands for it in the help.
 _READERS: dict[Any, tuple[Callable[[str], Any], str | None]] = {
     int: (whole, "N"),
-    Path: (_path, None),
+    Path: (lambda text: Path(_place(text)), None),
+    Place: (_place, None),
     float: (float, "X"),
     tuple[int, ...]: (ids, "IDS"),
 }

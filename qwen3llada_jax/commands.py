@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 NAME = "qwen3llada"
 PACKAGE = Path(__file__).parent
-IS_CHECKOUT = not (PACKAGE / "train").is_dir()
+_ROOMS = ("train", "sample", "converters")
+IS_CHECKOUT = not (PACKAGE / "train").is_dir() and all((PACKAGE.parent / room).is_dir() for room in _ROOMS)
 
 
 class Command(NamedTuple):
@@ -53,6 +54,9 @@ def as_typed(text: str) -> str:
 
 
 def bundled_configs() -> dict[str, Path]:
-    """Find the training configurations that come with the project: {"sft": its file, …}."""
+    """Find the training configurations that come with the project: {"sft": its file, …}.
+
+    That of `make demo` is none: it names files of a checkout.
+    """
     folder = (PACKAGE.parent if IS_CHECKOUT else PACKAGE) / "configs"
-    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+    return {file.stem: file for file in sorted(folder.glob("*.yaml")) if file.stem != "demo"}

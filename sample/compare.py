@@ -88,6 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     flags = cli.parse(Flags, arguments)
     variants = variants_of(settings_of(dataclasses.replace(flags, steps=None)), flags.rules, budgets_of(flags.steps))
     rows, answers = read(flags.data, flags.limit)
+    inputs.check_chat(rows, chat=flags.chat, enable_thinking=flags.enable_thinking)
     if answers[0] is not None:
         quality.check_references(quality.match_of(flags.match)[1], answers, flags.match)
     elif flags.match != "exact":
@@ -184,7 +185,10 @@ def variants_of(base: SamplerConfig, rules: str, steps: list[int | None]) -> lis
             change |= {name: value} if equals else {"remasking": part}
         if any(name in change for name in COMMIT_RULES):  # instead of the one that the flags set
             change = dict.fromkeys(COMMIT_RULES, "none") | change
-        settings = changed(base, change, own)
+        try:
+            settings = changed(base, change, own)
+        except InputError as error:
+            raise InputError(f"--rules: {error}") from error
         for budget in steps if settings.has_budget else [None]:
             variant = Variant(rule, budget, dataclasses.replace(settings, steps=budget))
             if variant.settings in known:

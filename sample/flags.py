@@ -100,7 +100,11 @@ def settings_of(flags: Any) -> SamplerConfig:
     given = {name: getattr(flags, name) for name in SETTINGS if getattr(flags, name) is not None}
     if flags.block_attention:
         given["visibility"] = "block_bias"
-    settings = own_rules.with_rules(SamplerConfig(**given), flags.rule or ())
+    settings = SamplerConfig(**given)
+    try:
+        settings = own_rules.with_rules(settings, flags.rule or ())
+    except InputError as error:
+        raise InputError(f"--rule {error}") from error
     _check_revise_by(given, settings)
     return settings
 

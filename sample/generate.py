@@ -79,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Whatever can be refused is refused before the weights are read."""
     flags = cli.parse(Flags, arguments)
     wanted, rows = settings_of(flags), asked(flags)
+    inputs.check_chat(rows, chat=flags.chat, system=flags.system, enable_thinking=flags.enable_thinking)
     check_places(flags)
     folder = inputs.open_model(flags)
     wanted = folder.ending(wanted)

@@ -54,10 +54,8 @@ def named(model: str) -> Path:
     """The folder that --model names.
 
     Raises:
-        InputError: nothing, a file, or what looks like a model on the hub.
+        InputError: a file, or what looks like a model on the hub.
     """
-    if not model.strip():
-        raise InputError("--model '' names no folder; give a model folder or a training run")
     path = expanded(model)
     put_back(path)
     if path.is_file():
@@ -119,6 +117,22 @@ def say_if_rounded(model: q.Qwen3LLaDA, settings: SamplerConfig, rows: int = 1) 
 # ---- what is asked -------------------------------------------------------------------------------------------
 
 
+def check_chat(
+    rows: Sequence[Mapping[str, Any]], *, chat: bool, system: str | None = None, enable_thinking: bool | None = None
+) -> None:
+    """Refuse flags of a chat where there is none.
+
+    Raises:
+        InputError: naming them.
+    """
+    kinds = {kind for row in rows for kind in KINDS if kind in row}
+    if kinds == {"infill"} and (chat or system is not None):
+        raise InputError("a text with holes is taken as it stands; leave out --chat and --system")
+    for flag, value in {"--system": system, "--enable-thinking": enable_thinking}.items():
+        if value is not None and not (chat or "messages" in kinds):
+            raise InputError(f"{flag} belongs to a chat; add --chat")
+
+
 def requests_of(
     rows: Sequence[Mapping[str, Any]],
     folder: Folder,
@@ -131,19 +145,11 @@ def requests_of(
     """Encode rows as the flags ask, each `samples` times.
 
     Raises:
-        InputError: more texts than memory has place for, flags of a chat where there is none, or as in
-            `requests.from_rows`.
+        InputError: more texts than memory has place for, a chat without template, or as in `requests.from_rows`.
     """
-    kinds = {kind for row in rows for kind in KINDS if kind in row}
     if len(rows) * samples * _BYTES_OF_A_REQUEST > memory():
         raise InputError(f"--num-samples: {len(rows) * samples:,} texts are more than memory has place for")
-    if kinds == {"infill"} and (chat or system is not None):
-        raise InputError("a text with holes is taken as it stands; leave out --chat and --system")
-    is_chat = chat or "messages" in kinds
-    for flag, value in {"--system": system, "--enable-thinking": enable_thinking}.items():
-        if value is not None and not is_chat:
-            raise InputError(f"{flag} belongs to a chat; add --chat")
-    if is_chat:
+    if chat or any("messages" in row for row in rows):
         check_template(folder.tokenizer)
     thinks, most = folder.thinks(enable_thinking), most_tokens(folder.config)
     return requests.from_rows(

@@ -39,12 +39,12 @@ def with_rules(settings: SamplerConfig, texts: Sequence[str]) -> SamplerConfig:
     for text in texts:
         slot, rule = rule_of(text)
         if slot in found:
-            raise InputError(f"--rule {text}: another one says {slots.SLOTS[slot]} too; give one of them")
+            raise InputError(f"{text}: another one says {slots.SLOTS[slot]} too; give one of them")
         found[slot] = rule
     try:
         return dataclasses.replace(settings, **found)
     except InputError as error:
-        raise InputError(f"--rule {' '.join(texts)}: {error}") from error
+        raise InputError(f"{' '.join(texts)}: {error}") from error
 
 
 def without(settings: SamplerConfig, names: Sequence[str]) -> SamplerConfig:
@@ -62,8 +62,8 @@ def rule_of(text: str) -> tuple[str, Any]:
     file, _, rest = text.partition(".py:")
     name, *numbers = rest.split(":")
     if not is_own(text) or not name:
-        raise InputError(f"--rule {text!r}: takes FILE:NAME, as my.py:Halves, or my.py:Halves:share=0.3")
-    place = f"--rule {file}.py"
+        raise InputError(f"{text!r}: takes FILE:NAME, as my.py:Halves, or my.py:Halves:share=0.3")
+    place = f"{file}.py"
     module = _module(expanded(file + ".py"))
     found = getattr(module, name, None)
     if found is None:
@@ -105,7 +105,7 @@ def fingerprint(texts: Sequence[str]) -> list[str]:
 def _module(path: Path) -> ModuleType:
     """A file, run once: its classes are the same whoever asks."""
     if not path.is_file():
-        raise InputError(f"--rule {path}: there is no such file")
+        raise InputError(f"{path}: there is no such file")
     name = f"own_rules_{abs(hash(path))}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
@@ -116,7 +116,7 @@ def _module(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise InputError(f"--rule {path}: cannot be run: {_in_a_line(error)}") from error
+        raise InputError(f"{path}: cannot be run: {_in_a_line(error)}") from error
     finally:
         if folder in sys.path:  # the file may have changed it
             sys.path.remove(folder)

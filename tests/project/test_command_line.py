@@ -1,5 +1,6 @@
 """One grammar for every program: flags as dataclasses, what is refused, completions that a shell takes."""
 
+import argparse
 import dataclasses
 import importlib
 import shutil
@@ -15,9 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qwen3llada_jax as q
+import qwen3llada_jax.__main__ as command
 from qwen3llada_jax import cli
 from qwen3llada_jax.__main__ import main
 from qwen3llada_jax.cli import flag
+from sample import compare, generate
 
 PROGRAMS = (
     "converters.analyze", "converters.from_hf", "converters.to_hf", "sample.chat", "sample.compare", "sample.generate",
@@ -92,7 +95,11 @@ def test_a_line_is_the_instance_that_it_says(words, expected):
         ("", "the following arguments are required: --src (see --help)"),
         ("--src", "--src needs a value (one that begins with -- is written --src=--…)"),
         ("--src --live", "--src needs a value (one that begins with -- is written --src=--…)"),
-        ("--src --lve", "unknown key 'lve'; did you mean 'live'?"),
+        ("--src --lve", "unknown key 'lve'; did you mean 'live'? (as the value of --src: --src=--lve)"),
+        ("--src --=1", "--src needs a value (one that begins with -- is written --src=--…)"),
+        ("--src --qqqq", "--src needs a value (one that begins with -- is written --src=--…)"),
+        ("--src a --=1", "unexpected '--=1': options are --key value (see --help)"),
+        ("--src a -- b", "unexpected '--': options are --key value (see --help)"),
         ("--src a --src b", "--src is given twice (a and b); leave one of the two out"),
         ("--src a --sh 1 --shared 2", "--shared is given twice (1 and 2); leave one of the two out"),
         ("--src a --lr 1 --a.lr 2", "--a.lr is given twice (1 and 2); leave one of the two out"),
@@ -115,6 +122,49 @@ def test_no_text_is_no_path():
     for text in ("", " "):
         with pytest.raises(q.InputError, match="--src: must name a file or a folder, not ''"):
             cli.parse(Flags, [f"--src={text}"])
+
+
+def test_no_text_is_no_place():
+    for program in ("sample.generate", "converters.analyze"):
+        flag = "--model" if program == "sample.generate" else "--src"
+        with pytest.raises(q.InputError, match=f"{flag}: must name a file or a folder, not ''"):
+            cli.parse(flags_of(program), [f"{flag}="])
+
+
+def test_a_key_that_lacks_its_value_is_told_how_to_write_one_with_dashes():
+    for program in ("train.run", "train.plan"):
+        with pytest.raises(q.InputError) as caught:
+            cli.parse(flags_of(program), ["--prompts", "--x"])
+        assert str(caught.value) == "--prompts needs a value (one that begins with -- is written --prompts=--…)"
+
+
+def test_words_behind_two_dashes_are_no_options():
+    flags = flags_of("train.report")
+    assert cli.parse(flags, ["--out", "l.png", "--", "--out", "-x", "a"]).runs == [Path("--out"), Path("-x"), Path("a")]
+    assert cli.parse(flags, ["a", "--", "--oot=1"]).runs == [Path("a"), Path("--oot=1")]
+    with pytest.raises(q.InputError, match=r"^unexpected '--=1': options are --key value"):
+        cli.parse(flags, ["a", "--=1"])
+
+
+def test_a_program_is_called_as_its_file_is(monkeypatch):
+    """Since Python 3.14 argparse would say `python3 -m sample.generate`, of which no shell's function can be made."""
+    monkeypatch.setattr(sys, "argv", ["/somewhere/generate.py"])
+    monkeypatch.setattr(argparse, "_prog_name", lambda *_: "python3 -m sample.generate", raising=False)
+    assert cli.Parser(Flags).prog == "generate.py"
+
+
+def test_thinking_without_a_chat_is_refused_before_a_model_is_opened(tmp_path):
+    (tmp_path / "asks.jsonl").write_text('{"prompt": "x"}\n')
+    for program, words in ((generate, ["--prompt", "x"]), (compare, ["--data", str(tmp_path / "asks.jsonl")])):
+        with pytest.raises(q.InputError, match=r"^--enable-thinking belongs to a chat; add --chat$"):
+            program.main(["--model", "none", "--enable-thinking", *words])
+
+
+def test_errors_of_rules_name_the_flag_that_gave_them():
+    with pytest.raises(q.InputError, match=r"^--rule no\.py: there is no such file$"):
+        generate.main(["--model", "none", "--prompt", "x", "--rule", "no.py:X"])
+    with pytest.raises(q.InputError, match=r"^--rules: no\.py: there is no such file$"):
+        compare.main(["--model", "none", "--data", "x.jsonl", "--rules", "no.py:X"])
 
 
 def test_help_has_groups_and_every_flag(capsys):
@@ -197,6 +247,16 @@ def test_the_command_completes_for_shells_that_it_knows(words, capsys, monkeypat
         main()
     assert stopped.value.code == 2
     assert "--print-completion takes bash or zsh, not" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [("--print-completion=bash",), ("--print_completion", "bash")])
+def test_the_commands_completion_is_asked_for_as_any_flag_is(words, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["qwen3llada", *words])
+    monkeypatch.setattr(command, "_program", importlib.import_module)  # as part of the package it would stay there
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 0
+    assert "_shtab_qwen3llada" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -6,16 +6,17 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from conftest import DATA, ROOT, TINY
 
 import qwen3llada_jax as q
-from qwen3llada_jax import commands
+from qwen3llada_jax import cli, commands
 from qwen3llada_jax.__main__ import _fixed
 from qwen3llada_jax.commands import COMMANDS, as_typed, bundled_configs
-from train.config.parse import read_config
+from train.config.parse import ConfigFlags, read_config
 from train.runtime import hints
 
 
@@ -68,26 +69,40 @@ def test_what_is_to_be_typed_next_runs_where_it_is_pasted(tmp_path, monkeypatch,
 
 def test_what_a_command_always_says_may_be_said_again_and_not_otherwise():
     fixed = COMMANDS["sft"].fixed
-    assert _fixed("sft", fixed, ["--lr", "1"]) == fixed
-    assert _fixed("sft", fixed, ["--mode", "sft"]) == _fixed("sft", fixed, ["--training.mode=sft"]) == ()
-    for words in (["--mode", "pretrain"], ["--lr", "1", "--training.mode=pretrain"]):
-        with pytest.raises(q.InputError, match="qwen3llada sft is qwen3llada train --mode sft, not --mode pretrain"):
-            _fixed("sft", fixed, words)
-    assert _fixed("train", COMMANDS["train"].fixed, ["--mode", "sft"]) == ()
+
+    def of(*words: str) -> Sequence[str]:
+        return _fixed("sft", fixed, cli.parse(ConfigFlags, words).keys)
+
+    assert of("--lr", "1") == of("--prompts=--mode=pretrain") == fixed
+    assert of("--mode", "sft") == of("--training.mode=sft") == ()
+    for words, value in (
+        ("--mode pretrain", "pretrain"),
+        ("--lr 1 --training.mode=pretrain", "pretrain"),
+        ("--mode=", "''"),
+    ):
+        line = f"qwen3llada sft is qwen3llada train --mode sft, not --mode {value}; leave it out"
+        with pytest.raises(q.InputError, match=f"^{line}$"):
+            of(*words.split())
+    with pytest.raises(q.InputError, match=r"^--prompts needs a value"):
+        of("--prompts", "--mode=pretrain")
+    assert all(not command.fixed for name, command in COMMANDS.items() if name != "sft")
 
 
 def test_a_bundled_configuration_has_a_name_and_a_users_file_comes_first(tmp_path, monkeypatch):
-    assert set(bundled_configs()) == {p.stem for p in (ROOT / "configs").glob("*.yaml")} == {
-        "demo", "pretrain", "plan", "sft"
-    }  # fmt: skip
+    assert set(bundled_configs()) == {"pretrain", "plan", "sft"}
+    assert {p.stem for p in (ROOT / "configs").glob("*.yaml")} == {*bundled_configs(), "demo"}
     monkeypatch.chdir(tmp_path)
     for name, file in bundled_configs().items():
         assert read_config(Path(name)) == read_config(file)
     (tmp_path / "plan").mkdir()
     assert read_config(Path("plan")) == read_config(bundled_configs()["plan"])  # a folder is no configuration
+    for path in ("./sft", "sft/", "./plan", f"{tmp_path}/sft"):
+        with pytest.raises(q.InputError, match="cannot be read"):
+            cli.parse(ConfigFlags, ["--config", path]).read()
     (tmp_path / "sft").write_text("training: {lr: 0.5}\ndataset: {name: x}\nmodel: {base_model_path: y}")
-    assert read_config(Path("sft")).training.lr == 0.5
-    with pytest.raises(q.InputError, match=r"^--config sfd: .*bundled ones \(demo, plan, pretrain, sft\)$"):
+    for path in ("sft", "./sft"):
+        assert cli.parse(ConfigFlags, ["--config", path]).read().training.lr == 0.5
+    with pytest.raises(q.InputError, match=r"^--config sfd: .*bundled ones \(plan, pretrain, sft\)$"):
         read_config(Path("sfd"))
     for path in ("sft.yaml", "configs/sft"):
         with pytest.raises(q.InputError, match="cannot be read"):
@@ -109,6 +124,17 @@ def test_the_library_finds_programs_by_name_only():
         if file.name != "__main__.py":
             for call in loads:
                 assert not isinstance(call.args[0], ast.Constant) or "train" not in call.args[0].value, file
+
+
+def test_a_worker_process_finds_the_programs_too(tmp_path):
+    """What a spawned process unpickles names a module of the package, of which the process knows nothing else."""
+    code = "import pickle; print(pickle.loads(bytes.fromhex(input())).__module__)"
+    pickled = b"cqwen3llada_jax.train.config.schema\nTrainingConfig\n."
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, input=pickled.hex(), capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.stdout.strip() == "qwen3llada_jax.train.config.schema", done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -394,7 +394,8 @@ def test_k1_a_refusal_keeps_its_own_words_while_something_is_written():
 
 @pytest.mark.parametrize(
     ("model", "part"),
-    [("", "--model '' names no folder"), (" ", "names no folder"), ("nope", "nope: no such folder"),
+    [("", "--model: must name a file or a folder, not ''"), (" ", "must name a file or a folder"),
+     ("nope", "nope: no such folder"),
      ("asks.jsonl", "--model asks.jsonl: is a file; give the folder that holds it"), ("./no/pe", "no such folder"),
      ("Qwen/Qwen3-0.6B", "converters.from_hf --src Qwen/Qwen3-0.6B --dst models/Qwen3-0.6B")],
 )  # fmt: skip

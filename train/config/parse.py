@@ -1,6 +1,7 @@
 """A training configuration from one YAML file, overridden by flags; and back to YAML."""
 
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from qwen3llada_jax.cli import flag, full_name, nearest
+from qwen3llada_jax.cli import Place, flag, full_name, nearest
 from qwen3llada_jax.commands import bundled_configs
 from qwen3llada_jax.diffusion import NoiseConfig
 from qwen3llada_jax.errors import InputError, brief, shown
@@ -58,7 +59,7 @@ def _noise_help(name: str) -> str:
 class ConfigFlags:
     """Configuration: any key of it is a flag, in full or, where only one ends so, by its last part."""
 
-    config: Path | None = flag("YAML file of keys; flags stand above it", None, metavar="FILE")
+    config: Place | None = flag("YAML file of keys; flags stand above it", None, metavar="FILE")
     keys: dict[str, str] = flag("", keys={name: _help(name, f) for name, f in _known().items()})
 
     def read(self, *more: tuple[str, str]) -> Config:
@@ -66,12 +67,13 @@ class ConfigFlags:
         return read_config(self.config, [*self.keys.items(), *more])
 
 
-def read_config(path: Path | None, overrides: Sequence[tuple[str, str]] = ()) -> Config:
+def read_config(path: Path | str | None, overrides: Sequence[tuple[str, str]] = ()) -> Config:
     """The configuration of a YAML file with `(key, value)` overrides on top, checked.
 
     A key is written in full (`training.lr`) or, where only one key ends so, by its last part (`lr`).
 
-    The name of a bundled configuration (`sft`) stands for its file, unless there is a file so named.
+    The name of a bundled configuration (`sft`) stands for its file, unless there is a file so named; `./sft`, as a
+    text, is a file only.
 
     Raises:
         InputError: no such file, not YAML, an unknown key (with the nearest known one), one that stands there
@@ -79,7 +81,7 @@ def read_config(path: Path | None, overrides: Sequence[tuple[str, str]] = ()) ->
     """
     values: dict[str, Any] = {}
     if path is not None:
-        values |= _read_yaml(_file_of(expanded(path)))
+        values |= _read_yaml(_file_of(str(path)))
     known = _known()
     for name, text in overrides:
         whole = full_name(name, known)
@@ -90,10 +92,10 @@ def read_config(path: Path | None, overrides: Sequence[tuple[str, str]] = ()) ->
     return config
 
 
-def _file_of(path: Path) -> Path:
+def _file_of(text: str) -> Path:
     """The file, or the bundled one of that name."""
-    bundled = bundled_configs()
-    if path.is_file() or path.suffix or path.name != str(path):
+    path, bundled = expanded(text), bundled_configs()
+    if path.is_file() or path.suffix or os.path.basename(text) != text:
         return path
     if path.name not in bundled:
         raise InputError(f"--config {path}: no such file, and none of the bundled ones ({', '.join(bundled)})")
