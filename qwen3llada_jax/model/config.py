@@ -278,9 +278,9 @@ def _refuse_what_we_do_not_do(source: Mapping[str, Any]) -> None:
         "partial_rotary_factor": (1, "rotary embedding of a part of the head is not supported"),
         "quantization_config": (None, "quantized weights are not supported; import the unquantized model"),
     }
-    for key, (only, mend) in refusals.items():
+    for key, (only, fix) in refusals.items():
         if source.get(key, only) not in (only, None):
-            raise InputError(f"config: {key} is {shown(source[key])}; {mend}")
+            raise InputError(f"config: {key} is {shown(source[key])}; {fix}")
 
 
 def _read_rope(source: Mapping[str, Any], family: families.Family) -> tuple[float, RopeScaling | None]:

@@ -243,7 +243,7 @@ def names_in(template: str) -> Names:
 
 
 def _no_template(error: Exception) -> InputError:
-    return InputError(f"the tokenizer's chat template cannot be read ({error}); mend chat_template.jinja")
+    return InputError(f"the tokenizer's chat template cannot be read ({error}); fix chat_template.jinja")
 
 
 def _shape(message: Message) -> tuple[Any, ...]:

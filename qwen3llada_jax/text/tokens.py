@@ -44,7 +44,7 @@ def load_tokenizer(folder: Path | str) -> Any:
         ids = tokenizer(_SAMPLE, add_special_tokens=False).input_ids
     except Exception as error:  # the Rust library raises bare exceptions
         raise InputError(
-            f"{folder}: its tokenizer cannot be read ({brief(error)}); mend its files, or install a newer transformers "
+            f"{folder}: its tokenizer cannot be read ({brief(error)}); fix its files, or install a newer transformers "
             f"than {__version__} and its tokenizers if they were written by one"
         ) from error
     if (folder / "tokenizer.json").is_file():
@@ -160,7 +160,7 @@ def _check_against_tokenizer_json(folder: Path, ids: list[int], vocabulary: dict
         if found != token["id"]:
             raise InputError(
                 f"{folder}: tokenizer.json says that token {token['id']} is {shown(token['content'])}, but "
-                f"transformers makes it {found}; mend added_tokens there: its ids must leave no gap"
+                f"transformers makes it {found}; fix added_tokens there: its ids must leave no gap"
             )
 
 

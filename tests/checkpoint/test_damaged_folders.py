@@ -156,10 +156,10 @@ def test_k6_no_error_line_is_longer_than_a_screen():
     assert errors.listed(["a", "b"]) == "a, b"
     assert errors.listed(str(i) for i in range(12)) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, … and 2 more"
     assert errors.listed(["x" * 9000]).startswith("xxx")
-    line = str(q.InputError(f"{'a' * 900}: is wrong; mend it"))
+    line = str(q.InputError(f"{'a' * 900}: is wrong; fix it"))
     assert len(line) < 500
     assert line.startswith("aaa")
-    assert line.endswith("is wrong; mend it")
+    assert line.endswith("is wrong; fix it")
 
 
 # ---- indexes -------------------------------------------------------------------------------------------------

@@ -418,7 +418,7 @@ def test_k6_a_bad_row_stops_the_run_where_that_is_asked(tmp_path, tokenizer, str
     )
     with pytest.raises(q.InputError) as caught:
         training_batches(config, tokenizer, 1088)
-    where = f"{tmp_path / 'a.jsonl'}:3: column answer is a number, not a text: 3; mend the row"
+    where = f"{tmp_path / 'a.jsonl'}:3: column answer is a number, not a text: 3; fix the row"
     assert str(caught.value).startswith(where)
 
 

@@ -238,7 +238,7 @@ def test_mask_tokens_and_templates_that_do_not_do(start, tokenizer, tmp_path):
         ("{{ raise_exception('no') }}", "cannot write it: no, a conversation of user"),
     ):
         other.chat_template = template
-        with refused(f"chat template {part}", "mend chat_template.jinja"):
+        with refused(f"chat template {part}", "fix chat_template.jinja"):
             samples.check(asks, architecture, other)
 
 
@@ -293,7 +293,7 @@ def test_plans_that_cannot_be(more, parts):
     ("lines", "flags", "parts"),
     [
         ("", [], ("holds no metrics yet",)),
-        ('{"step": 1}\n{"st\n{"step": 2}\n', [], ("line 2 is not JSON; mend the file",)),
+        ('{"step": 1}\n{"st\n{"step": 2}\n', [], ("line 2 is not JSON; fix the file",)),
         ('{"step": true}\n', [], ("line 1 is no record with a step",)),
         ('{"step": 1}\n', ["--out", "a.pdf"], ("--out a.pdf: unknown kind of picture; use .png",)),
         ('{"step": 1}\n', ["--out", "a.png", "--out", "b.png"], ("--out is given twice",)),

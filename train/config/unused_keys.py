@@ -20,7 +20,7 @@ class Inert(NamedTuple):
     key: str
     when: Callable[[Config], bool]
     why: str
-    mend: str = "leave it out"
+    fix: str = "leave it out"
 
 
 TABLE = (
@@ -122,4 +122,4 @@ def refuse(config: Config) -> None:
     for row in TABLE:
         if values[row.key] != defaults[row.key] and row.when(config):
             why = row.why.format(o=config.optim, t=config.training)
-            raise InputError(f"{row.key} has no effect {why}; {row.mend}")
+            raise InputError(f"{row.key} has no effect {why}; {row.fix}")

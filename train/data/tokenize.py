@@ -104,7 +104,7 @@ def tokenize_with(how: TokenizeConfig, tokenizer: Any, source: sources.Source, r
             bad = next((e.refusal for e in of_row if e.refusal is not None and e.refusal.is_malformed), None)
             if bad is not None and how.on_bad_row == "stop":
                 where = source.where(number, raw)
-                raise InputError(f"{where}: {bad.in_full}; mend the row, or set dataset.on_bad_row: skip")
+                raise InputError(f"{where}: {bad.in_full}; fix the row, or set dataset.on_bad_row: skip")
         texts = [text for _, entry, _ in found for text in entry.texts]
         encoded = iter(tokenizer(texts, add_special_tokens=False, verbose=False).input_ids if texts else [])
         out: Examples = {name: [] for name in ("ids", *FEATURES)}

@@ -60,11 +60,11 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             if number < len(lines):
-                raise InputError(f"{path}: line {number} is not JSON; mend the file or move it away") from error
+                raise InputError(f"{path}: line {number} is not JSON; fix the file or move it away") from error
             break
         step = record.get("step") if isinstance(record, dict) else None
         if type(step) is not int or not 0 <= step < 2**31:
-            raise InputError(f"{path}: line {number} is no record with a step; mend the file or move it away")
+            raise InputError(f"{path}: line {number} is no record with a step; fix the file or move it away")
         records.append(record)
     return records
 

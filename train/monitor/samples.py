@@ -58,7 +58,7 @@ def _requests(config: Config, architecture: ModelConfig, tokenizer: Any) -> list
     try:
         return requests.from_rows(rows, tokenizer, chat=is_chat, template=template, enable_thinking=thinks)
     except InputError as error:
-        fix = "; mend chat_template.jinja or them" if is_chat else ""
+        fix = "; fix chat_template.jinja or them" if is_chat else ""
         raise InputError(f"evaluation.prompts: {error}{fix}") from error
 
 

@@ -68,7 +68,7 @@ def _wait_for(address: str, seconds: int) -> None:
             if time.monotonic() > end:
                 raise InputError(
                     f"nobody answers at distributed.coordinator_address {address} after {seconds} s ({error}); "
-                    "start process 0 there, or mend the address"
+                    "start process 0 there, or fix the address"
                 ) from error
         time.sleep(0.2)
 
