@@ -124,7 +124,10 @@ def for_model(
         InputError: a mask that is neither bool nor 0 and 1, or whose shape does not fit `rows` × `length` tokens.
     """
     if mask is None or isinstance(mask, Mask):
-        return coordinates_of(_fitting(_with_own_rule(mask or Mask(), config), rows, length), length)
+        mask = _fitting(_with_own_rule(mask or Mask(), config), rows, length)
+        if mask.prompt_length is not None:
+            arguments.within("prompt_length", mask.prompt_length, length)
+        return coordinates_of(mask, length)
     if isinstance(mask, Coordinates):
         return fitting(mask, rows, length)
     allowed = arguments.truth("mask", mask)
@@ -182,7 +185,6 @@ def _fitting(mask: Mask, rows: int, length: int) -> Mask:
         else:
             changed["prompt_length"] = arguments.rows("prompt_length", mask.prompt_length, "[B]")
         check_shape("prompt_length", changed["prompt_length"].shape, (rows,))
-        arguments.within("prompt_length", changed["prompt_length"], length)
     for name in ("segment_ids", "positions", "is_real"):
         if getattr(mask, name) is not None:
             take = arguments.truth if name == "is_real" else arguments.rows

@@ -191,7 +191,7 @@ def test_the_command_works_in_a_checkout(folder):
     works_from(folder, ROOT)
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_the_command_works_from_a_wheel(folder, tmp_path):
     """Built from the tree, without an index; test_wheel.py installs it with all that it needs."""
     sources, site = tmp_path / "sources", tmp_path / "site"

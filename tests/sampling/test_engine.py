@@ -114,7 +114,8 @@ def serve(engine, requests, order, passes, cancelled=()):
     return found
 
 
-@pytest.mark.parametrize("kind", [pytest.param(k, marks=[pytest.mark.slow] * (k != "causal")) for k in KINDS])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=[pytest.mark.soak] * (k != "no cache")) for k in KINDS])
 def test_forty_requests_give_what_each_gives_alone(model, kind):
     requests = requests_of(kind)
     engine = q.Engine(model, KINDS[kind], slots=4, length=20)

@@ -570,7 +570,7 @@ def test_k19_ctrl_c_leaves_at_once(here):
         seen = []
         for line in job.stderr:  # until the program of all passes is being compiled
             seen.append(line)
-            if "jit(_passes)" in line:
+            if "jit(passes_of)" in line:
                 break
         begin = time.monotonic()
         job.send_signal(signal.SIGINT)
@@ -611,7 +611,7 @@ def test_k19_a_full_or_closed_output_is_one_line(here):
 @pytest.mark.slow
 def test_k19_texts_are_utf_8_whatever_the_locale(here):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
-    code = "import pathlib, qwen3llada_jax.files as f; f.write_text(pathlib.Path('t.txt'), '\\xe9\\u6587')"
+    code = "import pathlib, qwen3llada_jax.io.atomic_files as f; f.write_text(pathlib.Path('t.txt'), '\\xe9\\u6587')"
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, cwd=here)
     assert (here / "t.txt").read_text(encoding="utf-8") == "é文"
     write(here / "in.jsonl", [{"prompt": "é文", "messages": None}])
