@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import qwen3llada_jax as q
 from train.config.schema import Config, DatasetConfig, TrainingConfig
 from train.data import sources
+from train.data.account import Account
 from train.data.batches import training_batches
 from train.data.rows import rows_of
 from train.data.token_cache import tokenized
@@ -105,6 +106,14 @@ def folder(tmp_path_factory):
 @given(FILE, st.sampled_from(["sft", "sft", "pretrain"]), st.sampled_from(["chat", "plain"]))
 def test_random_datasets(folder, qwen3_tokenizer, lines, mode, template):
     check(folder, lines, mode, template, qwen3_tokenizer)
+
+
+def test_a_row_that_is_left_out_for_two_reasons_counts_for_the_first():
+    account = Account()
+    account.count_row([("no prompt", "a"), ("too long", "b")], lambda: "a.jsonl:1")
+    account.count_row([("", ""), ("too long", "c")], lambda: "a.jsonl:2")
+    assert account.left_out == {"no prompt": 1}
+    assert account.first == {"no prompt": "a.jsonl:1: a", "too long": "a.jsonl:2: c"}
 
 
 @pytest.mark.soak

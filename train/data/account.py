@@ -47,7 +47,7 @@ class Account:
             self.answers_left_out.update(reason for reason in reasons if reason)
         else:
             self.left_out[reasons[0]] += 1
-        for reason, detail in entries:
+        for reason, detail in entries if "" in reasons else entries[:1]:
             if reason and reason not in self.first:
                 self.first[reason] = where() + (f": {detail}" if detail else "")
 
