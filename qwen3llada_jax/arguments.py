@@ -130,8 +130,8 @@ def rows(name: str, value: Any, shape: str = "[B, L]") -> Int[Array, "B L"]:
     return array
 
 
-def within(name: str, value: Any, most: int) -> None:
-    """Refuse numbers outside 0 … `most`; those that a program is being traced with cannot be looked at.
+def within(name: str, value: Any, most: int = 2**31 - 1, least: int = 0) -> None:
+    """Refuse numbers outside `least` … `most`; those that a program is being traced with cannot be looked at.
 
     Raises:
         InputError: naming one of them.
@@ -140,22 +140,19 @@ def within(name: str, value: Any, most: int) -> None:
         return
     numbers = np.asarray(value)  # of a JAX array inside `jit`, `min` itself would be traced
     lowest, highest = int(numbers.min()), int(numbers.max())
-    if lowest < 0 or highest > most:
-        raise InputError(f"{name} must lie in 0 … {most}, not {lowest if lowest < 0 else highest}")
+    if lowest < least or highest > most:
+        raise InputError(f"{name} must lie in {least} … {most}, not {lowest if lowest < least else highest}")
 
 
-def in_32_bits(name: str, value: Any) -> None:
-    """Refuse whole numbers that 32 bits do not hold: a program would wrap them.
+def whole_rows(name: str, value: Any) -> Int[Array, "B L"]:
+    """`rows` of what 32 bits hold: a program would wrap other numbers.
 
     Raises:
-        InputError: naming one of them.
+        InputError: as in `rows`, or naming a number that is too large.
     """
-    if isinstance(value, jax.core.Tracer) or not np.size(value):
-        return
-    numbers = np.asarray(value)
-    if int(numbers.min()) < -(2**31) or int(numbers.max()) >= 2**31:
-        wrong = numbers[(numbers < -(2**31)) | (numbers >= 2**31)].flat[0]
-        raise InputError(f"{name} must lie in {-(2**31)} … {2**31 - 1}, not {wrong}")
+    array = rows(name, value)
+    within(name, array, least=-(2**31))
+    return array
 
 
 def truth(name: str, value: Any) -> Any:

@@ -137,7 +137,7 @@ def _number(of: str, rule: Any, text: str) -> tuple[str, Any]:
     if kind in (bool, "bool") and value in ("on", "off"):
         return name, value == "on"
     try:
-        return name, int(value) if slots.is_whole(known[name]) else float(value)
+        return name, cli.whole(value) if slots.is_whole(known[name]) else float(value)
     except ValueError as error:
         what = (
             "a whole number" if slots.is_whole(known[name]) else "on or off" if kind in (bool, "bool") else "a number"

@@ -141,10 +141,9 @@ def fitting(tokens: Coordinates, rows: int, length: int) -> Coordinates:
     changed: dict[str, Any] = {}
     for field in dataclasses.fields(Coordinates):
         if (value := getattr(tokens, field.name)) is not None:
-            take = arguments.truth if field.name == "clean" else arguments.rows
+            take = arguments.truth if field.name == "clean" else arguments.whole_rows
             changed[field.name] = take(field.name, value)
             check_shape(field.name, changed[field.name].shape, (rows, length))
-            arguments.in_32_bits(field.name, changed[field.name])
     for name in ("clean", "until"):
         if name in changed and "block" not in changed:
             raise InputError(f"coordinates: {name} has no effect without block; give both")

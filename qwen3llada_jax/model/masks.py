@@ -154,9 +154,7 @@ def positions_of(
         positions = None if mask.position is None else jnp.asarray(mask.position)
     if positions is None:
         return jnp.arange(length, dtype=jnp.int32)[None]
-    positions = arguments.rows("positions", positions)
-    arguments.in_32_bits("positions", positions)
-    positions = jnp.asarray(positions)
+    positions = jnp.asarray(arguments.whole_rows("positions", positions))
     check_shape("positions", positions.shape, (rows, length))
     return positions
 
@@ -187,10 +185,9 @@ def _fitting(mask: Mask, rows: int, length: int) -> Mask:
         check_shape("prompt_length", changed["prompt_length"].shape, (rows,))
     for name in ("segment_ids", "positions", "is_real"):
         if getattr(mask, name) is not None:
-            take = arguments.truth if name == "is_real" else arguments.rows
+            take = arguments.truth if name == "is_real" else arguments.whole_rows
             changed[name] = take(name, getattr(mask, name))
             check_shape(name, changed[name].shape, (rows, length))
-            arguments.in_32_bits(name, changed[name])
     return dataclasses.replace(mask, **changed)
 
 

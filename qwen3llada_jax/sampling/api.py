@@ -8,19 +8,19 @@ and end; the whole trajectory of all rows is one compiled program, and watching 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from qwen3llada_jax import arguments, sharding
+from qwen3llada_jax import sharding
 from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.sampling import layout, loop
 from qwen3llada_jax.sampling.config import SamplerConfig
 from qwen3llada_jax.sampling.state import Canvas, Generation, GenerationInputs, SamplerState, to_host_checked
 
+T = TypeVar("T", bound=tuple[Any, ...])
 Prompts = Int[Array, "B P"] | Sequence[Sequence[int]]
-_TO_THE_END = 2**31 - 1  # passes: more than any row takes
 
 
 def generate(
@@ -69,9 +69,7 @@ def infill(
             or memory hold.
         NotFiniteError: as in `generate`.
     """
-    texts = arguments.rows_of_ids("texts", texts, holes=True)  # once: it may be an iterator
-    config = layout.for_holes(model.config, texts, config)
-    return _generate(model, *_of_the_mesh(layout.with_holes(model.config, texts, config, key)), config)
+    return _generate(model, *_of_the_mesh(layout.infilling(model.config, texts, config, key)))
 
 
 def watch(
@@ -95,24 +93,22 @@ def watch_infill(
     key: PRNGKeyArray | int | None = None,
 ) -> Iterator[Canvas]:
     """The same as `infill`, pass by pass."""
-    texts = arguments.rows_of_ids("texts", texts, holes=True)
-    config = layout.for_holes(model.config, texts, config)
-    return _watch(model, *_of_the_mesh(layout.with_holes(model.config, texts, config, key)), config)
+    return _watch(model, *_of_the_mesh(layout.infilling(model.config, texts, config, key)))
 
 
-def _of_the_mesh(rows: tuple[Canvas, GenerationInputs]) -> tuple[Canvas, GenerationInputs]:
-    """The same rows.
+def _of_the_mesh(laid_out: T) -> T:
+    """Rows as they were laid out.
 
     Raises:
         InputError: the mesh does not divide them.
     """
-    sharding.check_rows(len(rows[0].tokens))
-    return rows
+    sharding.check_rows(len(laid_out[0].tokens))
+    return laid_out
 
 
 def _generate(model: Qwen3LLaDA, canvas: Canvas, inputs: GenerationInputs, config: SamplerConfig) -> Generation:
     step = _stepper(model, inputs, config)
-    return to_host_checked(step(_started(model, canvas, inputs, config), _TO_THE_END).canvas)
+    return to_host_checked(step(_started(model, canvas, inputs, config), loop.TO_THE_END).canvas)
 
 
 def _watch(model: Qwen3LLaDA, canvas: Canvas, inputs: GenerationInputs, config: SamplerConfig) -> Iterator[Canvas]:

@@ -32,8 +32,6 @@ from qwen3llada_jax.sampling.state import (
     texts_of,
 )
 
-_TO_THE_END = 2**31 - 1  # passes: more than any row takes
-
 
 class Finished(NamedTuple):
     """A request that is done.
@@ -76,7 +74,8 @@ class Engine:
         self.config, self.length = config.for_model(model.config), layout.bucket(length)
         if self.config.parallel_blocks:
             raise InputError("parallel_blocks: an engine writes one block of a row after the other; leave it out")
-        if not isinstance(self.config.parameters().stop, AtEos | None):
+        self._own = self.config.parameters(like=self.config)
+        if not isinstance(self._own.stop, AtEos | None):
             raise InputError(
                 "stop: a rule of one's own looks at a whole answer, and here answers differ in length; "
                 "leave it out, or take q.rules.AtEos"
@@ -95,9 +94,7 @@ class Engine:
         self._asked: dict[int, int] = {}  # slot → how many tokens its request writes
         self._is_new = np.zeros(slots, bool)
         self._new, self._inputs = self._blank(slots)
-        self._parameters: Parameters = jax.tree.map(
-            lambda x: np.full(slots, x), self.config.parameters(like=self.config)
-        )
+        self._parameters: Parameters = jax.tree.map(lambda x: np.full(slots, x), self._own)
         zero, zeros = np.zeros(slots, np.int32), np.zeros((slots, 1), np.int32)
         cache = None
         if self._structure.cache != "none":
@@ -135,8 +132,7 @@ class Engine:
         model, rows = self._given.config, arguments.rows_of_ids("request", [request], holes=True)
         config = self.config if config is None else config
         if None in rows[0]:
-            config = layout.for_holes(model, rows, config)
-            canvas, inputs = layout.with_holes(model, rows, config, key)
+            canvas, inputs, config = layout.infilling(model, rows, config, key)
         else:
             config = config.for_model(model)
             canvas, inputs = layout.continuation(model, rows, config, key)
@@ -163,9 +159,9 @@ class Engine:
         Raises:
             InputError: less than one pass.
         """
-        passes = _TO_THE_END if passes is None else arguments.whole("passes", passes)
-        if not 1 <= passes <= _TO_THE_END:
-            raise InputError(f"passes must be 1 … {_TO_THE_END}, not {passes}")
+        passes = loop.TO_THE_END if passes is None else arguments.whole("passes", passes)
+        if not 1 <= passes <= loop.TO_THE_END:
+            raise InputError(f"passes must be 1 … {loop.TO_THE_END}, not {passes}")
         if len(self._done()) < len(self._asked):
             self._run(passes)
         return self._done()
@@ -220,23 +216,15 @@ class Engine:
         c, L, vocab = self.config, self.length, self._given.config.vocab_size
         assert c.block_length is not None
         assert c.mask_token_id is not None
-        zeros, places = np.zeros((rows, L), np.int32), -(-L // c.block_length) * c.block_length
-        canvas: Any = (
-            zeros + c.mask_token_id,
-            zeros > 0,
-            zeros - 1,
-            zeros.astype(np.float32),
-            np.full((rows, places), L, np.int32),
-            *(np.zeros(rows, np.int32) for _ in range(4)),
-        )
+        canvas = layout.blank(rows, L, -(-L // c.block_length) * c.block_length, c.mask_token_id)
         inputs: Any = (
-            zeros > 0,
-            zeros if c.visibility != "full" else None,
+            np.zeros((rows, L), bool),
+            np.zeros((rows, L), np.int32) if c.visibility != "full" else None,
             np.zeros((rows, 2), np.uint32),
             np.ones(rows, np.int32),
             *(np.full((rows, 8), vocab, np.int32) for _ in range(2)),
         )
-        return Canvas(*canvas), GenerationInputs(*inputs)
+        return canvas, GenerationInputs(*inputs)
 
     def _put(self, slot: int, canvas: Any, inputs: Any) -> None:
         """A laid-out row into a slot, cut or filled up to its sizes; stop lists longer than any before make room."""
@@ -271,15 +259,15 @@ class Engine:
         config.check_rows(1)
         if self.config.stop_at_eos and not config.stop_at_eos and (config.eos == "last" or config.min_length):
             raise InputError("stop_at_eos: this engine stops at an EOS that eos 'last' and min_length speak of")
-        own, its = self.config.parameters(like=self.config), config.parameters(like=self.config)
+        its = config.parameters(like=self.config)
         pairs: list[Any] = [
-            (f"{slot} ({what})", getattr(own, slot), getattr(its, slot)) for slot, what in SLOTS.items()
+            (f"{slot} ({what})", getattr(self._own, slot), getattr(its, slot)) for slot, what in SLOTS.items()
         ]
         for name in ("block_length", "visibility", "cache", "parallel_blocks", "mask_token_id"):
             pairs.append((name, getattr(self.config, name), getattr(config, name)))
         pairs.append(("eos", *(c.eos if c.eos == "last" else "free or never" for c in (self.config, config))))
         for name in ("cfg_scale", "repetition_penalty", "min_length"):
-            pairs.append((name, *("off" if getattr(p, name) is None else "on" for p in (own, its))))
+            pairs.append((name, *("off" if getattr(p, name) is None else "on" for p in (self._own, its))))
         for name, here, there in pairs:
             trees: Any = (jax.tree.structure(here), jax.tree.structure(there))
             if trees[0] != trees[1] if "(" in name else here != there:

@@ -53,8 +53,7 @@ def for_holes(model: ModelConfig, texts: Sequence[Sequence[int | None]], config:
     Raises:
         InputError: no holes, or settings that do not go with them.
     """
-    rows = arguments.rows_of_ids("texts", texts, holes=True)
-    holes = [np.flatnonzero([token is None for token in row]) for row in rows]
+    holes = [np.flatnonzero([token is None for token in row]) for row in texts]
     if not holes or not min(map(len, holes)):
         raise InputError("nothing to fill: every text needs at least one hole (None)")
     block, visibility = config.block_length or model.block_length, config.visibility or model.visibility
@@ -72,11 +71,12 @@ def for_holes(model: ModelConfig, texts: Sequence[Sequence[int | None]], config:
     return config
 
 
-def with_holes(
+def infilling(
     model: ModelConfig, texts: Sequence[Sequence[int | None]], config: SamplerConfig, key: PRNGKeyArray | int | None
-) -> tuple[Canvas, GenerationInputs]:
-    """Texts with masks for their holes."""
-    texts = arguments.rows_of_ids("texts", texts, holes=True)
+) -> tuple[Canvas, GenerationInputs, SamplerConfig]:
+    """Texts with masks for their holes, and the config of it (`for_holes`)."""
+    texts = arguments.rows_of_ids("texts", texts, holes=True)  # once: it may be an iterator
+    config = for_holes(model, texts, config)
     lengths = [len(text) for text in texts]
     check_positions(model, lengths, 0)
     check_memory(model, len(texts), bucket(max(lengths)), config)
@@ -85,7 +85,24 @@ def with_holes(
         row = np.full(len(text), -1, np.int32)
         row[[token is not None for token in text]] = _ids([t for t in text if t is not None], model.vocab_size)
         rows.append(row)
-    return _lay_out(model, rows, [0] * len(rows), bucket(max(lengths)), config, key)
+    return *_lay_out(model, rows, [0] * len(rows), bucket(max(lengths)), config, key), config
+
+
+def blank(rows: int, length: int, places: int, mask_token_id: int) -> Canvas:
+    """Rows of `length` tokens with nothing to write, all of numpy: each of their own memory.
+
+    An operation of JAX for each array, outside a program, would cost more than a pass.
+    """
+    shape = rows, length
+    arrays: Any = (
+        np.full(shape, mask_token_id, np.int32),
+        np.zeros(shape, bool),
+        np.full(shape, -1, np.int32),
+        np.zeros(shape, np.float32),
+        np.full((rows, places), length, np.int32),
+        *(np.zeros(rows, np.int32) for _ in range(4)),
+    )
+    return Canvas(*arrays)
 
 
 def _lay_out(
@@ -102,38 +119,25 @@ def _lay_out(
     assert config.visibility is not None
     B = len(rows)
     config.check_rows(B)
-    tokens = np.full((B, length), config.mask_token_id, np.int32)
-    is_masked, is_given = np.zeros((B, length), bool), np.zeros((B, length), bool)
-    places = np.full((B, config.gen_length), length, np.int32)
+    canvas: Any = blank(B, length, config.gen_length, config.mask_token_id)
+    is_given = np.zeros((B, length), bool)
     block, blocks = np.zeros((B, length), np.int32), np.zeros(B, np.int32)
     for i, row in enumerate(rows):
         holes = np.flatnonzero(row == -1)
-        tokens[i, : len(row)] = np.where(row == -1, config.mask_token_id, row)
-        is_masked[i, holes], is_given[i, : len(row)] = True, row != -1
+        canvas.tokens[i, : len(row)] = np.where(row == -1, config.mask_token_id, row)
+        canvas.is_masked[i, holes], is_given[i, : len(row)] = True, row != -1
         order = _order(holes, config.block_length, config.visibility)
-        places[i, order], blocks[i] = holes, order[-1] // config.block_length + 1
+        canvas.places[i, order], blocks[i] = holes, order[-1] // config.block_length + 1
         block[i] = block_of(np.arange(length), int(holes[0]), config.block_length)
-    zeros = np.zeros(B, np.int32)
-    # All of numpy: an operation for each of them, outside a program, would cost more than a pass.
-    arrays: list[Any] = [
-        tokens,
-        is_masked,
-        np.full((B, length), -1, np.int32),
-        is_given.astype(np.float32),
-        places,
-        np.asarray(prompt_length, np.int32),
-        np.asarray([len(row) for row in rows], np.int32),
-        zeros,
-        zeros,
-    ]
+        canvas.prompt_length[i], canvas.length[i] = prompt_length[i], len(row)
     still: list[Any] = [
         is_given,
         block if config.visibility != "full" else None,
         _keys(key, B),
-        config.passes_of_a_block(is_masked.sum(axis=1).tolist(), blocks.tolist()),
+        config.passes_of_a_block(canvas.is_masked.sum(axis=1).tolist(), blocks.tolist()),
         *(_padded(ids, model.vocab_size)[None] for ids in ids_of(config)),
     ]
-    return Canvas(*arrays), GenerationInputs(*still)
+    return canvas._replace(confidence=is_given.astype(np.float32)), GenerationInputs(*still)
 
 
 def ids_of(config: SamplerConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:

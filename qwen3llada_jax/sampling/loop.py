@@ -19,6 +19,8 @@ from qwen3llada_jax.sampling.state import Canvas, GenerationInputs, SamplerState
 from qwen3llada_jax.sampling.step import unmask
 from qwen3llada_jax.sharding import canonical_spec, constrain
 
+TO_THE_END = 2**31 - 1  # passes: more than any row takes
+
 
 def compilations() -> int:
     """How many sampling programs this process has compiled so far."""

@@ -165,7 +165,8 @@ def _completions(
             text = _filled(tokenizer, request, result.tokens[i, : len(request.ids)].tolist())
             found.append(Completion(request, text, len(answer), nfe))
         else:
-            found.append(Completion(request, answer_of(tokenizer, answer, stops), len(up_to_stop(answer, stops)), nfe))
+            ids = up_to_stop(answer, stops)
+            found.append(Completion(request, text_of(tokenizer, ids), len(ids), nfe))
     return found
 
 
