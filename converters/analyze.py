@@ -36,11 +36,11 @@ def main() -> int:
 
 def analyze(src: Path, dst: Path | None = None) -> int:
     """Print the table; 0 when all is well, 1 when something is off."""
-    config = checkpoint.read_model_config(src)
+    config = checkpoint.read_config(src)
     stored = stored_tensors(src)
     ours = None
     if dst is not None:
-        ours = flatten(checkpoint.load_params(dst, checkpoint.read_model_config(dst)))
+        ours = flatten(checkpoint.load_params(dst, checkpoint.read_config(dst)))
     table = Table("Hugging Face", "shape", "dtype", "ours", "shape ", "dtype ", "verdict", title=str(src))
     problems: list[str] = []
     seen = set()

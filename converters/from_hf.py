@@ -20,7 +20,7 @@ from qwen3llada_jax.cli import Place, flag
 from qwen3llada_jax.errors import InputError, listed
 from qwen3llada_jax.io.atomic_files import new_folder
 from qwen3llada_jax.io.hub import model_folder
-from qwen3llada_jax.model.config import ModelConfig, read_config_json, read_model_config, unknown_keys
+from qwen3llada_jax.model.config import ModelConfig, read_config_json, unknown_keys
 from qwen3llada_jax.text import mask_token, tokens
 from qwen3llada_jax.text.mask_token import MaskToken
 
@@ -52,7 +52,7 @@ def convert(src: str, dst: Path, *, dtype: str | None, mask_token_id: str, overw
     """
     folder = model_folder(src)
     source = read_config_json(folder)
-    config, mask = _with_mask_token(folder, read_model_config(folder), mask_token_id)
+    config, mask = _with_mask_token(folder, checkpoint.read_config(folder), mask_token_id)
     ignored = unknown_keys(source)
     if ignored:
         _notice(f"config.json has keys that a {config.family.name} does not use, left out: {listed(ignored)}")
@@ -62,8 +62,6 @@ def convert(src: str, dst: Path, *, dtype: str | None, mask_token_id: str, overw
         params = hf_import.import_params(folder, config, dtype)
         checkpoint.save_params(target / "params", params)
         extra = _what_export_restores(folder, config, dtype)
-        if source.get("mask_token_id") is None:  # an autoregressive model, which the sampling programs say
-            extra["is_adapted"] = False
         checkpoint.write_config(target, config, extra)
         copied = checkpoint.copy_tokenizer(folder, target)
     leaves = jax.tree.leaves(params)

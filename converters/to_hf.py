@@ -23,7 +23,7 @@ from qwen3llada_jax.errors import InputError, brief, shown
 from qwen3llada_jax.io.atomic_files import new_folder, write_text
 from qwen3llada_jax.io.safetensors_folder import INDEX
 from qwen3llada_jax.model import model
-from qwen3llada_jax.model.config import ModelConfig, read_config_json, read_model_config
+from qwen3llada_jax.model.config import ModelConfig, read_config_json
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -54,7 +54,7 @@ def export(
     if dst.resolve() == src.resolve() or dst.resolve() in src.resolve().parents:
         raise InputError(f"{dst}: would overwrite its own source {src}; choose another --dst")
     source = read_config_json(src)
-    config = read_model_config(src)
+    config = model_folder.read_config(src)
     params = flatten(model_folder.load_params(src, config, dtype))
     dtypes, tied_head = _notes(src, source)
     plan = list(_tensors(params, config, dtypes if dtype is None else {}, tied_head=tied_head))

@@ -116,6 +116,18 @@ def read_stack(stack: Stack, dtype: str | None, read: Reader) -> np.ndarray:
     return out
 
 
+def as_stored(folder: Path, config: ModelConfig) -> ModelConfig:
+    """The config of a folder whose head is another than its embedding though its config.json calls it tied.
+
+    Some families save such heads: PyTorch did not tie them, or they were trained apart.
+    """
+    if not (config.family.may_untie and has_tied_head(folder, config)):
+        return config
+    if tied_head_matches(stored_tensors(folder), config.family):
+        return config
+    return replace(config, tie_word_embeddings=False)
+
+
 def has_tied_head(folder: Path, config: ModelConfig) -> bool:
     """Whether the folder stores the head although it is tied to the embedding."""
     return config.tie_word_embeddings and config.family.names["lm_head"] in stored_tensors(folder)

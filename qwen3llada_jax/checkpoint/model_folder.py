@@ -10,7 +10,7 @@ checkpoints opens by its own path, and a Hugging Face folder of safetensors dire
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -64,10 +64,25 @@ def load(
         InputError: nothing there to open, or it is damaged.
     """
     path = expanded(path)
-    config = with_text_ends(read_model_config(path), path)
+    config = with_text_ends(read_config(path), path)
     params = load_params(path, config, dtype, mesh)
     graphdef, _, _ = model.abstract(config, runtime=runtime or Runtime())
     return nnx.merge(graphdef, params)
+
+
+def read_config(path: Path, said: Mapping[str, Any] | None = None) -> ModelConfig:
+    """The config of any folder that `load` opens: what its config.json says, and its weights.
+
+    Args:
+        said: as `ModelConfig.from_hf` takes it.
+
+    Raises:
+        InputError: as `read_model_config`.
+    """
+    config = read_model_config(path, said)
+    if config.family.may_untie and params_item(path) is None and any(path.glob("*.safetensors*")):
+        return hf_import.as_stored(path, config)
+    return config
 
 
 def load_params(path: Path, config: ModelConfig, dtype: str | None = None, mesh: Mesh | None = None) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from qwen3llada_jax.io.atomic_files import home, put_back
 from qwen3llada_jax.model import families
 
 VISIBILITIES = ("full", "block_bias", "block_causal")
+BLOCK_ORIGINS = ("prompt", "start", "aligned")
 ROPE_KINDS = ("default", "linear", "dynamic", "yarn", "llama3")
 
 # Keys of any config.json that are no field of a `ModelConfig`: read apart, or without effect on a forward pass.
@@ -24,7 +25,7 @@ _OTHER_KEYS = frozenset(
     "architectures model_type transformers_version use_cache torch_dtype dtype name_or_path "  # noqa: SIM905
     "_name_or_path output_hidden_states output_attentions return_dict is_causal chunk_size_feed_forward "
     "problem_type id2label label2id is_encoder_decoder _attn_implementation attn_implementation "
-    "hf_export rope_parameters hidden_act attention_dropout".split()
+    "hf_export rope_parameters hidden_act attention_dropout is_adapted".split()
 )
 
 _SIZES = (
@@ -32,7 +33,7 @@ _SIZES = (
     "num_key_value_heads", "head_dim", "max_position_embeddings",
 )  # fmt: skip
 _REALS = ("rms_norm_eps", "rope_theta", "initializer_range")
-_FLAGS = ("tie_word_embeddings", "attention_bias", "prompt_sees_answer", "enable_thinking")
+_FLAGS = ("tie_word_embeddings", "attention_bias", "prompt_sees_answer", "shift", "enable_thinking")
 _IDS = ("bos_token_id", "pad_token_id", "mask_token_id")
 _MOST_SIZE = 2**31 - 1  # dimensions are counted in 32 bits in a program
 _MOST_LAYERS = 10_000  # beyond it a config is damaged, and going through its layers would take for ever
@@ -80,12 +81,21 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Architecture of a Qwen3 encoder and what makes it a diffusion model.
+    """Architecture of an encoder and what makes it a diffusion model.
 
     `mask_token_id` is the token that stands for "not known yet". `live_vocab_size` is the number of leading
-    embedding rows that a token owns (None: all); the rest can never be sampled. `visibility` and
-    `block_length` are what the model was trained with and the default when sampling; so is `enable_thinking`, whether
-    its answers in a chat begin with their reasoning.
+    embedding rows that a token owns (None: all); the rest can never be sampled. The following are what the model was
+    trained with, and the default when sampling; of an autoregressive model (`is_autoregressive`): what it was until
+    now.
+
+    Attributes:
+        model_type: its family (families.py), as in config.json.
+        visibility, block_length, prompt_sees_answer: who sees whom (masks.py).
+        shift: the token of a position is predicted at the position before it.
+        block_origin: where blocks are counted from: the `prompt`'s end, the prompt being one block that sees itself
+            whole; the `start`, position 0, so that a prompt is blocks too and the first block to write may begin with
+            its tail; or `aligned`: the prompt's end too, with the prompt in blocks counted backward from it.
+        enable_thinking: its answers in a chat begin with their reasoning.
     """
 
     vocab_size: int
@@ -110,7 +120,10 @@ class ModelConfig:
     visibility: str = "full"
     block_length: int | None = None
     prompt_sees_answer: bool = False
+    shift: bool = False
+    block_origin: str = "prompt"
     enable_thinking: bool = False
+    model_type: str = "qwen3"
 
     def __post_init__(self) -> None:
         self._take(arguments.whole, *_SIZES, *_IDS, "live_vocab_size", "block_length")
@@ -150,6 +163,15 @@ class ModelConfig:
             raise InputError(f"block_length must be at least 1, not {shown(self.block_length)}")
         if self.visibility != "full" and not self.block_length:
             raise InputError(f"visibility {self.visibility} needs a block_length")
+        if self.block_origin not in BLOCK_ORIGINS:
+            origins = ", ".join(BLOCK_ORIGINS)
+            raise InputError(f"block_origin {shown(self.block_origin)} is unknown; choose one of {origins}")
+        if self.block_origin != "prompt" and self.visibility != "block_causal":
+            raise InputError(f"block_origin {self.block_origin} needs visibility block_causal, not {self.visibility}")
+        if self.model_type not in families.FAMILIES:
+            raise InputError(
+                f"model_type {shown(self.model_type)} is unknown; known are {', '.join(families.FAMILIES)}"
+            )
 
     def _take(self, kind: Callable[[str, Any], Any], *names: str) -> None:
         """Values as Python's own; None stays where it may."""
@@ -159,27 +181,30 @@ class ModelConfig:
                 object.__setattr__(self, name, kind(f"config: {name}", value))
 
     @classmethod
-    def from_hf(cls, source: Mapping[str, Any]) -> "ModelConfig":
+    def from_hf(cls, source: Mapping[str, Any], said: Mapping[str, Any] | None = None) -> "ModelConfig":
         """Read the dict of a Hugging Face `config.json` (any transformers version).
+
+        Args:
+            said: fields that are not as the file has them, of those that tell what a model was trained with:
+                `visibility`, `block_length`, `shift`, `block_origin`.
 
         Raises:
             InputError: another architecture, a missing key, or a feature this project does not have.
         """
-        source = dict(source)
         try:
-            return cls._from_hf(source)
+            return cls._from_hf(dict(source), dict(said or {}))
         except InputError:
             raise
         except (TypeError, ValueError, AttributeError, OverflowError) as error:
             raise InputError(f"config.json: a value is of the wrong kind ({brief(error)})") from error
 
     @classmethod
-    def _from_hf(cls, source: dict[str, Any]) -> "ModelConfig":
+    def _from_hf(cls, source: dict[str, Any], said: dict[str, Any]) -> "ModelConfig":
         family = families.family_of(source)
-        source = family.read(source)
+        source = families.read(family, source, said)
         _refuse_what_we_do_not_do(source)
         theta, scaling = _read_rope(source, family)
-        fields = {f.name for f in dataclasses.fields(cls)} - {"rope_theta", "rope_scaling"}
+        fields = {f.name for f in dataclasses.fields(cls)} - {"rope_theta", "rope_scaling", "model_type"}
         values = {k: source[k] for k in fields if k in source}
         if values.get("num_key_value_heads") is None and "num_attention_heads" in values:
             values["num_key_value_heads"] = values["num_attention_heads"]
@@ -191,11 +216,12 @@ class ModelConfig:
         missing = [name for name in required if values.get(name) is None]
         if missing:
             raise InputError(f"config.json lacks {listed(missing)}; is it the config of a {family.name} model?")
-        return cls(**values, rope_theta=theta, rope_scaling=scaling)
+        return cls(**values, rope_theta=theta, rope_scaling=scaling, model_type=family.model_type)
 
     def to_hf(self, dtype: str | None = None) -> dict[str, Any]:
         """The dict of a `config.json` that transformers reads as the same (non-causal) model."""
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        values.pop("model_type")  # the family writes its own
         rope: dict[str, Any] = {"rope_type": "default", "rope_theta": values.pop("rope_theta")}
         scaling = values.pop("rope_scaling")
         if scaling is not None:
@@ -214,7 +240,12 @@ class ModelConfig:
     @property
     def family(self) -> families.Family:
         """What its family does in its own way."""
-        return families.QWEN3
+        return families.FAMILIES[self.model_type]
+
+    @property
+    def is_autoregressive(self) -> bool:
+        """Whether the model writes a token at a time, from those before it: blocks of one token, with shift."""
+        return self.visibility == "block_causal" and self.block_length == 1 and self.shift
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -253,15 +284,21 @@ def read_config_json(folder: Path) -> dict[str, Any]:
     return source
 
 
-def read_model_config(folder: Path) -> ModelConfig:
+def read_model_config(folder: Path, said: Mapping[str, Any] | None = None) -> ModelConfig:
     """The architecture of a model folder, of a training run, or of one of its checkpoints.
+
+    Args:
+        said: as `ModelConfig.from_hf` takes it.
 
     Raises:
         InputError: no such folder, or not the config of a family that this project knows.
     """
     source = read_config_json(folder)
+    # A model of the hub lies in models--WHOSE--NAME/snapshots/COMMIT.
+    called = Path(folder).parts[-3] if Path(folder).parent.name == "snapshots" else Path(folder).name
+    source["_name_or_path"] = f"{source.get('_name_or_path', '')} {called}"
     try:
-        return ModelConfig.from_hf(source)
+        return ModelConfig.from_hf(source, said)
     except InputError as error:
         raise InputError(f"{folder}: {error}") from error
 

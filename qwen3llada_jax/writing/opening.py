@@ -84,5 +84,5 @@ def open_folder(path: str | Path, mesh: Mesh | None = None) -> Folder:
         InputError: no model there, or no tokenizer.
     """
     path = expanded(path)
-    config = with_text_ends(model_folder.read_model_config(path), path)
+    config = with_text_ends(model_folder.read_config(path), path)
     return Folder(path, config, tokens.load_tokenizer(path), mesh)

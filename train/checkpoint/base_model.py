@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwen3llada_jax.checkpoint.model_folder import read_model_config
+from qwen3llada_jax.checkpoint.model_folder import read_config
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.io.atomic_files import home, put_back
 from qwen3llada_jax.io.hub import model_folder
@@ -67,6 +67,8 @@ def find_base_model(config: Config, goes_on: Path | None = None) -> BaseModel:
         visibility=(blocks.visibility or "full") if blocks.enabled else "full",
         block_length=blocks.block_length if blocks.enabled else own,
         prompt_sees_answer=bool(blocks.enabled and blocks.prompt_sees_answer),
+        shift=False,
+        block_origin="prompt",
         enable_thinking=_thinks(config, architecture),
     )
     check_length(config.training.max_length, architecture)
@@ -100,7 +102,7 @@ def blocks_of(config: Config, architecture: ModelConfig) -> tuple[BlockAttention
         InputError: a block length, or a rule of the prompt, that would change nothing.
     """
     asked, model = config.training.block_attention, architecture
-    was_blocks = model.visibility != "full"
+    was_blocks = model.visibility != "full" and not model.is_autoregressive
     enabled = was_blocks if asked.enabled is None else asked.enabled
     own = _in_words(model.visibility, model.block_length)
     if not enabled:
@@ -142,7 +144,7 @@ def check_length(length: int, architecture: ModelConfig) -> None:
 
 
 def _open(folder: Path) -> tuple[Path, ModelConfig, Any]:
-    return folder, read_model_config(folder), tokens.load_tokenizer(folder)
+    return folder, read_config(folder), tokens.load_tokenizer(folder)
 
 
 def _source(config: Config, goes_on: Path | None) -> str:
