@@ -124,7 +124,7 @@ def test_rope_said_twice_alike_is_taken(folder):
 @pytest.mark.parametrize(
     ("rename", "part"),
     [
-        (lambda n: n.removeprefix("model."), "the names lack `model.`: saved from the bare Qwen3Model"),
+        (lambda n: n.removeprefix("model."), "the names lack `model.`: saved from the model without its head"),
         (lambda n: f"module.{n}", "the names begin with `module.`: they were saved from a DistributedDataParallel"),
         (lambda n: f"_orig_mod.{n}", "they were saved from a compiled model"),
         (lambda n: f"base_model.model.{n}.lora_A", "a LoRA adapter; merge it"),
