@@ -69,16 +69,16 @@ def _of_another_shape(config: ModelConfig, expected: set[str], stored: set[str])
     lacks, has = ({ours_of(name, names)[0] for name in side} for side in (missing, unexpected))
     norms, biases = {"layers.q_norm", "layers.k_norm"}, {f"layers.{part}_bias" for part in "qkvo"}
     if lacks and lacks <= norms:
-        return f"no norms of queries and keys: this is a Qwen2 or Llama, not a {family.name}"
+        return f"no norms of queries and keys: this is a Qwen2 or Llama, not {family.name}"
     if has and has <= norms:
-        return f"norms of queries and keys: this is a Qwen3 or SDAR, not a {family.name}"
+        return f"norms of queries and keys: this is a Qwen3 or SDAR, not {family.name}"
     if has and has <= biases and not lacks:
         if has != {f"layers.{part}_bias" for part in family.biases}:
-            return f"biases of {', '.join(sorted(n[7] for n in has))} only: this is a Qwen2, not a {family.name}"
+            return f"biases of {', '.join(sorted(n[7] for n in has))} only: this is a Qwen2, not {family.name}"
         return "they have biases; set attention_bias to true in config.json"
     if lacks and lacks <= biases and not has:
         if family.has_own_biases:
-            return f"no biases: this is a Llama, not a {family.name}"
+            return f"no biases: this is a Llama, not {family.name}"
         return "they have no biases; set attention_bias to false in config.json"
     layers = 1 + max((at[0] for ours, at in (ours_of(name, names) for name in stored) if ours and at), default=-1)
     if layers and layers != config.num_hidden_layers:

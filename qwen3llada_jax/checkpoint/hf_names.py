@@ -89,7 +89,7 @@ def likely_cause(family: Family, expected: set[str], stored: set[str]) -> str | 
     for other in FAMILIES.values():
         if sum(ours_of(name, other.names)[0] is not None for name in stored) > len(stored) / 2:
             return (
-                f"the names are those of a {other.name}, where model_type is {family.model_type}; take the config.json "
+                f"the names are those of {other.name}, where model_type is {family.model_type}; take the config.json "
                 "that the weights came with"
             )
     for prefix, why in _PREFIXES.items():

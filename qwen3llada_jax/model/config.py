@@ -14,6 +14,7 @@ from typing import Any
 from qwen3llada_jax import arguments
 from qwen3llada_jax.errors import InputError, brief, listed, shown
 from qwen3llada_jax.io.atomic_files import home, put_back
+from qwen3llada_jax.io.safetensors_folder import GGUF
 from qwen3llada_jax.model import families
 from qwen3llada_jax.model.trained_with import trained_with
 
@@ -297,7 +298,7 @@ def _what_it_is(folder: Path) -> str:
     if (folder / "adapter_config.json").is_file():
         return "it is a LoRA adapter: merge it into its model (peft's merge_and_unload) and save and import that"
     if any(folder.glob("*.gguf")):
-        return "GGUF weights are not read; take the model's safetensors, or save them with transformers (gguf_file=…)"
+        return GGUF
     return "a model folder holds config.json beside its weights"
 
 

@@ -90,6 +90,6 @@ def _kind(family: Family, names: list[str], asked: Mapping[str, Any]) -> tuple[M
             return own, f"as every {kind}"
     ways = [f"--visibility {own['visibility']} for {kind}" for kind, own in family.kinds.items()]
     raise InputError(
-        f"config: a {family.name} is {' or '.join(family.kinds)}, and its name says neither; import it with "
+        f"config: an {family.name} model is {' or '.join(family.kinds)}, and its name says neither; import it with "
         f"{listed(ways, ' or ')}"
     )
