@@ -339,3 +339,8 @@ def test_a_head_that_must_be_tied_and_is_not_is_refused_where_it_is_an_accident(
     refuses(lambda: q.load(folder), "tie_word_embeddings is true but lm_head.weight is not the embedding")
     assert hf_import.has_tied_head(folder, read_model_config(folder))
     assert not np.allclose(*(q.load(hub / "qwen3-llada").head, q.load(hub / "qwen3-llada").embed_tokens[...]))
+
+
+def test_the_reference_systems_own_default_mask_token(hub, tmp_path):
+    folder = copy(hub / "qwen3-llada", tmp_path / "m", mask_token_id="absent", vocab_size=151_936)
+    assert read_model_config(folder).mask_token_id == 126_336

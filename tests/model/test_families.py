@@ -8,7 +8,6 @@ from conftest import logits_of
 from family_folders import CASES, Case, base_of, llada_weights, save, torch_model
 
 import qwen3llada_jax as q
-from qwen3llada_jax.model.config import VISIBILITIES
 from qwen3llada_jax.model.layers import rms_norm
 from qwen3llada_jax.model.rope import rope_tables
 
@@ -142,7 +141,8 @@ def test_a_config_says_what_the_family_was_trained_with(models, case):
     assert (config.visibility, config.block_length, config.shift, config.block_origin) == case.facts
     assert config.is_autoregressive == (case.facts == ("block_causal", 1, True, "start"))
     assert config.model_type == case.config["model_type"]
-    assert config.visibility in VISIBILITIES
+    assert config.mask_token_id == case.config.get("mask_token_id")
+    assert config.eos_token_ids == tuple(np.atleast_1d(case.config.get("eos_token_id", [])))
     assert config.tie_word_embeddings == (
         case.stored_head is not True and case.config.get("tie_word_embeddings", case.config.get("weight_tying"))
     )
