@@ -67,8 +67,8 @@ def _runs() -> list:
     runs = []
     for number, case in enumerate(CASES):
         for length in LENGTHS:
-            kind = pytest.mark.slow if length == 300 else pytest.mark.soak
-            marks = () if length == LENGTHS[number % len(LENGTHS)] else (kind,)
+            kind = [pytest.mark.slow] if length == 300 else [pytest.mark.slow, pytest.mark.soak]
+            marks = () if length == LENGTHS[number % len(LENGTHS)] else kind
             runs.append(pytest.param(case, length, marks=marks, id=f"{case.name}-{length}"))
     return runs
 
