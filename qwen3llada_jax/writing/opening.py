@@ -16,6 +16,7 @@ from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.sampling.config import SamplerConfig
 from qwen3llada_jax.text import mask_token, tokens
+from qwen3llada_jax.text.sampling_defaults import with_sampling
 from qwen3llada_jax.text.text_ends import with_text_ends
 
 
@@ -41,9 +42,9 @@ class Folder:
         return 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
     def ending(self, settings: SamplerConfig) -> SamplerConfig:
-        """Name the ids that end a text, those of the settings, else every one that model and tokenizer have; and the mask.
+        """Name what the settings leave open: the ids that end a text, all that model and tokenizer have, and the mask.
 
-        An autoregressive model's own config may name no mask token, which its files do not need.
+        An autoregressive model's own files need not name a mask token.
         """
         ends = self.config.eos_token_ids if settings.eos_token_ids is None else settings.eos_token_ids
         mask = self.config.mask_token_id if settings.mask_token_id is None else settings.mask_token_id
@@ -88,7 +89,8 @@ def open_folder(path: str | Path, mesh: Mesh | None = None) -> Folder:
         InputError: no model there, no tokenizer, or no token of an autoregressive model's that may be its mask.
     """
     path = expanded(path)
-    config, tokenizer = with_text_ends(model_folder.read_config(path), path), tokens.load_tokenizer(path)
+    config = with_sampling(with_text_ends(model_folder.read_config(path), path), path)
+    tokenizer = tokens.load_tokenizer(path)
     if config.is_autoregressive and config.mask_token_id is None:
         mask = mask_token.choose("auto", path, config, tokenizer, "--mask-token-id")
         config = dataclasses.replace(config, mask_token_id=mask and mask.id)
