@@ -23,31 +23,34 @@ def settings_for(model: Qwen3LLaDA | ModelConfig, **given: Any) -> SamplerConfig
         InputError: impossible settings.
     """
     config = model if isinstance(model, ModelConfig) else model.config
-    try:
-        return SamplerConfig(**(in_force(config, given) | given))
-    except InputError as error:
-        said = in_force(config, given)
-        if not said:
-            raise
-        raise InputError(f"{error} (the model's own settings are {in_words(said)})") from error
+    return SamplerConfig(**(in_force(config, given) | given))
 
 
 def in_force(config: ModelConfig, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Which of the model's own settings count beside those that are given."""
+    """Which of the model's own settings count beside those that are given.
+
+    Raises:
+        InputError: one of its own that is none, or has an impossible value.
+    """
+    for name, value in config.sampling:
+        if name not in SETTINGS:
+            raise InputError(f"the model's own settings name {name!r}, which the sampler has not; leave it out")
+        try:
+            SETTINGS[name].taken(name, value)
+        except InputError as error:
+            raise InputError(f"the model's own settings (generation_config.json): {error}") from error
     rules = {name for name in given if name in slots.SLOTS and given[name] is not None}
     taken = rules | {SETTINGS[name].slot for name in given if name in SETTINGS} - {None, "draw"}
     is_greedy = given.get("temperature") == 0
     return {
         name: value
         for name, value in config.sampling
-        if name not in given and _slot(name) not in taken and not (is_greedy and name in ("top_k", "top_p"))
+        if name not in given
+        and SETTINGS[name].slot not in taken
+        and not (is_greedy and name in ("top_k", "top_p"))
     }
 
 
 def in_words(settings: Mapping[str, Any]) -> str:
     """Settings for a line: `temperature 0.6, top_k 20`."""
     return ", ".join(f"{name} {value}" for name, value in settings.items())
-
-
-def _slot(name: str) -> str | None:
-    return SETTINGS[name].slot if name in SETTINGS else None
