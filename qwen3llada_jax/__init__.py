@@ -22,6 +22,7 @@ from qwen3llada_jax.model.model import Qwen3LLaDA, Runtime
 from qwen3llada_jax.sampling import rules
 from qwen3llada_jax.sampling.api import generate, infill, watch, watch_infill
 from qwen3llada_jax.sampling.config import SamplerConfig
+from qwen3llada_jax.sampling.defaults import settings_for
 from qwen3llada_jax.sampling.engine import Engine
 from qwen3llada_jax.sampling.forward import is_exact
 from qwen3llada_jax.sampling.loop import compilations
@@ -61,6 +62,7 @@ __all__ = [
     "rule",
     "rules",
     "save",
+    "settings_for",
     "sft_loss",
     "shift_right",
     "watch",
