@@ -26,15 +26,15 @@ demo: .venv/ready
 	@echo "look at $(DEMO)/loss.png and $(DEMO)/unmasking.png"
 
 test: .venv/ready
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest
 
 # Dozens of whole runs: every key of the configuration, every mesh, interruptions.
 soak: .venv/ready
-	$(BIN)/python -m pytest -n auto -m soak
+	$(BIN)/python -m pytest --dist load -m soak
 
 # What a user types: the commands of README and docs, and the wheel alone in an environment without PyTorch.
 journey: .venv/ready
-	$(BIN)/python -m pytest -n auto --dist loadfile -m journey
+	$(BIN)/python -m pytest -m journey
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from qwen3llada_jax import cli
 from qwen3llada_jax.checkpoint import hf_import
@@ -31,7 +32,7 @@ from qwen3llada_jax.model.config import (
     unknown_keys,
 )
 from qwen3llada_jax.model.trained_with import trained_with
-from qwen3llada_jax.text import mask_token, tokens
+from qwen3llada_jax.text import added_token, mask_token, tokens
 from qwen3llada_jax.text.mask_token import MaskToken
 
 
@@ -42,7 +43,7 @@ class Flags:
     dtype: str | None = flag("of the parameters (default: as stored)", None, choices=("float32", "bfloat16", "float16"))
     mask_token_id: str = flag(
         "mask token: an id, or auto: what config.json names, else the tokenizer's own mask token, else the first "
-        "embedding row without a token (default: %(default)s)",
+        "embedding row without a token, else a reserved special token (default: %(default)s)",
         "auto",
         metavar="N|auto",
     )
@@ -53,6 +54,9 @@ class Flags:
     block_length: int | None = flag("tokens of a block (default: as its files say)", None)
     shift: bool | None = flag("it predicts a token at the position before it (default: as its files say)", None)
     block_origin: str | None = flag("where its blocks are counted from", None, choices=BLOCK_ORIGINS)
+    add_mask_token: bool = flag(
+        "give the embedding one more row, the mean of all, and the tokenizer the token <|mask|> for it", False
+    )
     overwrite: bool = flag("replace a model folder that stands at --dst", False)
 
 
@@ -60,7 +64,13 @@ def main() -> None:
     flags = cli.parse(Flags)
     said = {name: getattr(flags, name) for name in ("visibility", "block_length", "shift", "block_origin")}
     convert(
-        flags.src, flags.dst, dtype=flags.dtype, mask_token_id=flags.mask_token_id, overwrite=flags.overwrite, said=said
+        flags.src,
+        flags.dst,
+        dtype=flags.dtype,
+        mask_token_id=flags.mask_token_id,
+        add_mask_token=flags.add_mask_token,
+        overwrite=flags.overwrite,
+        said=said,
     )
 
 
@@ -70,6 +80,7 @@ def convert(
     *,
     dtype: str | None,
     mask_token_id: str,
+    add_mask_token: bool = False,
     overwrite: bool = False,
     said: Mapping[str, Any] | None = None,
 ) -> ModelConfig:
@@ -77,24 +88,34 @@ def convert(
 
     Args:
         said: what the model was trained with, as `ModelConfig.from_hf` takes it.
+        add_mask_token: as the flag says.
 
     Raises:
         InputError: anything wrong with the source, the mask token or the destination.
     """
     folder = model_folder(src)
     source = read_config_json(folder)
-    config, mask = _with_mask_token(folder, checkpoint.read_config(folder, said), mask_token_id)
+    stored = checkpoint.read_config(folder, said)
+    if add_mask_token:
+        config, mask = _with_added_token(folder, stored, mask_token_id)
+    else:
+        config, mask = _with_mask_token(folder, stored, mask_token_id)
     ignored = unknown_keys(source)
     if ignored:
         _notice(f"config.json has keys that a {config.family.name} does not use, left out: {listed(ignored)}")
     if dst.resolve() == folder.resolve() or dst.resolve() in folder.resolve().parents:
         raise InputError(f"{dst}: would overwrite its own source {folder}; choose another --dst")
     with new_folder(dst, overwrite=overwrite) as target:
-        params = hf_import.import_params(folder, config, dtype)
+        params = hf_import.import_params(folder, stored, dtype)
+        if add_mask_token:
+            params = _with_a_row_more(params)
         checkpoint.save_params(target / "params", params)
-        extra = _what_export_restores(folder, config, dtype)
+        extra = _what_export_restores(folder, stored, dtype)
         checkpoint.write_config(target, config, extra)
         copied = checkpoint.copy_tokenizer(folder, target)
+        if add_mask_token:
+            added_token.add_mask_token(target, mask.id)
+            tokens.load_tokenizer(target)  # whether it is there under that id
     leaves = jax.tree.leaves(params)
     count, size = sum(x.size for x in leaves), sum(x.nbytes for x in leaves)
     dtypes = ", ".join(sorted({str(x.dtype) for x in leaves}))
@@ -152,6 +173,37 @@ def _with_mask_token(folder: Path, config: ModelConfig, asked: str) -> tuple[Mod
         return dataclasses.replace(config, mask_token_id=mask.id), mask
     live = tokens.live_vocab_size(tokenizer)
     return dataclasses.replace(config, mask_token_id=mask.id, live_vocab_size=live), mask
+
+
+def _with_added_token(folder: Path, config: ModelConfig, asked: str) -> tuple[ModelConfig, MaskToken]:
+    """The config with one more row, and its mask token.
+
+    Raises:
+        InputError: no tokenizer, or the model has a mask token or a row for one.
+    """
+    if asked != "auto":
+        raise InputError(f"--add-mask-token and --mask-token-id {asked} both say the mask token; give one of them")
+    if not tokens.has_tokenizer(folder):
+        raise InputError(f"{folder}: no tokenizer in it, to which --add-mask-token could add one; copy its files there")
+    tokenizer = tokens.load_tokenizer(folder)
+    there = mask_token.choose(None, folder, config, tokenizer, "--mask-token-id")
+    if there is not None:
+        raise InputError(f"{folder} has a mask token, {there}; leave out --add-mask-token")
+    live, rows = tokens.live_vocab_size(tokenizer), config.vocab_size
+    if live < rows:
+        raise InputError(f"row {live} of the embedding ({rows} rows) is free for a mask; leave out --add-mask-token")
+    more = dataclasses.replace(config, vocab_size=rows + 1, live_vocab_size=rows + 1, mask_token_id=rows)
+    return more, MaskToken(rows, "added: the mean of all rows", added_token.MASK, True)
+
+
+def _with_a_row_more(params: dict[str, Any]) -> dict[str, Any]:
+    """The mean of all rows behind the last one, of the embedding and of a head of its own."""
+    tables = {name: params[name] for name in ("embed_tokens", "lm_head") if name in params}
+    more = {
+        name: jnp.concatenate([table, jnp.mean(table, 0, jnp.float32, keepdims=True).astype(table.dtype)])
+        for name, table in tables.items()
+    }
+    return params | more
 
 
 def _what_export_restores(folder: Path, config: ModelConfig, dtype: str | None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from qwen3llada_jax import commands, root_logger  # before all others: it looks 
 from qwen3llada_jax.checkpoint.model_folder import load
 from qwen3llada_jax.checkpoint.saving import save
 from qwen3llada_jax.cross_entropy import cross_entropy
-from qwen3llada_jax.diffusion import NoiseConfig, Noised, forward_process, pretrain_loss, sft_loss
+from qwen3llada_jax.diffusion import NoiseConfig, Noised, forward_process, pretrain_loss, sft_loss, shift_right
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model.config import PRESETS, ModelConfig
 from qwen3llada_jax.model.coordinates import Coordinates
@@ -22,6 +22,7 @@ from qwen3llada_jax.model.model import Qwen3LLaDA, Runtime
 from qwen3llada_jax.sampling import rules
 from qwen3llada_jax.sampling.api import generate, infill, watch, watch_infill
 from qwen3llada_jax.sampling.config import SamplerConfig
+from qwen3llada_jax.sampling.defaults import settings_for
 from qwen3llada_jax.sampling.engine import Engine
 from qwen3llada_jax.sampling.forward import is_exact
 from qwen3llada_jax.sampling.loop import compilations
@@ -61,7 +62,9 @@ __all__ = [
     "rule",
     "rules",
     "save",
+    "settings_for",
     "sft_loss",
+    "shift_right",
     "watch",
     "watch_infill",
     "write",

@@ -22,6 +22,7 @@ from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.io.atomic_files import check_file, write_text
 from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.sampling.config import SETTINGS, SamplerConfig
+from qwen3llada_jax.sampling.defaults import settings_for
 from qwen3llada_jax.text.chat_template import ChatWriter
 from qwen3llada_jax.text.turns import Message
 from qwen3llada_jax.writing.completions import answer_of
@@ -53,7 +54,7 @@ class Flags(common.SamplerFlags, common.MeshFlags):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     flags = cli.parse(Flags, arguments)
-    wanted = common.settings_of(flags)
+    common.settings_of(flags)
     cli.check_output()
     system, messages = flags.system, read_history(flags.history) if flags.history else []
     if messages and messages[0]["role"] == "system":
@@ -65,9 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder = inputs.open_model(flags)
     inputs.check_template(folder.tokenizer)
     encode(folder.tokenizer, system or "")
-    settings = folder.ending(wanted)
+    settings = folder.ending(common.settings_of(flags, folder.config))
     complete = settings.for_model(folder.config)
-    inputs.say_if_unadapted(folder)
+    inputs.say_own_settings(common.own_settings(flags, folder.config))
+    inputs.say_if_untrained(folder, complete)
     inputs.say_if_approximate(complete, folder.config)
     model = folder.load(flags.dtype)
     inputs.say_if_rounded(model, complete)
@@ -228,8 +230,12 @@ def changed(settings: SamplerConfig, text: str, folder: Folder) -> SamplerConfig
     if not equals:
         raise InputError(f"/set takes NAME=VALUE, as in /set temperature=0.7, not {text!r}")
     rules = [value.strip()] if name.strip() == "rule" else []
-    settings = folder.ending(common.changed(settings, {} if rules else {name: value}, rules))
-    inputs.say_if_approximate(settings.for_model(folder.config), folder.config)
+    own = settings_for(folder.config)
+    settings = folder.ending(common.changed(settings, {} if rules else {name: value}, rules, own))
+    complete = settings.for_model(folder.config)
+    inputs.say_if_approximate(complete, folder.config)
+    if name.strip() in ("block_length", "visibility"):
+        inputs.say_if_untrained(folder, complete)
     return settings
 
 

@@ -34,6 +34,7 @@ from qwen3llada_jax.errors import InputError, brief
 from qwen3llada_jax.io.atomic_files import check_folder, make_folder, write_text
 from qwen3llada_jax.pictures import pyplot, write_picture
 from qwen3llada_jax.sampling.config import SETTINGS, SamplerConfig
+from qwen3llada_jax.sampling.defaults import settings_for
 from qwen3llada_jax.sampling.rules import COMMIT_RULES, CONFIDENCE_RULES
 from qwen3llada_jax.text.conversations import answer_of
 from qwen3llada_jax.text.tokens import up_to_stop
@@ -45,7 +46,7 @@ from qwen3llada_jax.writing.requests import Request
 from . import inputs, quality
 from .answers import check_place
 from .clock import Timed, timed
-from .flags import THINKING, MeshFlags, SamplerFlags, changed, check_counts, settings_of
+from .flags import THINKING, MeshFlags, SamplerFlags, changed, check_counts, own_settings, settings_of
 from .own_rules import is_own
 
 _SPEED = {"nfe": "NFE", "tokens_per_forward": "tokens a forward", "tokens_per_second": "tokens/s"}
@@ -86,7 +87,8 @@ class Flags(SamplerFlags, MeshFlags):
 def main(arguments: Sequence[str] | None = None) -> None:
     """Whatever can be refused is refused before the weights are read."""
     flags = cli.parse(Flags, arguments)
-    variants = variants_of(settings_of(dataclasses.replace(flags, steps=None)), flags.rules, budgets_of(flags.steps))
+    unbudgeted = dataclasses.replace(flags, steps=None)
+    variants_of(settings_of(unbudgeted), flags.rules, budgets_of(flags.steps))
     rows, answers = read(flags.data, flags.limit)
     inputs.check_chat(rows, chat=flags.chat, enable_thinking=flags.enable_thinking)
     if answers[0] is not None:
@@ -99,6 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         cli.check_output()
     folder = inputs.open_model(flags)
+    base, default = settings_of(unbudgeted, folder.config), settings_for(folder.config)
+    variants = variants_of(base, flags.rules, budgets_of(flags.steps), default)
     variants = [dataclasses.replace(v, settings=folder.ending(v.settings)) for v in variants]
     for variant in variants:
         inputs.say_if_approximate(variant.settings.for_model(folder.config), folder.config)
@@ -110,7 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         make_folder(flags.out)
         for name in ("compare.json", "compare.png"):
             check_place("--out", flags.out / name, {"--data": flags.data}, folder.path)
-    inputs.say_if_unadapted(folder)
+    inputs.say_own_settings(own_settings(unbudgeted, folder.config))
+    inputs.say_if_untrained(folder, variants[0].settings)
     model = folder.load(flags.dtype)
     inputs.say_if_rounded(model, variants[0].settings.for_model(folder.config), size)
     quiet = not sys.stderr.isatty()
@@ -161,8 +166,13 @@ def read(path: Path, limit: int | None) -> tuple[list[dict[str, Any]], list[str 
     return rows, answers
 
 
-def variants_of(base: SamplerConfig, rules: str, steps: list[int | None]) -> list[Variant]:
+def variants_of(
+    base: SamplerConfig, rules: str, steps: list[int | None], default: SamplerConfig = SamplerConfig()
+) -> list[Variant]:
     """Everything that is compared.
+
+    Args:
+        default: the model's settings, which hold again where a rule takes one back.
 
     Raises:
         InputError: a rule that does not exist, has steps of its own or stands there twice, or an impossible value.
@@ -186,7 +196,7 @@ def variants_of(base: SamplerConfig, rules: str, steps: list[int | None]) -> lis
         if any(name in change for name in COMMIT_RULES):  # instead of the one that the flags set
             change = dict.fromkeys(COMMIT_RULES, "none") | change
         try:
-            settings = changed(base, change, own)
+            settings = changed(base, change, own, default)
         except InputError as error:
             raise InputError(f"--rules: {error}") from error
         for budget in steps if settings.has_budget else [None]:

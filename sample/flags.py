@@ -9,7 +9,9 @@ from typing import Annotated, Any
 from qwen3llada_jax import cli
 from qwen3llada_jax.cli import Place, flag, ids, whole
 from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.sampling.config import SETTINGS, SamplerConfig
+from qwen3llada_jax.sampling.defaults import in_force
 from qwen3llada_jax.sampling.setting import Setting
 from qwen3llada_jax.sampling.slots import SLOTS
 
@@ -89,17 +91,24 @@ def check_counts(flags: Any, *names: str) -> None:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(flags, name)}")
 
 
-def settings_of(flags: Any) -> SamplerConfig:
-    """The sampler's settings, from flags.
+def settings_of(flags: Any, config: ModelConfig | None = None) -> SamplerConfig:
+    """The sampler's settings: from flags, else the model's own, else the sampler's.
+
+    Args:
+        config: the model's; None: not known yet, and what is wrong without it is refused.
 
     Raises:
         InputError: impossible ones.
     """
     if flags.block_attention and flags.visibility not in (None, "block_bias"):
         raise InputError(f"--block-attention means --visibility block_bias, not {flags.visibility}; give one of them")
-    given = {name: getattr(flags, name) for name in SETTINGS if getattr(flags, name) is not None}
+    given = _given(flags)
     if flags.block_attention:
         given["visibility"] = "block_bias"
+    if config is not None:
+        given = own_settings(flags, config) | given
+    elif flags.temperature is None and (flags.top_k is not None or flags.top_p is not None):
+        given["temperature"] = 1.0  # the model may have one
     settings = SamplerConfig(**given)
     try:
         settings = own_rules.with_rules(settings, flags.rule or ())
@@ -109,11 +118,27 @@ def settings_of(flags: Any) -> SamplerConfig:
     return settings
 
 
-def changed(settings: SamplerConfig, changes: Mapping[str, str], rules: Sequence[str] = ()) -> SamplerConfig:
+def own_settings(flags: Any, config: ModelConfig) -> dict[str, Any]:
+    """Those of the model's own settings that no flag says otherwise."""
+    rules = own_rules.rules_of(flags.rule) if flags.rule and config.sampling else {}
+    return in_force(config, _given(flags) | rules)
+
+
+def _given(flags: Any) -> dict[str, Any]:
+    return {name: getattr(flags, name) for name in SETTINGS if getattr(flags, name) is not None}
+
+
+def changed(
+    settings: SamplerConfig,
+    changes: Mapping[str, str],
+    rules: Sequence[str] = (),
+    default: SamplerConfig = SamplerConfig(),
+) -> SamplerConfig:
     """Settings, some of them given anew as text; `default` takes one back, and `none` where that is no value of it.
 
     Args:
         rules: of a user's own, as `--rule` takes them, in the place of what was said of them before.
+        default: the model's settings, which hold again where one is taken back.
 
     Raises:
         InputError: no such setting or rule, or an impossible value.
@@ -125,7 +150,10 @@ def changed(settings: SamplerConfig, changes: Mapping[str, str], rules: Sequence
             raise InputError(f"unknown setting {name.strip()!r}" + cli.nearest(field, [*SETTINGS]))
         kind, value = SETTINGS[field].kind, text.strip()
         is_taken_back = value == "default" or (value == "none" and not (isinstance(kind, tuple) and "none" in kind))
-        new[field] = getattr(SamplerConfig(), field) if is_taken_back else _value(field, value)
+        new[field] = getattr(default, field) if is_taken_back else _value(field, value)
+    if new.get("temperature") == 0:  # what the model draws from has no meaning then
+        own = {name: getattr(default, name) for name in ("top_k", "top_p")}
+        new |= {name: None for name, value in own.items() if name not in new and getattr(settings, name) == value}
     given = {name for name, value in new.items() if value != getattr(SamplerConfig(), name)}
     new |= {slot: None for slot in SLOTS if any(SETTINGS[name].slot == slot for name in given)}
     settings = dataclasses.replace(settings, **new)

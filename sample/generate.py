@@ -32,7 +32,7 @@ from qwen3llada_jax.writing.requests import Request
 from . import answers, inputs, own_rules
 from .answers import check_place
 from .clock import Timed, timed
-from .flags import THINKING, MeshFlags, SamplerFlags, check_counts, settings_of, told
+from .flags import THINKING, MeshFlags, SamplerFlags, check_counts, own_settings, settings_of, told
 from .live import show_live
 from .trace import Trace, check_trace_path, write_trace
 
@@ -69,20 +69,18 @@ class Out:
 class Flags(SamplerFlags, MeshFlags, Out, Ask):
     def __post_init__(self) -> None:
         check_counts(self, "num_samples", "batch_size")
-        is_random = self.temperature or self.remasking in ("random", "random_topk")
-        is_random = is_random or (self.revise and self.revise_by == "random") or self.rule
-        if self.num_samples > 1 and not is_random:
-            raise InputError("--num-samples: without randomness all samples are the same; set --temperature")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Whatever can be refused is refused before the weights are read."""
     flags = cli.parse(Flags, arguments)
-    wanted, rows = settings_of(flags), asked(flags)
+    settings_of(flags)
+    rows = asked(flags)
     inputs.check_chat(rows, chat=flags.chat, system=flags.system, enable_thinking=flags.enable_thinking)
     check_places(flags)
     folder = inputs.open_model(flags)
-    wanted = folder.ending(wanted)
+    wanted = folder.ending(settings_of(flags, folder.config))
+    check_samples(flags, wanted)
     requests = inputs.requests_of(
         rows,
         folder,
@@ -95,7 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         answers.check_columns(requests)
     size = completions.rows_of_a_batch(len(requests), flags.batch_size, folder.ways)
     settings = inputs.check_fit(requests, wanted, folder.config, size)
-    inputs.say_if_unadapted(folder)
+    inputs.say_own_settings(own_settings(flags, folder.config))
+    inputs.say_if_untrained(folder, settings)
     inputs.say_if_approximate(settings, folder.config)
     texts: list[Completion] = []
     with _output(flags, folder, requests, wanted, size) as (stream, begin):
@@ -148,6 +147,18 @@ def _write(
     done = emit(batches, flags, folder.tokenizer, settings, trace, stream)
     print(summary(done, flags.seed), file=sys.stderr)
     return done[0]
+
+
+def check_samples(flags: Flags, settings: SamplerConfig) -> None:
+    """Refuse several samples that would all be the same.
+
+    Raises:
+        InputError: nothing is random.
+    """
+    is_random = settings.temperature or settings.remasking in ("random", "random_topk")
+    is_random = is_random or (settings.revise and settings.revise_by == "random") or flags.rule
+    if flags.num_samples > 1 and not is_random:
+        raise InputError("--num-samples: without randomness all samples are the same; set --temperature")
 
 
 def check_written(texts: Sequence[Completion]) -> None:

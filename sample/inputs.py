@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 
 import qwen3llada_jax as q
-from qwen3llada_jax.checkpoint import model_folder
 from qwen3llada_jax.cli import nearest
 from qwen3llada_jax.commands import as_typed
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.io.atomic_files import expanded, put_back
 from qwen3llada_jax.io.jsonl import BadRowError, NoFormatError, kind_of, shortened
 from qwen3llada_jax.io.readers import SUFFIXES, raw_rows, unpacked
-from qwen3llada_jax.model.config import ModelConfig, read_config_json
+from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.sampling.config import SamplerConfig
+from qwen3llada_jax.sampling.defaults import in_words
 from qwen3llada_jax.sampling.limits import beyond, memory, most_tokens
 from qwen3llada_jax.text.conversations import FORMATS, read_conversation, read_messages
 from qwen3llada_jax.text.turns import Message
@@ -79,14 +79,22 @@ def check_template(tokenizer: Any) -> None:
         raise InputError("the model's tokenizer has no chat template; leave out --chat, or add chat_template.jinja")
 
 
-def say_if_unadapted(folder: Folder) -> None:
-    """Print a line on standard error when a model has only ever looked to the left."""
-    source = read_config_json(folder.path)
-    is_plain = model_folder.params_item(folder.path) is None and source.get("mask_token_id") is None
-    if source.get("is_adapted") is False or is_plain:
+def say_own_settings(own: Mapping[str, Any]) -> None:
+    """Print a line on standard error with the model's own settings that are in force."""
+    if own:
+        print(f"as the model's own settings say: {in_words(own)} (flags win)", file=sys.stderr)
+
+
+def say_if_untrained(folder: Folder, settings: SamplerConfig) -> None:
+    """Print a line on standard error when an autoregressive model is to write as it was not trained to."""
+    complete = settings.for_model(folder.config)
+    how = (complete.visibility, complete.block_length)
+    if folder.config.is_autoregressive and how != ("block_causal", 1):
         print(
-            f"{folder.path}: is fresh from its import and has not learned to fill masks, so what it writes is noise; "
-            "adapt it first: " + as_typed("python -m train.run --mode pretrain"),
+            f"{folder.path}: is autoregressive and was not trained for blocks of {complete.block_length} under "
+            f"visibility {complete.visibility}, so what it writes is poor; adapt it first ("
+            + as_typed("python -m train.run --mode pretrain")
+            + "), or leave out --block-length and --visibility",
             file=sys.stderr,
         )
 

@@ -33,6 +33,19 @@ def with_rules(settings: SamplerConfig, texts: Sequence[str]) -> SamplerConfig:
     """Settings, with rules from files in the place of those that they had.
 
     Raises:
+        InputError: as in `rules_of`, or they contradict the settings.
+    """
+    found = rules_of(texts)
+    try:
+        return dataclasses.replace(settings, **found)
+    except InputError as error:
+        raise InputError(f"{' '.join(texts)}: {error}") from error
+
+
+def rules_of(texts: Sequence[str]) -> dict[str, Any]:
+    """Rules by what they decide.
+
+    Raises:
         InputError: naming the one that is none, cannot be read, or says what another one says.
     """
     found: dict[str, Any] = {}
@@ -41,10 +54,7 @@ def with_rules(settings: SamplerConfig, texts: Sequence[str]) -> SamplerConfig:
         if slot in found:
             raise InputError(f"{text}: another one says {slots.SLOTS[slot]} too; give one of them")
         found[slot] = rule
-    try:
-        return dataclasses.replace(settings, **found)
-    except InputError as error:
-        raise InputError(f"{' '.join(texts)}: {error}") from error
+    return found
 
 
 def without(settings: SamplerConfig, names: Sequence[str]) -> SamplerConfig:

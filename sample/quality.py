@@ -22,9 +22,9 @@ from jaxtyping import Array, Float
 import qwen3llada_jax as q
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.io.jsonl import shortened
-from qwen3llada_jax.model.coordinates import block_of
 from qwen3llada_jax.sampling.config import SamplerConfig
 from qwen3llada_jax.sampling.forward import coordinates_of
+from qwen3llada_jax.sampling.layout import blocks_of
 from qwen3llada_jax.sampling.slots import Structure
 
 KINDS = ("exact", "contains", "last-number", "regex=PATTERN")
@@ -116,7 +116,7 @@ def log_probability(
     under. What the model thinks of its own text, no likelihood: a text that repeats itself does well.
     """
     complete = settings.for_model(model.config)
-    return np.asarray(_log_probability(model, result._replace(passes=0), complete.structure(), strides))
+    return np.asarray(_log_probability(model, result._replace(passes=0), complete.structure(model.config), strides))
 
 
 @functools.partial(jax.jit, static_argnames=("structure", "strides"))
@@ -125,13 +125,15 @@ def _log_probability(model: q.Qwen3LLaDA, result: Any, structure: Structure, str
     length = result.prompt_length + result.places.shape[1]
     block = None
     if structure.visibility != "full":
-        block = block_of(jnp.arange(L)[None], result.prompt_length, structure.block_length)
+        block = blocks_of(jnp.arange(L)[None], result.prompt_length, structure.block_length, structure.block_origin)
     mask = coordinates_of(model.config, structure, block, length, L)
     written, place = result.written_at >= 0, jnp.arange(L)[None] - result.prompt_length[:, None]
 
     def one(stride: Array) -> Array:
         where = written & (place % strides == stride)
         hidden = model.hidden(jnp.where(where, structure.mask_token_id, result.tokens), mask)
+        if structure.shift:
+            hidden = jnp.concatenate([hidden[:, :1], hidden[:, :-1]], axis=1)
         _, ce = q.cross_entropy(hidden, model.head, result.tokens, jnp.zeros(where.shape), where)
         return jnp.where(where, -ce, 0.0)
 

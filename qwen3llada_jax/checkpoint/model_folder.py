@@ -31,6 +31,7 @@ from qwen3llada_jax.io.atomic_files import copy_file, expanded, home, write_text
 from qwen3llada_jax.model import model
 from qwen3llada_jax.model.config import ModelConfig, read_model_config
 from qwen3llada_jax.model.model import Qwen3LLaDA, Runtime
+from qwen3llada_jax.text.sampling_defaults import with_sampling
 from qwen3llada_jax.text.text_ends import with_text_ends
 
 TOKENIZER_FILES = (
@@ -58,7 +59,8 @@ def load(
 ) -> Qwen3LLaDA:
     """Open a model folder, a training run (its newest step), RUN/checkpoints/<n>, or a folder of safetensors.
 
-    Its config names every id that ends a text and how many ids are tokens, as the tokenizer's files have them.
+    Its config names every id that ends a text and how many ids are tokens, as the tokenizer's files have them, and how
+    its publishers sample from it, as generation_config.json has it.
 
     Args:
         dtype: of the parameters, and of the computation unless `runtime` says otherwise; None: as stored.
@@ -71,7 +73,7 @@ def load(
     """
     path = expanded(path)
     said = {"visibility": visibility, "block_length": block_length, "shift": shift, "block_origin": block_origin}
-    config = with_text_ends(read_config(path, said), path)
+    config = with_sampling(with_text_ends(read_config(path, said), path), path)
     params = load_params(path, config, dtype, mesh)
     graphdef, _, _ = model.abstract(config, runtime=runtime or Runtime())
     return nnx.merge(graphdef, params)

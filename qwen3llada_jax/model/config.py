@@ -98,6 +98,8 @@ class ModelConfig:
             whole; the `start`, position 0, so that a prompt is blocks too and the first block to write may begin with
             its tail; or `aligned`: the prompt's end too, with the prompt in blocks counted backward from it.
         enable_thinking: its answers in a chat begin with their reasoning.
+        sampling: settings of the sampler by which its texts are written unless others are asked for, as
+            (name, value); empty: what generation_config.json and its family say (text/sampling_defaults.py).
     """
 
     vocab_size: int
@@ -126,6 +128,7 @@ class ModelConfig:
     block_origin: str = "prompt"
     enable_thinking: bool = False
     model_type: str = "qwen3"
+    sampling: tuple[tuple[str, float | str], ...] = ()
 
     def __post_init__(self) -> None:
         self._take(arguments.whole, *_SIZES, *_IDS, "live_vocab_size", "block_length")
@@ -134,6 +137,7 @@ class ModelConfig:
         eos = self.eos_token_id
         if eos is not None and not isinstance(eos, int):
             object.__setattr__(self, "eos_token_id", arguments.ids("config: eos_token_id", eos))
+        object.__setattr__(self, "sampling", _as_pairs(self.sampling))
         for name in _SIZES:
             most = _MOST_LAYERS if name == "num_hidden_layers" else _MOST_SIZE
             if not 1 <= getattr(self, name) <= most:
@@ -225,6 +229,8 @@ class ModelConfig:
         """The dict of a `config.json` that transformers reads as the same (non-causal) model."""
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         values.pop("model_type")  # the family writes its own
+        if values.pop("sampling"):
+            values["sampling"] = dict(self.sampling)
         rope: dict[str, Any] = {"rope_type": "default", "rope_theta": values.pop("rope_theta")}
         scaling = values.pop("rope_scaling")
         if scaling is not None:
@@ -256,6 +262,18 @@ class ModelConfig:
         if self.eos_token_id is None:
             return ()
         return self.eos_token_id if isinstance(self.eos_token_id, tuple) else (self.eos_token_id,)
+
+
+def _as_pairs(sampling: Any) -> tuple[tuple[str, float | str], ...]:
+    """Settings of the sampler, from an object of JSON or pairs; what they may be, the sampler knows."""
+    try:
+        pairs = tuple((name, value) for name, value in dict(sampling).items())
+    except (TypeError, ValueError) as error:
+        raise InputError(f"config: sampling must be an object with settings, not {shown(sampling)}") from error
+    for name, value in pairs:
+        if not isinstance(value, bool | int | float | str):
+            raise InputError(f"config: sampling: {name} must be a number or a text, not {shown(value)}")
+    return pairs
 
 
 def unknown_keys(source: Mapping[str, Any]) -> list[str]:

@@ -52,6 +52,8 @@ class Family:
             `ModelConfig`. Of several, by the word in a model's name that tells which.
         block_length_in_name: whether a model's name may end in its block length, as in `-b16`.
         may_untie: whether the head may be another than the embedding though config.json calls it tied.
+        sampling: how its models are sampled, as `SamplerConfig` has it; generation_config.json says more and wins.
+            None: that file is of the autoregressive model that they are, or were made from, and counts for that alone.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Family:
     kinds: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": FULL})
     block_length_in_name: bool = False
     may_untie: bool = False
+    sampling: Mapping[str, Any] | None = None
 
 
 # ---- the families -------------------------------------------------------------------------------------------------
@@ -137,6 +140,7 @@ SDAR = replace(
     | {"use_deepep"},
     kinds={"": {"visibility": "block_causal", "block_length": 4, "shift": False, "block_origin": "start"}},
     block_length_in_name=True,
+    sampling={},
 )
 
 LLADA = Family(
@@ -164,6 +168,7 @@ DREAM = replace(
     write=writer("Dream", "DreamModel", "attention_bias"),
     inert=_QWEN_INERT | {"auto_map", "use_mrope"},
     kinds={"": FULL | {"shift": True}},
+    sampling={"remasking": "entropy"},
 )
 
 FAST_DLLM = replace(

@@ -17,7 +17,14 @@ from qwen3llada_jax import sharding
 from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.sampling import layout, loop
 from qwen3llada_jax.sampling.config import SamplerConfig
-from qwen3llada_jax.sampling.state import Canvas, Generation, GenerationInputs, SamplerState, to_host_checked
+from qwen3llada_jax.sampling.state import (
+    Canvas,
+    Generation,
+    GenerationInputs,
+    SamplerState,
+    answer_of,
+    to_host_checked,
+)
 
 T = TypeVar("T", bound=tuple[Any, ...])
 Prompts = Int[Array, "B P"] | Sequence[Sequence[int]]
@@ -46,7 +53,8 @@ def generate(
         NotFiniteError: (an InputError) some rows' logits are NaN or infinite; it holds what the others wrote.
     """
     config = config.for_model(model.config)
-    return _generate(model, *_of_the_mesh(layout.continuation(model.config, prompts, config, key, room)), config)
+    laid_out = _of_the_mesh(layout.continuation(model.config, prompts, config, key, room))
+    return _generate(model, *laid_out, config, config.gen_length)
 
 
 def infill(
@@ -60,7 +68,8 @@ def infill(
 
     Args:
         texts: ids, None for a hole. Blocks are groups of `block_length` holes, from left to right; under block rules
-            the holes among `block_length` positions, counted from the first hole, before which all is prompt.
+            the holes among `block_length` positions, counted from the first hole, before which all is prompt, or from
+            where the model's are (`ModelConfig.block_origin`).
         config: `gen_length` and `stop_at_eos` do not matter here: the holes say how much there is to write.
         key: as in `generate`.
 
@@ -82,7 +91,8 @@ def watch(
 ) -> Iterator[Canvas]:
     """The same as `generate`, pass by pass, by the same program: the blank canvas, then that after every pass."""
     config = config.for_model(model.config)
-    return _watch(model, *_of_the_mesh(layout.continuation(model.config, prompts, config, key, room)), config)
+    laid_out = _of_the_mesh(layout.continuation(model.config, prompts, config, key, room))
+    return _watch(model, *laid_out, config, config.gen_length)
 
 
 def watch_infill(
@@ -106,18 +116,29 @@ def _of_the_mesh(laid_out: T) -> T:
     return laid_out
 
 
-def _generate(model: Qwen3LLaDA, canvas: Canvas, inputs: GenerationInputs, config: SamplerConfig) -> Generation:
+def _generate(
+    model: Qwen3LLaDA, canvas: Canvas, inputs: GenerationInputs, config: SamplerConfig, gen_length: int | None = None
+) -> Generation:
     step = _stepper(model, inputs, config)
-    return to_host_checked(step(_started(model, canvas, inputs, config), loop.TO_THE_END).canvas)
+    written = step(_started(model, canvas, inputs, config), loop.TO_THE_END).canvas
+    return to_host_checked(_answer(model, written, inputs, config, gen_length))
 
 
-def _watch(model: Qwen3LLaDA, canvas: Canvas, inputs: GenerationInputs, config: SamplerConfig) -> Iterator[Canvas]:
+def _watch(
+    model: Qwen3LLaDA, canvas: Canvas, inputs: GenerationInputs, config: SamplerConfig, gen_length: int | None = None
+) -> Iterator[Canvas]:
     step, state = _stepper(model, inputs, config), _started(model, canvas, inputs, config)
-    yield state.canvas
+    yield _answer(model, state.canvas, inputs, config, gen_length)
     while not np.asarray(state.done).all():
         state = step(state, 1)
-        yield state.canvas
-    to_host_checked(state.canvas)
+        yield _answer(model, state.canvas, inputs, config, gen_length)
+    to_host_checked(_answer(model, state.canvas, inputs, config, gen_length))
+
+
+def _answer(
+    model: Qwen3LLaDA, written: Canvas, inputs: GenerationInputs, config: SamplerConfig, gen_length: int | None
+) -> Canvas:
+    return answer_of(written, np.asarray(inputs.is_given), gen_length, config.structure(model.config))
 
 
 def _stepper(
@@ -125,7 +146,8 @@ def _stepper(
 ) -> Callable[[SamplerState, int], SamplerState]:
     """So many passes more: the one program that `generate`, `watch` and everything that shows the writing run."""
     is_late = loop.is_converted_on_cpu(model)
-    model, parameters, structure = loop.laid_out(model, config, is_late), config.parameters(), config.structure()
+    structure = config.structure(model.config)
+    model, parameters = loop.laid_out(model, config, is_late), config.parameters()
     rows = np.int32(len(inputs.steps))
 
     def step(state: SamplerState, passes: int) -> SamplerState:
@@ -145,6 +167,6 @@ def _started(model: Qwen3LLaDA, canvas: Canvas, inputs: GenerationInputs, config
     cache = None
     if config.cache != "none":
         is_late = loop.is_converted_on_cpu(model)
-        cache = loop.begin[is_late](loop.laid_out(model, config, is_late), canvas, inputs, config.structure())
+        cache = loop.begin[is_late](model, canvas, inputs, config.structure(model.config))
     state: Any = (canvas, zero, zero, zeros, zeros, done, cache)
     return loop.placed(SamplerState(*state), model)

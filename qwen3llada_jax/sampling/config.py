@@ -39,10 +39,13 @@ class SamplerConfig:
             Under an adaptive rule the most that may be taken; None: as many as it takes.
         temperature: 0 takes the likeliest token; above, one is drawn from softmax(logits / temperature).
         top_k, top_p: draw from the k likeliest, from the smallest set of tokens with probability p.
+        sub_block_length: a block is written in parts of so many places, from left to right; of a model with shift its
+            first token alone before them, by the clean block before it (Fast-dLLM v2, arXiv 2509.26328).
         cfg_scale: strength w of classifier-free guidance, l_u + (w + 1)(l − l_u); 0: off, half the work.
         repetition_penalty: divides (above 0) or multiplies (below) the logits of ids that stand in the row.
         remasking: who is written first, a name of `rules.CONFIDENCE_RULES` or a function like those.
-        threshold, factor, entropy_bound: adaptive number of tokens a pass; at most one. None: an even share.
+        threshold, factor, entropy_bound, dynamic, timesteps: how many tokens a pass writes; at most one. None: an even
+            share.
         revise: tokens of each block that may be masked again after they were written (ReMDM, arXiv 2503.00307).
         revise_by: which: those that were least certain when written, or random ones.
         eos: EOS is a token like others, is `never` written, or is written `last` in a block.
@@ -68,6 +71,10 @@ class SamplerConfig:
         ),
         None,
     )
+    sub_block_length: int | None = field(
+        Setting("whole", "write a block in parts of so many places, left to right (default: the whole block)", least=1),
+        None,
+    )
     temperature: float = _of(rules.Sample, "temperature", 0.0)
     top_k: int | None = _of(rules.Sample, "top_k")
     top_p: float | None = _of(rules.Sample, "top_p")
@@ -82,6 +89,8 @@ class SamplerConfig:
     threshold: float | None = _of(rules.Threshold, "threshold")
     factor: float | None = _of(rules.Factor, "factor")
     entropy_bound: float | None = _of(rules.EntropyBound, "entropy_bound")
+    dynamic: float | None = _of(rules.Dynamic, "dynamic")
+    timesteps: float | None = _of(rules.Timesteps, "timesteps")
     revise: int = _of(rules.LeastCertain, "revise", 0)
     revise_by: str = field(
         Setting(
@@ -186,10 +195,11 @@ class SamplerConfig:
             np.float32(self.cfg_scale) if self.cfg_scale else None,
             np.float32(self.repetition_penalty) if any(c.repetition_penalty != 1 for c in likes) else None,
             np.int32(self.min_length) if any(c.min_length for c in likes) else None,
+            np.int32(self.sub_block_length) if self.sub_block_length else None,
         ]
         return Parameters(*(None if rule is None else slots.numbers_of(rule) for rule in chosen), *numbers)
 
-    def structure(self) -> Structure:
+    def structure(self, model: ModelConfig) -> Structure:
         """What of a complete config a program is compiled for, its rules apart."""
         assert self.block_length is not None
         assert self.visibility is not None
@@ -203,6 +213,8 @@ class SamplerConfig:
             is_eos_last=self.eos == "last",
             cfg_branches=2 if self.cfg_scale else 1,
             mask_token_id=self.mask_token_id,
+            shift=model.shift,
+            block_origin=origin_of(self, model),
         )
 
     def for_model(self, config: ModelConfig) -> "SamplerConfig":
@@ -225,12 +237,16 @@ class SamplerConfig:
             option = f"eos {self.eos!r}" if self.eos != "free" else "min_length"
             raise InputError(f"{option} needs to know the EOS; the model names none, set eos_token_ids")
         block = self.block_length or config.block_length or min(32, self.gen_length)
-        if self.gen_length % block:
+        visibility = self.visibility or config.visibility
+        origin = origin_of(self, config)
+        if self.gen_length % block and origin != "start":
             raise InputError(
                 f"gen_length {self.gen_length} is not a multiple of block_length {block}; "
                 f"try {-(-self.gen_length // block) * block}"
             )
-        blocks = self.gen_length // block
+        if self.sub_block_length is not None and self.sub_block_length > block:
+            raise InputError(f"sub_block_length {self.sub_block_length} is more than block_length {block}; lower it")
+        blocks = -(-self.gen_length // block)
         if self.steps is not None and self.steps % blocks:
             raise InputError(
                 f"steps {self.steps} is not a multiple of the {blocks} blocks (gen_length {self.gen_length} / "
@@ -239,10 +255,14 @@ class SamplerConfig:
         top_k = self.top_k if self.draw is None else getattr(self.draw, "top_k", None)
         if top_k is not None and top_k > config.vocab_size:
             raise InputError(f"top_k {top_k} is more than the vocabulary of {config.vocab_size}")
-        visibility = self.visibility or config.visibility
         if self.parallel_blocks and visibility != "block_bias":
             raise InputError(
                 f"parallel_blocks needs visibility block_bias (blocks that do not see each other), not {visibility}"
+            )
+        if self.parallel_blocks and config.shift:
+            raise InputError(
+                "parallel_blocks: this model predicts a block's first token at the end of the block before, which must "
+                "be written by then; leave it out"
             )
         if self.parallel_blocks and self.repetition_penalty != 1:
             raise InputError(
@@ -295,6 +315,12 @@ class SamplerConfig:
 
 
 SETTINGS: dict[str, Setting] = {f.name: s for f in dataclasses.fields(SamplerConfig) if (s := setting_of(f))}
+
+
+def origin_of(config: SamplerConfig, model: ModelConfig) -> str:
+    """Where blocks are counted from: as the model was trained, if it is asked to see as it was trained."""
+    visibility = config.visibility or model.visibility
+    return model.block_origin if visibility == model.visibility == "block_causal" else "prompt"
 
 
 def prefix_cache_is_exact(config: SamplerConfig | Structure, model: ModelConfig) -> bool:

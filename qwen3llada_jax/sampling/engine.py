@@ -28,6 +28,7 @@ from qwen3llada_jax.sampling.state import (
     GenerationInputs,
     NotFiniteError,
     SamplerState,
+    answer_of,
     on_host,
     texts_of,
 )
@@ -85,13 +86,13 @@ class Engine:
         sharding.check_rows(slots)
         self.config.check_rows(1)
         check_memory(model.config, slots, self.length, self.config)
-        self._structure, self._is_late = self.config.structure(), loop.is_converted_on_cpu(model)
+        self._structure, self._is_late = self.config.structure(model.config), loop.is_converted_on_cpu(model)
         self._given, self._model = model, loop.laid_out(model, self.config, self._is_late)
         self._start(slots)
 
     def _start(self, slots: int) -> None:
         """Every slot free."""
-        self._asked: dict[int, int] = {}  # slot → how many tokens its request writes
+        self._asked: dict[int, tuple[int, bool]] = {}  # slot → how many tokens its request writes, are they holes
         self._is_new = np.zeros(slots, bool)
         self._new, self._inputs = self._blank(slots)
         self._parameters: Parameters = jax.tree.map(lambda x: np.full(slots, x), self._own)
@@ -146,7 +147,7 @@ class Engine:
             inputs = inputs._replace(ends=inputs.ends[:, :0])
         self._put(slot, canvas, inputs)
         jax.tree.map(lambda rows, x: rows.__setitem__(slot, np.reshape(x, ())), self._parameters, parameters)
-        self._asked[slot] = config.gen_length
+        self._asked[slot] = config.gen_length, None in rows[0]
 
     def advance(self, passes: int | None = None) -> list[int]:
         """Write until a request more is done, or so many passes: one program, and one look at its end from the host.
@@ -178,8 +179,9 @@ class Engine:
         for slot in slots:
             assert canvas is not None
             arrays: Any = [np.asarray(x)[slot : slot + 1] for x in canvas]
-            row: Any = Canvas(*arrays)
-            row = row._replace(places=np.minimum(row.places[:, : self._asked.pop(slot)], row.length[:, None]))
+            (many, are_holes), given = self._asked.pop(slot), np.asarray(self._inputs.is_given[slot : slot + 1])
+            row: Any = answer_of(Canvas(*arrays), given, None if are_holes else many, self._structure)
+            row = row._replace(places=np.minimum(row.places[:, :many], row.length[:, None]))
             result = texts_of(row)
             found.append(Finished(slot, result, NotFiniteError(result, [0]) if row.is_masked.any() else None))
         return found
@@ -266,7 +268,7 @@ class Engine:
         for name in ("block_length", "visibility", "cache", "parallel_blocks", "mask_token_id"):
             pairs.append((name, getattr(self.config, name), getattr(config, name)))
         pairs.append(("eos", *(c.eos if c.eos == "last" else "free or never" for c in (self.config, config))))
-        for name in ("cfg_scale", "repetition_penalty", "min_length"):
+        for name in ("cfg_scale", "repetition_penalty", "min_length", "sub_block_length"):
             pairs.append((name, *("off" if getattr(p, name) is None else "on" for p in (self._own, its))))
         for name, here, there in pairs:
             trees: Any = (jax.tree.structure(here), jax.tree.structure(there))

@@ -5,13 +5,20 @@ With a cache (kv_cache.py) a pass computes the current block only:
 | visibility                       | cache  | remembered                 | renewed                   | tokens      |
 |----------------------------------|--------|----------------------------|---------------------------|-------------|
 | block_bias                       | prefix | prompt                     | never                     | the same    |
+| the same, with shift             | prefix | and the block before       | when a block is finished  | the same    |
 | block_causal                     | prefix | prompt and finished blocks | when a block is finished  | the same    |
 | full, or the prompt sees answers | prefix | what stands before a block | at the block's beginning  | approximate |
 | full, or the prompt sees answers | dual   | also what follows it       | at the block's beginning  | approximate |
 
-Nothing after a block is visible under block_bias and block_causal, so there `dual` is `prefix`.
+Nothing after a block is visible under block_bias and block_causal, so there `dual` is `prefix`. Wherever blocks are
+counted from (`ModelConfig.block_origin`), a prompt in blocks of its own never changes either; where a block begins with
+its tail, that tail is computed with the block.
+
+With shift a token is predicted at the position before it, which for the first of a block is the last before the block:
+it is computed beside the block. Of an autoregressive model (blocks of one token) it is all that a pass computes.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -51,8 +58,10 @@ def is_exact(config: SamplerConfig, model: ModelConfig | Qwen3LLaDA, dtype: Any 
 
 def block_start_differs(model: Qwen3LLaDA, structure: Structure) -> bool:
     """Does a row that begins a block need more computed than one within it?"""
+    if structure.cache == "none" or structure.is_autoregressive:
+        return False
     is_exact = prefix_cache_is_exact(structure, model.config)
-    return structure.cache != "none" and not (is_exact and structure.visibility == "block_bias")
+    return not (is_exact and structure.visibility == "block_bias" and not structure.shift)
 
 
 def hidden_of_blocks(
@@ -63,7 +72,7 @@ def hidden_of_blocks(
     structure: Structure,
     is_block_start: bool,
 ) -> tuple[Float[Array, "B S G D"], kv.Cache | None]:
-    """Hidden states at the block's positions, with and (under guidance) without the prompt."""
+    """Hidden states that predict the block's positions, with and (under guidance) without the prompt."""
     canvas, cache, (B, L) = state.canvas, state.cache, state.canvas.tokens.shape
     if cache is None:
         return _uncached(model, canvas, inputs, where, structure), None
@@ -73,6 +82,10 @@ def hidden_of_blocks(
     def at(where: Array, wanted: Array) -> tuple[Array, kv.Cache]:
         return _cached(model, canvas, inputs, where, wanted, before_this_pass, structure)
 
+    if structure.shift:
+        return _shifted(
+            at, state, where, own, structure, is_block_start, prefix_cache_is_exact(structure, model.config)
+        )
     if prefix_cache_is_exact(structure, model.config):
         if not (is_block_start and structure.visibility == "block_causal"):
             return at(where, own)
@@ -82,17 +95,66 @@ def hidden_of_blocks(
         hidden, cache = at(jnp.concatenate([before, where], axis=1), jnp.concatenate([renewed, own], axis=1))
         return hidden[:, S:], cache
     if is_block_start:
-        whole = jnp.broadcast_to(jnp.arange(L), (B, L))
-        follows = (whole >= where[:, :1]) & ~state.done[:, None]  # what a row within its block computes
-        if structure.cache == "dual":
-            follows = jnp.zeros((B, L), bool).at[jnp.arange(B)[:, None], where].set(own, mode="drop")
-        hidden, cache = at(whole, state.begins[:, None] | follows)
+        hidden, cache = at(*_renewed(state, where, own, structure))
         return _pick(hidden, where), cache
     if structure.cache == "dual":
         return at(where, own)
-    follows = where[:, :1] + jnp.arange(canvas.places.shape[1])
-    hidden, cache = at(follows, (follows < L) & ~state.done[:, None])
+    hidden, cache = at(*_following(state, where))
     return hidden[:, :S], cache
+
+
+def _shifted(
+    at: Callable[[Array, Array], tuple[Array, kv.Cache]],
+    state: SamplerState,
+    where: Int[Array, "B S"],
+    own: Bool[Array, "B S"],
+    structure: Structure,
+    is_block_start: bool,
+    is_exact: bool,
+) -> tuple[Float[Array, "B S G D"], kv.Cache]:
+    """The same of a model whose tokens are predicted at the position before, with a cache.
+
+    Under an exact cache, and one of what stands before a block, the places of a block follow one another.
+    """
+    canvas, (B, S) = state.canvas, where.shape
+    before = jnp.maximum(where - 1, 0)
+    if structure.is_autoregressive:
+        return at(before, own)
+    if is_exact and is_block_start:
+        earlier = jnp.maximum(where - S, 0)  # the block before, final now, or the prompt's end
+        renewed = jnp.broadcast_to((state.begins & (state.block > 0))[:, None], earlier.shape)
+        hidden, cache = at(jnp.concatenate([earlier, where], axis=1), jnp.concatenate([renewed, own], axis=1))
+        return hidden[:, S - 1 : 2 * S - 1], cache
+    if is_block_start:
+        hidden, cache = at(*_renewed(state, where, own, structure))
+        return _pick(hidden, before), cache
+    follows, nobody = (where, own), jnp.zeros_like(own)
+    if structure.cache == "dual":  # holes are anywhere
+        hidden, cache = at(jnp.concatenate([before, where], axis=1), jnp.concatenate([nobody, own], axis=1))
+        return hidden[:, :S], cache
+    if not is_exact:
+        follows = _following(state, where)
+    one = jnp.concatenate([before[:, :1], follows[0]], axis=1), jnp.concatenate([nobody[:, :1], follows[1]], axis=1)
+    hidden, cache = at(*one)
+    return hidden[:, :S], cache
+
+
+def _renewed(
+    state: SamplerState, where: Int[Array, "B S"], own: Bool[Array, "B S"], structure: Structure
+) -> tuple[Int[Array, "B L"], Bool[Array, "B L"]]:
+    """Where an approximate cache is renewed when some row begins a block: all of that row."""
+    B, L = state.canvas.tokens.shape
+    whole = jnp.broadcast_to(jnp.arange(L), (B, L))
+    follows = (whole >= where[:, :1]) & ~state.done[:, None]  # what a row within its block computes
+    if structure.cache == "dual":
+        follows = jnp.zeros((B, L), bool).at[jnp.arange(B)[:, None], where].set(own, mode="drop")
+    return whole, state.begins[:, None] | follows
+
+
+def _following(state: SamplerState, where: Int[Array, "B S"]) -> tuple[Int[Array, "B T"], Bool[Array, "B T"]]:
+    """The block and all behind it, which a cache of what stands before it does not remember."""
+    follows = where[:, :1] + jnp.arange(state.canvas.places.shape[1])
+    return follows, (follows < state.canvas.tokens.shape[1]) & ~state.done[:, None]
 
 
 def first_cache(model: Qwen3LLaDA, canvas: Canvas, inputs: GenerationInputs, structure: Structure) -> kv.Cache | None:
@@ -104,7 +166,7 @@ def first_cache(model: Qwen3LLaDA, canvas: Canvas, inputs: GenerationInputs, str
     P = L - canvas.places.shape[1]  # no prompt is longer
     if prefix_cache_is_exact(structure, model.config) and P:
         where = jnp.broadcast_to(jnp.arange(P), (B, P))
-        _, cache = _cached(model, canvas, inputs, where, where < canvas.prompt_length[:, None], cache, structure)
+        _, cache = _cached(model, canvas, inputs, where, where < _still(canvas, structure)[:, None], cache, structure)
     return cache
 
 
@@ -126,8 +188,15 @@ def with_new_rows(
     if not prefix_cache_is_exact(structure, model.config):
         return cache
     where = jnp.broadcast_to(jnp.arange(L), (B, L))
-    wanted = (where < canvas.prompt_length[:, None]) & is_new[:, None]
+    wanted = (where < _still(canvas, structure)[:, None]) & is_new[:, None]
     return _cached(model, canvas, inputs, where, wanted, cache, structure)[1]
+
+
+def _still(canvas: Canvas, structure: Structure) -> Int[Array, " B"]:
+    """How much of each prompt never changes: what is in no block that is to be written."""
+    if structure.block_origin != "start":
+        return canvas.prompt_length
+    return canvas.prompt_length // structure.block_length * structure.block_length
 
 
 def _pick(hidden: Float[Array, "B L G D"], where: Int[Array, "B S"]) -> Float[Array, "B S G D"]:
@@ -138,6 +207,8 @@ def _uncached(
     model: Qwen3LLaDA, canvas: Canvas, inputs: GenerationInputs, where: Int[Array, "B S"], structure: Structure
 ) -> Float[Array, "B S G D"]:
     inside = jnp.repeat(jnp.minimum(where, canvas.tokens.shape[1] - 1), structure.cfg_branches, axis=0)
+    if structure.shift:
+        inside = jnp.maximum(inside - 1, 0)
     return _by_branch(model.hidden(*_inputs(model, canvas, inputs, structure), where=inside), structure.cfg_branches)
 
 
@@ -175,7 +246,7 @@ def coordinates_of(
     """Who sees whom in rows of `length` tokens, padded to L.
 
     Args:
-        block: each token's, -1 for a prompt; None under `full`.
+        block: each token's (`layout.blocks_of`); None under `full`.
     """
     segment = jnp.where(jnp.arange(L)[None] < length[:, None], 0, -1)
     if block is None:

@@ -15,7 +15,7 @@ from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.model.coordinates import block_of
 from qwen3llada_jax.model.model import check_tokens
-from qwen3llada_jax.sampling.config import SamplerConfig
+from qwen3llada_jax.sampling.config import SamplerConfig, origin_of
 from qwen3llada_jax.sampling.limits import check_memory, check_positions
 from qwen3llada_jax.sampling.state import Canvas, GenerationInputs
 
@@ -33,16 +33,23 @@ def continuation(
     key: PRNGKeyArray | int | None,
     room: int = 0,
 ) -> tuple[Canvas, GenerationInputs]:
-    """Prompts followed by `gen_length` masks, on a canvas for prompts of at least `room` tokens."""
+    """Prompts followed by `gen_length` masks, on a canvas for prompts of at least `room` tokens.
+
+    Where blocks are counted from position 0, masks fill the last block up: its tokens were trained to see all of it.
+    """
     rows = [_ids(p, model.vocab_size) for p in arguments.rows_of_ids("prompts", prompts)]
     if not rows:
         raise InputError("no prompt to write after")
-    lengths = [len(row) for row in rows]
-    check_positions(model, lengths, config.gen_length)
-    length = max(bucket(max(lengths)), room) + config.gen_length
+    assert config.block_length is not None
+    lengths, S = [len(row) for row in rows], config.block_length
+    whole = S if origin_of(config, model) == "start" else 1
+    check_positions(model, lengths, config.gen_length, whole_blocks=whole)
+    places = -(-(config.gen_length + whole - 1) // S) * S  # of a prompt that leaves most of its last block given
+    length = max(bucket(max(lengths)), room) + places
     check_memory(model, len(rows), length, config)
-    rows = [np.concatenate([row, np.full(config.gen_length, -1, np.int32)]) for row in rows]
-    return _lay_out(model, rows, lengths, length, config, key)
+    ends = [-(-(len(row) + config.gen_length) // whole) * whole for row in rows]
+    rows = [np.concatenate([row, np.full(end - len(row), -1, np.int32)]) for row, end in zip(rows, ends, strict=True)]
+    return _lay_out(model, rows, lengths, length, places, config, key)
 
 
 def for_holes(model: ModelConfig, texts: Sequence[Sequence[int | None]], config: SamplerConfig) -> SamplerConfig:
@@ -58,7 +65,8 @@ def for_holes(model: ModelConfig, texts: Sequence[Sequence[int | None]], config:
         raise InputError("nothing to fill: every text needs at least one hole (None)")
     block, visibility = config.block_length or model.block_length, config.visibility or model.visibility
     block = block or min(32, max(map(len, holes)))
-    blocks = [int(_order(row, block, visibility)[-1]) // block + 1 for row in holes]
+    origin = origin_of(config, model)
+    blocks = [int(_order(row, block, visibility, origin)[-1]) // block + 1 for row in holes]
     length, cache = max(blocks) * block, config.cache or "none"
     config = dataclasses.replace(
         config, gen_length=length, block_length=block, stop=None, stop_at_eos=False, cache=cache
@@ -85,7 +93,7 @@ def infilling(
         row = np.full(len(text), -1, np.int32)
         row[[token is not None for token in text]] = _ids([t for t in text if t is not None], model.vocab_size)
         rows.append(row)
-    return *_lay_out(model, rows, [0] * len(rows), bucket(max(lengths)), config, key), config
+    return *_lay_out(model, rows, [0] * len(rows), bucket(max(lengths)), config.gen_length, config, key), config
 
 
 def blank(rows: int, length: int, places: int, mask_token_id: int) -> Canvas:
@@ -110,34 +118,61 @@ def _lay_out(
     rows: list[np.ndarray],
     prompt_length: list[int],
     length: int,
+    places: int,
     config: SamplerConfig,
     key: PRNGKeyArray | int | None,
 ) -> tuple[Canvas, GenerationInputs]:
-    """Rows with -1 where something is to be written, padded to `length`."""
+    """Rows with -1 where something is to be written, padded to `length`; of at most so many `places`."""
     assert config.mask_token_id is not None
     assert config.block_length is not None
     assert config.visibility is not None
-    B = len(rows)
+    B, S, origin = len(rows), config.block_length, origin_of(config, model)
     config.check_rows(B)
-    canvas: Any = blank(B, length, config.gen_length, config.mask_token_id)
+    canvas: Any = blank(B, length, places, config.mask_token_id)
     is_given = np.zeros((B, length), bool)
     block, blocks = np.zeros((B, length), np.int32), np.zeros(B, np.int32)
     for i, row in enumerate(rows):
         holes = np.flatnonzero(row == -1)
         canvas.tokens[i, : len(row)] = np.where(row == -1, config.mask_token_id, row)
         canvas.is_masked[i, holes], is_given[i, : len(row)] = True, row != -1
-        order = _order(holes, config.block_length, config.visibility)
-        canvas.places[i, order], blocks[i] = holes, order[-1] // config.block_length + 1
-        block[i] = block_of(np.arange(length), int(holes[0]), config.block_length)
+        order = _order(holes, S, config.visibility, origin)
+        canvas.places[i, order], blocks[i] = holes, order[-1] // S + 1
+        if origin == "start":  # given tokens of a block too: their keys and values change with it
+            whole = (np.unique(holes // S)[:, None] * S + np.arange(S)).ravel()
+            canvas.places[i, : len(whole)] = np.where(whole < len(row), whole, length)
+        block[i] = blocks_of(np.arange(length), int(holes[0]), S, origin)
         canvas.prompt_length[i], canvas.length[i] = prompt_length[i], len(row)
     still: list[Any] = [
         is_given,
         block if config.visibility != "full" else None,
         _keys(key, B),
-        config.passes_of_a_block(canvas.is_masked.sum(axis=1).tolist(), blocks.tolist()),
+        config.passes_of_a_block(canvas.is_masked.sum(axis=1).tolist(), _shared(blocks, prompt_length, config, origin)),
         *(_padded(ids, model.vocab_size)[None] for ids in ids_of(config)),
     ]
     return canvas._replace(confidence=is_given.astype(np.float32)), GenerationInputs(*still)
+
+
+def blocks_of(
+    position: Int[Any, "R L"], prompt_length: Int[Any, " B"] | int, block_length: int, origin: str
+) -> Int[Any, "R L"]:
+    """The coordinate `block` of a model that counts blocks from there (`ModelConfig.block_origin`)."""
+    if origin == "start":
+        return position // block_length
+    if origin == "aligned":
+        prompt = prompt_length if isinstance(prompt_length, int) else prompt_length[:, None]
+        return (position - prompt) // block_length
+    return block_of(position, prompt_length, block_length)
+
+
+def _shared(blocks: Int[np.ndarray, " B"], prompt_length: list[int], config: SamplerConfig, origin: str) -> list[int]:
+    """Blocks that each row's steps are shared among.
+
+    A prompt that ends within a block makes one block more, and that takes as many steps as every block.
+    """
+    assert config.block_length is not None
+    if origin != "start" or not any(prompt_length):
+        return blocks.tolist()
+    return [-(-config.gen_length // config.block_length)] * len(blocks)
 
 
 def ids_of(config: SamplerConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -153,12 +188,13 @@ def _padded(ids: Sequence[int], outside: int) -> Int[np.ndarray, " n"]:
     return padded
 
 
-def _order(holes: Int[np.ndarray, " H"], block_length: int, visibility: str) -> Int[np.ndarray, " H"]:
+def _order(holes: Int[np.ndarray, " H"], block_length: int, visibility: str, origin: str) -> Int[np.ndarray, " H"]:
     """Where in `Canvas.places` each hole stands: a block is of so many holes, or where it is a rule's, positions."""
     number = np.arange(len(holes))
     if visibility == "full":
         return number
-    _, first, block = np.unique((holes - holes[0]) // block_length, return_index=True, return_inverse=True)
+    begin = 0 if origin == "start" else holes[0]
+    _, first, block = np.unique((holes - begin) // block_length, return_index=True, return_inverse=True)
     return block * block_length + number - first[block]
 
 

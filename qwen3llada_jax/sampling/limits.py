@@ -11,7 +11,9 @@ from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.sampling.config import SamplerConfig
 
 
-def check_positions(model: ModelConfig, given: Sequence[int], to_write: int, what: str = "row") -> None:
+def check_positions(
+    model: ModelConfig, given: Sequence[int], to_write: int, what: str = "row", whole_blocks: int = 1
+) -> None:
     """Refuse rows that go on beyond the positions the model was made for, where it writes nonsense.
 
     A model with a rope_scaling is made to go on; `beyond` tells of it.
@@ -19,6 +21,7 @@ def check_positions(model: ModelConfig, given: Sequence[int], to_write: int, wha
     Args:
         given: tokens of each row before what is written.
         what: a row is called in the message.
+        whole_blocks: rows end at a multiple of so many tokens.
 
     Raises:
         InputError: naming the first such row.
@@ -26,11 +29,13 @@ def check_positions(model: ModelConfig, given: Sequence[int], to_write: int, wha
     most = model.max_position_embeddings
     if model.rope_scaling is not None:
         return
-    long = [number for number, length in enumerate(given, 1) if length + to_write > most]
+    ends = [-(-(length + to_write) // whole_blocks) * whole_blocks for length in given]
+    long = [number for number, end in enumerate(ends, 1) if end > most]
     if long:
         length = given[long[0] - 1]
         others = f" (and {len(long) - 1} more)" if len(long) > 1 else ""
         written = f" and {to_write:,} to write" if to_write else ""
+        written += f" in whole blocks of {whole_blocks}" if whole_blocks > 1 else ""
         raise InputError(
             f"{what} {long[0]}{others}: {length:,} tokens{written} are beyond the {most:,} positions the model was "
             "made for; shorten it, lower gen_length, or give config.json a rope_scaling"

@@ -15,6 +15,9 @@
 | Threshold θ     | while p(token) > min(θ, p of the first − 1e-5)      | Fast-dLLM, arXiv 2505.22618                  |
 | Factor f        | the largest n with (n + 1)(1 − lowest p of n) < f   | Fast-dLLM                                    |
 | EntropyBound γ  | the largest n with ΣH − max H ≤ γ                   | EB-Sampler, arXiv 2505.24857                 |
+| Dynamic θ       | max(even share, how many have p(token) > θ)         | SDAR, arXiv 2510.06303                       |
+| Timesteps ε     | ⌊masks (1 − s / t)⌋, t → s one of `steps` even steps| Dream, arXiv 2508.15487                      |
+|                 | from 1 to ε; what would write nothing is passed over|                                              |
 """
 
 import dataclasses
@@ -161,8 +164,57 @@ class EntropyBound:
         return ((others <= self.entropy_bound) & is_masked).sum()
 
 
+@rule
+class Dynamic:
+    """The even share, or all that are surer than this where these are more."""
+
+    dynamic: float = field(
+        Setting(
+            "number",
+            "write the even share, or all that are surer than this where these are more",
+            range="above 0 and at most 1",
+        )
+    )
+
+    def commit(self, probability: Float[Array, " S"], is_masked: Bool[Array, " S"], even_share: Array) -> Array:
+        return jnp.maximum(even_share, ((probability > self.dynamic) & is_masked).sum())
+
+
+@rule
+class Timesteps:
+    """As many as the noise level falls: from 1 to ε, by the same at each of the block's steps; the last writes all.
+
+    A step that would write nothing would see the same and propose the same: it is passed over. How many are left says
+    which step it is.
+    """
+
+    timesteps: float = field(
+        Setting(
+            "number",
+            "write as the noise level falls, evenly from 1 to this (Dream: 0.001)",
+            range="above 0 and at most 1",
+        )
+    )
+
+    def commit(self, is_masked: Bool[Array, " S"], to_write: Array, steps: Array) -> Array:
+        now, fall = is_masked.sum(), (1 - self.timesteps) / steps
+
+        def count(step: Array, left: Array) -> Array:
+            share = (left * (fall / (1 - fall * step))).astype(jnp.int32)
+            return jnp.where(step < steps - 1, share, left)
+
+        def is_past(at: tuple[Array, Array]) -> Array:
+            step, left = at
+            return (step < steps - 1) & ((left > now) | (count(step, left) == 0))
+
+        def next_step(at: tuple[Array, Array]) -> tuple[Array, Array]:
+            return at[0] + 1, at[1] - count(*at)
+
+        return count(*jax.lax.while_loop(is_past, next_step, (jnp.zeros_like(steps), to_write)))
+
+
 COMMIT_RULES: dict[str, Any] = {
-    f.name: kind for kind in (Threshold, Factor, EntropyBound) for f in dataclasses.fields(kind)
+    f.name: kind for kind in (Threshold, Factor, EntropyBound, Dynamic, Timesteps) for f in dataclasses.fields(kind)
 }
 
 # ---- which token ---------------------------------------------------------------------------------------------

@@ -41,6 +41,8 @@ SEEN = {
     "is_masked": "[S]",
     "even_share": "of the block's masks over its steps; a rule that looks at it has a budget of steps",
     "step": "the block's passes so far",
+    "steps": "the block's passes in all; a rule that looks at it has a budget of steps",
+    "to_write": "the block's masks when it was begun",
 }
 TIE = 1e-5  # confidences nearer to each other are equal: what float32 rounds away differs from batch to batch
 _ANY_WHOLE = Setting("whole", least=-(2**31))
@@ -250,7 +252,7 @@ def decided(rule: Rule, slot: str, *seen: Any, **named: Any) -> Array:
 
 def has_budget(commit: Rule) -> bool:
     """Whether a commit rule shares out a number of steps; all others are adaptive and have at most so many."""
-    return "even_share" in looks_at(commit)
+    return not {"even_share", "steps"}.isdisjoint(looks_at(commit))
 
 
 def row_axes(rule: Any) -> Any:
@@ -289,13 +291,16 @@ class Parameters(NamedTuple):
     cfg_scale: Float[Array, "..."] | None
     repetition_penalty: Float[Array, "..."] | None
     min_length: Int[Array, "..."] | None
+    sub_block_length: Int[Array, "..."] | None
 
 
 @dataclass(frozen=True)
 class Structure:
-    """What a program is compiled for, beside shapes and rules: of `SamplerConfig`, complete.
+    """What a program is compiled for, beside shapes and rules: of `SamplerConfig`, complete, and of the model.
 
     Attributes:
+        shift: the token of a position is predicted at the position before it; position 0 keeps its own.
+        block_origin: where blocks are counted from (`config.origin_of`).
         is_eos_last: EOS is written last in its block.
         cfg_branches: forward passes of a step; guidance needs one more, without the prompt.
     """
@@ -307,3 +312,10 @@ class Structure:
     is_eos_last: bool
     cfg_branches: int
     mask_token_id: int
+    shift: bool
+    block_origin: str
+
+    @property
+    def is_autoregressive(self) -> bool:
+        """Whether a token sees those before it alone, and is predicted by the last of them."""
+        return self.shift and self.block_length == 1 and self.visibility == "block_causal"

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model.kv_cache import Cache
+from qwen3llada_jax.sampling.slots import Structure
 
 
 class Canvas(NamedTuple):
@@ -19,8 +20,10 @@ class Canvas(NamedTuple):
         is_masked: [B, L] positions still to be written.
         written_at: [B, L] the row's pass (0, 1, …) that wrote a position; -1: none did (yet).
         confidence: [B, L] probability the model gave a token when it was written; 1 for what was given.
-        places: [B, T] the positions to write, `block_length` for each block, in order; L where it has fewer.
-        prompt_length, length: [B] tokens of each row's prompt, and of prompt and answer.
+        places: [B, T] the positions to write, `block_length` for each block, in order; L where it has fewer. Where
+            blocks are counted from position 0 they are all of a block's, given ones too.
+        prompt_length, length: [B] tokens of each row's prompt, and of prompt and answer; where blocks are counted from
+            position 0, and what fills the last block up.
         passes: [B] passes that each row has taken part in.
         nfe: [B] its forward passes of the model: the same, twice that under guidance.
     """
@@ -43,7 +46,7 @@ class Generation(NamedTuple):
         tokens: [B, P + gen_length] prompts, each followed at once by its answer (then padding, where a prompt is
             shorter than the longest); of `infill` the texts, filled.
         prompt_length: [B].
-        written_at, confidence, places: as in `Canvas`.
+        written_at, confidence, places: as in `Canvas`, of `places` those of the answer alone.
         nfe: [B] forward passes of the model that each row took part in. Filling a cache with the prompt, which
             gives no logits, is not counted.
         passes: of the whole batch.
@@ -83,8 +86,8 @@ class GenerationInputs(NamedTuple):
 
     Attributes:
         is_given: [B, L] tokens that were there before.
-        block: [B, L] block of each token (coordinates.py): -1 before the first that is written, then counted from it;
-            None under `full`, where all is one block.
+        block: [B, L] block of each token (coordinates.py), as the model counts them (`layout.blocks_of`); None under
+            `full`, where all is one block.
         keys: [B] one a row.
         steps: [B] passes of a block.
         forbidden, ends: [B, n] ids that are never written, and that end a text; [1, n]: of all rows. Ids outside the
@@ -123,6 +126,36 @@ class SamplerState(NamedTuple):
     def begins(self) -> Bool[Array, " B"]:
         """[B] the row's next pass is the first in its block."""
         return (self.step == 0) & ~self.done
+
+
+def answer_of(
+    written: Canvas, is_given: Bool[np.ndarray, "B L"], gen_length: int | None, structure: Structure
+) -> Canvas:
+    """A canvas whose places are those of the answer alone, and nothing behind it.
+
+    Where blocks are counted from position 0, they hold what was given too, and what fills the last block up.
+
+    Args:
+        gen_length: tokens of an answer; None: every hole of a text is asked for.
+    """
+    if structure.block_origin != "start" or structure.block_length == 1:
+        return written
+    canvas = on_host(written)
+    L = canvas.tokens.shape[1]
+    if gen_length is None:
+        rows = np.arange(len(canvas.places))[:, None]
+        is_hole = ~np.pad(is_given, ((0, 0), (0, 1)), constant_values=True)[rows, canvas.places]
+        return canvas._replace(places=np.where(is_hole, canvas.places, L))
+    length = canvas.prompt_length + gen_length
+    is_behind = np.arange(L) >= length[:, None]
+    return canvas._replace(
+        tokens=np.where(is_behind, np.int32(structure.mask_token_id), canvas.tokens),
+        is_masked=canvas.is_masked & ~is_behind,
+        written_at=np.where(is_behind, np.int32(-1), canvas.written_at),
+        confidence=np.where(is_behind, np.float32(0), canvas.confidence),
+        places=canvas.prompt_length[:, None] + np.arange(gen_length, dtype=np.int32),
+        length=length,
+    )
 
 
 def to_host(written: Canvas) -> Generation:

@@ -39,13 +39,18 @@ def unmask(
     first = jnp.zeros_like(state.block) if G > 1 else state.block * S
     place = first[:, None] + jnp.arange(G * S)  # B GS
     where = jnp.take_along_axis(canvas.places, place, axis=1, mode="fill", fill_value=L)
-    number = jnp.cumsum(canvas.places < L, axis=1) - 1  # among the positions to write: a block may have fewer than S
+    is_place = canvas.places < L
+    if structure.block_origin == "start":
+        is_place &= ~inputs.is_given.at[rows, canvas.places].get(mode="fill", fill_value=True)
+    number = jnp.cumsum(is_place, axis=1) - 1  # among the positions to write: a block may have fewer than S
     place = jnp.take_along_axis(number, place, axis=1, mode="clip")
 
     def at(array: Array, fill: Any) -> Array:
         return array.at[rows, where].get(mode="fill", fill_value=fill)
 
-    is_masked = at(canvas.is_masked, False) & alive[:, None]
+    waits = is_masked = at(canvas.is_masked, False) & alive[:, None]
+    if parameters.sub_block_length is not None:
+        is_masked = of_first_part(waits.reshape(B, G, S), parameters.sub_block_length, structure).reshape(B, G * S)
     hidden, cache = hidden_of_blocks(model, state, inputs, where, structure, is_block_start)
     keys = jax.vmap(jax.random.fold_in)(inputs.keys, state.step)
     present = None if parameters.repetition_penalty is None else _present(canvas, model.config.vocab_size)
@@ -58,7 +63,7 @@ def unmask(
         return x.reshape(B, G, S)
 
     masked = blocks(is_masked)
-    to_write = jnp.where(state.begins[:, None], masked.sum(axis=2), state.to_write)
+    to_write = jnp.where(state.begins[:, None], blocks(waits).sum(axis=2), state.to_write)
     goes_last = blocks(_is_in(eos, proposal.token)) if structure.is_eos_last else jnp.zeros_like(masked)
     order = best_first(blocks(proposal.confidence), masked, goes_last, _tie(parameters.order))
     count = number_to_unmask(
@@ -70,6 +75,7 @@ def unmask(
         state.step,
         inputs.steps,
         parameters.commit,
+        jnp.full_like(to_write, S) if structure.block_origin == "start" else to_write,
     )
 
     again, revised = jnp.zeros_like(masked), jnp.where(state.begins[:, None], 0, state.revised)
@@ -100,7 +106,7 @@ def unmask(
         nfe=canvas.nfe + alive * structure.cfg_branches,
     )
     if parameters.stop is not None:
-        canvas = stopped(canvas, eos, parameters.stop)
+        canvas = stopped(canvas, eos, parameters.stop, structure.block_origin)
     block_is_full = ~at(canvas.is_masked, False).any(axis=1)
     return SamplerState(
         canvas,
@@ -111,6 +117,21 @@ def unmask(
         state.done | is_broken | ~canvas.is_masked.any(axis=1),
         cache,
     )
+
+
+def of_first_part(
+    is_masked: Bool[Array, "B G S"], length: Int[Array, "..."], structure: Structure
+) -> Bool[Array, "B G S"]:
+    """The masked places of the first part of each block that has any, of parts of so many places.
+
+    The first token of a block is known best before anything in it is: of a model with shift it is a part by itself.
+    """
+    place = jnp.arange(is_masked.shape[2])
+    part = place // (length[:, None] if length.ndim else length)
+    if structure.shift:
+        part = jnp.where(place == 0, -1, part)
+    part = jnp.where(is_masked, part[:, None] if length.ndim else part, is_masked.shape[2])
+    return is_masked & (part == part.min(axis=2, keepdims=True))
 
 
 def best_first(
@@ -150,6 +171,7 @@ def number_to_unmask(
     step: Int[Array, " B"],
     steps: Int[Array, " B"],
     rule: Rule,
+    shared: Int[Array, "B G"] | None = None,
 ) -> Int[Array, "B G"]:
     """How many masked positions of each block are written in this pass, by a commit rule.
 
@@ -158,9 +180,12 @@ def number_to_unmask(
 
     Args:
         goes_last: positions that wait for all others; None: no position does.
+        shared: what is shared out evenly, where a block may begin with the prompt's tail its whole length (SDAR); None:
+            `to_write`.
     """
+    shared = to_write if shared is None else shared
     step, steps = (jnp.broadcast_to(x[:, None], to_write.shape) for x in (step, steps))
-    even_share = to_write // steps + (step < to_write % steps)
+    even_share = shared // steps + (step < shared % steps)
 
     def best_first(x: Array) -> Array:
         return jnp.take_along_axis(x, order, axis=2)
@@ -171,6 +196,8 @@ def number_to_unmask(
         "is_masked": best_first(is_masked),
         "even_share": even_share,
         "step": step,
+        "steps": steps,
+        "to_write": to_write,
     }
     seen = {name: seen[name] for name in slots.looks_at(rule)}
     B, G = to_write.shape
@@ -184,16 +211,24 @@ def number_to_unmask(
     return jnp.minimum(jnp.maximum(count, 1), is_masked.sum(axis=2))
 
 
-def stopped(canvas: Canvas, eos: Bool[Array, "#B V"], rule: Rule) -> Canvas:
+def stopped(canvas: Canvas, eos: Bool[Array, "#B V"], rule: Rule, block_origin: str = "prompt") -> Canvas:
     """End the rows that a stop rule ends: what is masked behind the end becomes the token there.
 
     A number that is no place in the answer, or a place that is masked itself, ends nothing.
     """
-    T = canvas.places.shape[1]
-    rows = jnp.arange(canvas.places.shape[0])[:, None]
-    tokens, masked = canvas.tokens[rows, canvas.places], canvas.is_masked[rows, canvas.places]
+    (B, T), L = canvas.places.shape, canvas.tokens.shape[1]
+    rows, places = jnp.arange(B)[:, None], canvas.places
+    if block_origin == "start":  # those of its first block may belong to the prompt
+        places = canvas.prompt_length[:, None] + jnp.arange(T)
+        places = jnp.where(places < canvas.length[:, None], places, L)
+        tokens = canvas.tokens.at[rows, places].get(mode="fill", fill_value=-1)
+        masked = canvas.is_masked.at[rows, places].get(mode="fill", fill_value=False)
+        is_end = _is_in(eos, jnp.maximum(tokens, 0)) & ~masked & (tokens >= 0)
+    else:
+        tokens, masked = canvas.tokens[rows, places], canvas.is_masked[rows, places]
+        is_end = _is_in(eos, tokens) & ~masked
     of_row = jax.vmap(lambda rule, *seen: slots.decided(rule, "stop", *seen), (slots.row_axes(rule), 0, 0))
-    end = of_row(rule, _is_in(eos, tokens) & ~masked, masked)[:, None]
+    end = of_row(rule, is_end, masked)[:, None]
     end = jnp.where((end >= 0) & (end < T), end, T).astype(jnp.int32)
     place = jnp.minimum(end, T - 1)
     end = jnp.where(jnp.take_along_axis(masked, place, axis=1), T, end)
@@ -201,12 +236,12 @@ def stopped(canvas: Canvas, eos: Bool[Array, "#B V"], rule: Rule) -> Canvas:
     token = jnp.take_along_axis(tokens, place, axis=1)
 
     def put(array: Array, old: Array, new: Array | float | bool) -> Array:
-        return array.at[rows, canvas.places].set(jnp.where(fill, new, old).astype(array.dtype))
+        return array.at[rows, places].set(jnp.where(fill, new, old).astype(array.dtype))
 
     return canvas._replace(
         tokens=put(canvas.tokens, tokens, token),
         is_masked=put(canvas.is_masked, masked, False),
-        confidence=put(canvas.confidence, canvas.confidence[rows, canvas.places], 1.0),
+        confidence=put(canvas.confidence, canvas.confidence[rows, places], 1.0),
     )
 
 

@@ -1,8 +1,8 @@
 """Which token stands for "not known yet", and who says so.
 
 The order: what is asked for, what the model's config names, what the tokenizer itself calls its mask token, the first
-embedding row that no token uses. LLaDA's own 126336 is the mask token of LLaDA's tokenizer, or of who asks for it: in
-Qwen3's vocabulary it is a piece of real Arabic text.
+embedding row that no token uses, a special token that is kept for uses of one's own. LLaDA's own 126336 is the mask
+token of LLaDA's tokenizer, or of who asks for it: in Qwen3's vocabulary it is a piece of real Arabic text.
 """
 
 import json
@@ -16,6 +16,11 @@ from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.text import tokens
 from qwen3llada_jax.text.text_ends import with_text_ends
 
+# Special tokens that no text becomes and no model was trained with. Llama's tokenizer has 250 of the first kind.
+# SmolLM2's has none such, but 11 of its 17 special tokens are for markup of code that it never met: their embeddings
+# are alike to a cosine of 1.00, of <repo_name>, <reponame> and <filename> they are not. The last is one of the 11.
+_RESERVED = re.compile(r"reserved|unused|^<gh_stars>$")
+
 
 class MaskToken(NamedTuple):
     """A mask token and where it comes from.
@@ -24,7 +29,7 @@ class MaskToken(NamedTuple):
         id: in the embedding table.
         origin: who says so, in words.
         text: of the token, None for a row that no token owns.
-        is_known: a tokenizer calls it a mask, so text never holds it by accident.
+        is_known: a tokenizer calls it a mask or reserves it, so text never holds it by accident.
     """
 
     id: int
@@ -64,21 +69,21 @@ def choose(
 
     Raises:
         InputError: neither an id nor auto, an id outside the table, an EOS, several tokens that might be it, or no
-            free row.
+            row that is free or reserved.
     """
     named, where = named_by(folder, config)
     if asked not in (None, "auto"):
         chosen, origin = _as_id(asked, flag), f"asked for by {flag}"
     elif named is not None:
         chosen, origin = named, f"named by the model's {where}"
-    elif tokenizer is not None and (own := own_mask_token(tokenizer)) is not None:
+    elif tokenizer is not None and (own := own_mask_token(tokenizer, flag)) is not None:
         chosen, origin = own, "the tokenizer's own"
     elif asked == "auto":
         if tokenizer is None:
             raise InputError(
                 f"{folder}: no tokenizer in it, so no free row is known; name the mask token with {flag} N"
             )
-        chosen, origin = first_free_row(tokenizer, config.vocab_size, flag), "the first that is free"
+        chosen, origin = unused(tokenizer, config.vocab_size, flag)
     else:
         return None
     if not 0 <= chosen < config.vocab_size:
@@ -95,7 +100,8 @@ def choose(
         )
     if tokenizer is None:
         return MaskToken(chosen, origin)
-    return MaskToken(chosen, origin, tokens.token_text(tokenizer, chosen), chosen in _mask_tokens(tokenizer).values())
+    is_known = chosen in {*_mask_tokens(tokenizer).values(), *_reserved_tokens(tokenizer)}
+    return MaskToken(chosen, origin, tokens.token_text(tokenizer, chosen), is_known)
 
 
 def named_by(folder: Path, config: ModelConfig) -> tuple[int | None, str]:
@@ -111,7 +117,7 @@ def named_by(folder: Path, config: ModelConfig) -> tuple[int | None, str]:
     return (None if found is None else _as_id(found, f"{path}: mask_token_id")), "generation_config.json"
 
 
-def own_mask_token(tokenizer: Any) -> int | None:
+def own_mask_token(tokenizer: Any, flag: str) -> int | None:
     """The id of what a tokenizer calls its mask token, or of an added token of such a name.
 
     Raises:
@@ -120,8 +126,29 @@ def own_mask_token(tokenizer: Any) -> int | None:
     found = _mask_tokens(tokenizer)
     if len(found) > 1:
         several = listed(f"{text} ({i})" for text, i in found.items())
-        raise InputError(f"the tokenizer has several tokens that may be its mask token, {several}; name one by its id")
+        raise InputError(
+            f"the tokenizer has several tokens that may be its mask token, {several}; name one by its id, {flag} N"
+        )
     return next(iter(found.values()), None)
+
+
+def unused(tokenizer: Any, vocab_size: int, flag: str) -> tuple[int, str]:
+    """(a row of the embedding that texts never use, in words which): the first without a token, else a reserved one.
+
+    Raises:
+        InputError: every row belongs to a token, and none is reserved.
+    """
+    used = set(tokenizer.get_vocab().values())
+    free = next((i for i in range(vocab_size) if i not in used), None)
+    if free is not None:
+        return free, "the first that is free"
+    reserved = _reserved_tokens(tokenizer)
+    if not reserved:
+        raise InputError(
+            f"every one of the {vocab_size} embedding rows belongs to a token and none is reserved, so none can be the "
+            f"mask token; name one that your texts never use with {flag} N, or import the model with --add-mask-token"
+        )
+    return reserved[0], "a special token that texts do not use; no row is free"
 
 
 def _mask_tokens(tokenizer: Any) -> dict[str, int]:
@@ -131,20 +158,11 @@ def _mask_tokens(tokenizer: Any) -> dict[str, int]:
     return {text: i for text, i in added.items() if re.sub(r"[^a-z]", "", text.lower()) in ("mask", "mdmmask")}
 
 
-def first_free_row(tokenizer: Any, vocab_size: int, flag: str) -> int:
-    """The first row of the embedding that no token uses.
-
-    Raises:
-        InputError: every row belongs to a token.
-    """
-    used = set(tokenizer.get_vocab().values())
-    free = next((i for i in range(vocab_size) if i not in used), None)
-    if free is None:
-        raise InputError(
-            f"every one of the {vocab_size} embedding rows belongs to a token, so none can be the mask token; "
-            f"name one that your texts never use with {flag} N"
-        )
-    return free
+def _reserved_tokens(tokenizer: Any) -> list[int]:
+    """Ids of special tokens that are kept for uses of one's own, in order."""
+    taken = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}
+    added = tokenizer.added_tokens_decoder.items()
+    return sorted(i for i, t in added if t.special and i not in taken and _RESERVED.search(t.content))
 
 
 def _as_id(value: Any, flag: str) -> int:

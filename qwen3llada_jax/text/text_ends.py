@@ -33,8 +33,8 @@ def with_text_ends(config: ModelConfig, folder: Path) -> ModelConfig:
         raise InputError(
             f"{folder}: its tokenizer files cannot be read ({brief(error, 100)}); copy them again"
         ) from error
-    named = [ids.get(_content(_read(folder / name).get("eos_token"))) for name in _NAMING_EOS]
-    of_generation = _read(folder / "generation_config.json").get("eos_token_id")
+    named = [ids.get(_content(read_object(folder / name).get("eos_token"))) for name in _NAMING_EOS]
+    of_generation = read_object(folder / "generation_config.json").get("eos_token_id")
     more = of_generation if isinstance(of_generation, list) else [of_generation]
     ends: list[Any] = [*config.eos_token_ids, *more, *named, ids.get(END_OF_TURN)]
     known = tuple(dict.fromkeys(i for i in ends if isinstance(i, int) and 0 <= i < config.vocab_size))
@@ -50,11 +50,13 @@ _NAMING_EOS = ("tokenizer_config.json", "special_tokens_map.json")
 
 def _ids_of_tokens(folder: Path) -> dict[str | None, int]:
     """Token → id, of tokenizer.json, or of the older files."""
-    tokenizer, settings = _read(folder / "tokenizer.json"), _read(folder / "tokenizer_config.json")
+    tokenizer, settings = read_object(folder / "tokenizer.json"), read_object(folder / "tokenizer_config.json")
     vocab = (tokenizer.get("model") or {}).get("vocab") or {}
     if isinstance(vocab, list):  # unigram models: [[token, log probability], …]
         vocab = {token: number for number, (token, _) in enumerate(vocab)}
-    ids: dict[str | None, int] = dict(vocab or _read(folder / "vocab.json")) | _read(folder / "added_tokens.json")
+    ids: dict[str | None, int] = dict(vocab or read_object(folder / "vocab.json")) | read_object(
+        folder / "added_tokens.json"
+    )
     ids |= {_content(t): int(number) for number, t in (settings.get("added_tokens_decoder") or {}).items()}
     return ids | {t["content"]: t["id"] for t in tokenizer.get("added_tokens") or ()}
 
@@ -64,7 +66,7 @@ def _content(token: Any) -> str | None:
     return token.get("content") if isinstance(token, dict) else token
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty where there is no such file.
 
     Raises:

@@ -15,7 +15,8 @@ from qwen3llada_jax.io.atomic_files import expanded
 from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.sampling.config import SamplerConfig
-from qwen3llada_jax.text import tokens
+from qwen3llada_jax.text import mask_token, tokens
+from qwen3llada_jax.text.sampling_defaults import with_sampling
 from qwen3llada_jax.text.text_ends import with_text_ends
 
 
@@ -25,7 +26,7 @@ class Folder:
 
     Attributes:
         path: a model folder, a training run, or a folder of safetensors.
-        config: with every id that ends a text, as `q.load` gives it.
+        config: with every id that ends a text, as `q.load` gives it, and, of an autoregressive model, a mask token.
         tokenizer: the folder's.
         mesh: that the model runs on; None: the first device.
     """
@@ -41,9 +42,13 @@ class Folder:
         return 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
     def ending(self, settings: SamplerConfig) -> SamplerConfig:
-        """Name the ids that end a text: those of the settings, else every one that model and tokenizer have."""
+        """Name what the settings leave open: the ids that end a text, all that model and tokenizer have, and the mask.
+
+        An autoregressive model's own files need not name a mask token.
+        """
         ends = self.config.eos_token_ids if settings.eos_token_ids is None else settings.eos_token_ids
-        return dataclasses.replace(settings, eos_token_ids=ends)
+        mask = self.config.mask_token_id if settings.mask_token_id is None else settings.mask_token_id
+        return dataclasses.replace(settings, eos_token_ids=ends, mask_token_id=mask)
 
     def thinks(self, asked: bool | None = None) -> bool:
         """Say whether answers begin with a reasoning: as asked for, else as the model was taught."""
@@ -81,8 +86,12 @@ def open_folder(path: str | Path, mesh: Mesh | None = None) -> Folder:
         mesh: to run the model on; None: the first device.
 
     Raises:
-        InputError: no model there, or no tokenizer.
+        InputError: no model there, no tokenizer, or no token of an autoregressive model's that may be its mask.
     """
     path = expanded(path)
-    config = with_text_ends(model_folder.read_config(path), path)
-    return Folder(path, config, tokens.load_tokenizer(path), mesh)
+    config = with_sampling(with_text_ends(model_folder.read_config(path), path), path)
+    tokenizer = tokens.load_tokenizer(path)
+    if config.is_autoregressive and config.mask_token_id is None:
+        mask = mask_token.choose("auto", path, config, tokenizer, "--mask-token-id")
+        config = dataclasses.replace(config, mask_token_id=mask and mask.id)
+    return Folder(path, config, tokenizer, mesh)

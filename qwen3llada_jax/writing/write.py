@@ -91,7 +91,10 @@ def _told_of(model: Qwen3LLaDA, tokenizer: Any) -> Qwen3LLaDA:
     if model.config.live_vocab_size is None:
         known["live_vocab_size"] = tokens.live_vocab_size(tokenizer)
     if model.config.mask_token_id is None:
-        known["mask_token_id"] = mask_token.own_mask_token(tokenizer)
+        own = mask_token.own_mask_token(tokenizer, "mask_token_id")
+        if own is None and model.config.is_autoregressive:  # it never sees one
+            own, _ = mask_token.unused(tokenizer, model.config.vocab_size, "mask_token_id")
+        known["mask_token_id"] = own
     if known:
         model = jax.tree.map(lambda x: x, model)  # a shallow copy
         model.config = dataclasses.replace(model.config, **known)

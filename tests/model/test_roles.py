@@ -164,6 +164,7 @@ def test_experts_are_imported_compared_and_exported(config, tmp_path, capsys):
     assert all(torch.equal(back[name], tensor) for name, tensor in tensors.items())
 
 
+@pytest.mark.slow
 def test_a_record_is_all_that_a_family_of_the_same_parts_needs(monkeypatch, tmp_path):
     """No norms of queries and keys, and biases on q, k and v that no key of its config.json tells of."""
     torch.manual_seed(0)

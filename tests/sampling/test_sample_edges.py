@@ -507,13 +507,23 @@ def test_k14_a_piped_table_is_not_cut(here, capsys):
     assert "tokens a forward" in out
 
 
-def test_k14_an_unadapted_model_says_so_once(here, monkeypatch, capsys):
-    config = json.loads((here / "model" / "config.json").read_text(encoding="utf-8"))
-    line = "is fresh from its import and has not learned to fill masks"
-    for change, times in (({}, 1), ({"mask_token_id": MASK}, 0), ({"mask_token_id": MASK, "is_adapted": False}, 1)):
-        (here / "model" / "config.json").write_text(json.dumps(config | change), encoding="utf-8")
-        inputs.say_if_unadapted(open_folder("model"))
-        assert capsys.readouterr().err.count(line) == times
+def with_keys(file, **keys):
+    old = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    file.write_text(json.dumps(old | keys), encoding="utf-8")
+
+
+def test_k14_an_autoregressive_model_says_what_it_was_not_trained_for(here, capsys):
+    def said(**settings):
+        folder = open_folder("model")
+        inputs.say_if_untrained(folder, folder.ending(q.SamplerConfig(gen_length=8, **settings)))
+        return capsys.readouterr().err
+
+    assert said(mask_token_id=MASK) == said(mask_token_id=MASK, block_length=8) == ""  # sees everything, as it is
+    with_keys(here / "model" / "config.json", is_causal=True)
+    assert open_folder("model").config.mask_token_id == MASK  # the first free row: nobody ever sees it
+    assert said() == said(visibility="block_causal") == ""
+    assert "not trained for blocks of 4 under visibility block_causal" in said(block_length=4)
+    assert "not trained for blocks of 1 under visibility full" in said(visibility="full")
 
 
 def canvas_of(ids, start, masked=(), step=1):
