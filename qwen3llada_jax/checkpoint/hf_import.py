@@ -74,7 +74,8 @@ def _of_another_shape(config: ModelConfig, expected: set[str], stored: set[str])
         return f"norms of queries and keys: this is a Qwen3 or SDAR, not {family.name}"
     if has and has <= biases and not lacks:
         if has != {f"layers.{part}_bias" for part in family.biases}:
-            return f"biases of {', '.join(sorted(n[7] for n in has))} only: this is a Qwen2, not {family.name}"
+            whose = ", ".join(sorted(name.removeprefix("layers.")[0] for name in has if name))
+            return f"biases of {whose} only: this is a Qwen2, not {family.name}"
         return "they have biases; set attention_bias to true in config.json"
     if lacks and lacks <= biases and not has:
         if family.has_own_biases:
