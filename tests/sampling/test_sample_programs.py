@@ -53,7 +53,8 @@ def test_every_setting_is_a_flag_and_arrives():
         "gen_length": 16, "block_length": 4, "steps": 8, "temperature": 0.5, "top_k": 3, "top_p": 0.9,
         "cfg_scale": 1.5, "repetition_penalty": 1.2, "remasking": "margin", "threshold": 0.8, "revise": 2,
         "revise_by": "random", "eos": "last", "min_length": 3, "stop_at_eos": False, "eos_token_ids": (7, 8),
-        "sub_block_length": 2, "forbid": (9,), "visibility": "block_bias", "cache": "dual", "parallel_blocks": True, "mask_token_id": 60,
+        "forbid": (9,), "visibility": "block_bias", "cache": "dual", "parallel_blocks": True, "mask_token_id": 60,
+        "sub_block_length": 2,
     }  # fmt: skip
     others = [{"factor": 1.5}, {"entropy_bound": 0.3}, {"dynamic": 0.8}, {"timesteps": 0.01}]
     assert set(given) | {n for other in others for n in other} == set(flags.SETTINGS)

@@ -53,8 +53,8 @@ def sample(
 ) -> Text:
     """Fill the holes (None) of a text: `block_length` of them at a time, or those among so many positions.
 
-    Where blocks are hidden, the text before the first hole is the prompt, and blocks are counted from there; of `origin`
-    "start" from position 0, and then `steps` are those of a block.
+    Where blocks are hidden, the text before the first hole is the prompt, and blocks are counted from there; under
+    `origin` "start" from position 0, and then `steps` are those of a block.
     """
     L = len(text)
     holes = [i for i in range(L) if text[i] is None]
