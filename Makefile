@@ -38,15 +38,15 @@ $(SMOLLM2)/hf/config.json: | .venv/ready
 	$(BIN)/python -m examples.smollm2.prepare --dst $(SMOLLM2)/hf --overwrite
 
 test: .venv/ready
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest
 
 # Dozens of whole runs: every key of the configuration, every mesh, interruptions.
 soak: .venv/ready
-	$(BIN)/python -m pytest -n auto -m soak
+	$(BIN)/python -m pytest --dist load -m soak
 
 # What a user types: the commands of README and docs, and the wheel alone in an environment without PyTorch.
 journey: .venv/ready
-	$(BIN)/python -m pytest -n auto --dist loadfile -m journey
+	$(BIN)/python -m pytest -m journey
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -17,6 +17,7 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -156,10 +157,12 @@ class Tree(NamedTuple):
         return [self.trained(name) if kind == "train" else self.imported() if name == "import" else self.exported()]
 
     def model(self) -> Path:
-        """The bundled model as this tree imports it."""
+        """The bundled model as this tree imports it, as one that sees everything: what older trees took all for."""
         place = self.made / "model"
         if not place.exists():
-            source = ROOT / "examples" / "tiny-qwen3"
+            source = shutil.copytree(ROOT / "examples" / "tiny-qwen3", self.made / "source")
+            config = json.loads((source / "config.json").read_text())
+            (source / "config.json").write_text(json.dumps(config | {"is_causal": False}))
             self.run("-m", "converters.from_hf", "--src", source, "--dst", place, "--mask-token-id", "auto")
         return place
 
@@ -171,7 +174,8 @@ class Tree(NamedTuple):
 
         place = self.made / "export"
         self.run("-m", "converters.to_hf", "--src", self.model(), "--dst", place, "--dtype", "float32")
-        return {**load_file(place / "model.safetensors"), "config": (place / "config.json").read_text()}
+        config = json.loads((place / "config.json").read_text())
+        return load_file(place / "model.safetensors") | {f"config.{key}": value for key, value in config.items()}
 
     def trained(self, name: str) -> dict[str, Any]:
         """What a training writes: numbers, answers, and every array of its last checkpoint."""

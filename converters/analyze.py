@@ -21,10 +21,12 @@ from qwen3llada_jax.io.hub import model_folder
 from qwen3llada_jax.io.safetensors_folder import StoredTensor, reader, stored_tensors
 from qwen3llada_jax.model import model
 
+_SEES = {"visibility": "full"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Flags:
-    src: Place = flag("folder of a Qwen3 checkpoint, or its id on the hub")
+    src: Place = flag("folder of a checkpoint, or its id on the hub")
     dst: Path | None = flag("a model folder or training run of ours to compare with", None)
 
 
@@ -36,12 +38,13 @@ def main() -> int:
 
 def analyze(src: Path, dst: Path | None = None) -> int:
     """Print the table; 0 when all is well, 1 when something is off."""
-    config = checkpoint.read_config(src)
+    config = checkpoint.read_config(src, _SEES)
     stored = stored_tensors(src)
     ours = None
     if dst is not None:
-        ours = flatten(checkpoint.load_params(dst, checkpoint.read_config(dst)))
-    table = Table("Hugging Face", "shape", "dtype", "ours", "shape ", "dtype ", "verdict", title=str(src))
+        ours = flatten(checkpoint.load_params(dst, checkpoint.read_config(dst, _SEES)))
+    title = f"{src}: a {config.family.name}"
+    table = Table("Hugging Face", "shape", "dtype", "ours", "shape ", "dtype ", "verdict", title=title)
     problems: list[str] = []
     seen = set()
     _, shapes, roles = model.abstract(config)
@@ -72,8 +75,10 @@ def analyze(src: Path, dst: Path | None = None) -> int:
         table.add_row(hf, _shape(stored[hf].shape), stored[hf].dtype.name, goes_to, "", "", verdict)
         if verdict != "ok":
             problems.append(f"{hf}: {verdict}")
+    problems += [f"{name}: only in --dst" for name in sorted(set(ours or ()) - set(flatten(shapes)))]
     Console(width=None if Console().is_terminal else 180).print(table)
-    print(f"{len(stored)} tensors, {model.parameter_count(config):,} parameters; {len(problems)} problem(s)")
+    count = model.parameter_count(config)
+    print(f"{config.family.name}: {len(stored)} tensors, {count:,} parameters; {len(problems)} problem(s)")
     for problem in problems:
         print(f"  {problem}")
     return 1 if problems else 0

@@ -1,13 +1,15 @@
-"""Import a PyTorch Qwen3 checkpoint (Hugging Face safetensors) as a diffusion language model.
+"""Import a PyTorch checkpoint (Hugging Face safetensors) of any family that docs/models.md lists.
 
-    python -m converters.from_hf --src Qwen/Qwen3-0.6B --dst models/qwen3-0.6b --mask-token-id auto
+    python -m converters.from_hf --src Qwen/Qwen3-0.6B --dst models/qwen3-0.6b
 
-The result is a model folder: params/ (orbax), config.json, the tokenizer and generation config. It is
-written beside its place and moved there when it is whole.
+An autoregressive model stays one until it is trained, or `--visibility` says what it is to become. The result is a
+model folder: params/ (orbax), config.json, the tokenizer and generation config. It is written beside its place and
+moved there when it is whole.
 """
 
 import dataclasses
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +23,22 @@ from qwen3llada_jax.cli import Place, flag
 from qwen3llada_jax.errors import InputError, listed
 from qwen3llada_jax.io.atomic_files import new_folder
 from qwen3llada_jax.io.hub import model_folder
-from qwen3llada_jax.model.config import ModelConfig, read_config_json, unknown_keys
+from qwen3llada_jax.model.config import (
+    BLOCK_ORIGINS,
+    VISIBILITIES,
+    ModelConfig,
+    named_config_json,
+    read_config_json,
+    unknown_keys,
+)
+from qwen3llada_jax.model.trained_with import trained_with
 from qwen3llada_jax.text import added_token, mask_token, tokens
 from qwen3llada_jax.text.mask_token import MaskToken
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flags:
-    src: Place = flag("folder of a Qwen3 checkpoint, or its id on the hub")
+    src: Place = flag("folder of a checkpoint, or its id on the hub")
     dst: Path = flag("model folder to write")
     dtype: str | None = flag("of the parameters (default: as stored)", None, choices=("float32", "bfloat16", "float16"))
     mask_token_id: str = flag(
@@ -37,6 +47,13 @@ class Flags:
         "auto",
         metavar="N|auto",
     )
+    visibility: str | None = flag(
+        "who sees whom: what the model was trained with, where its files do not say, or is to be adapted to",
+        None, choices=VISIBILITIES,
+    )  # fmt: skip
+    block_length: int | None = flag("tokens of a block (default: as its files say)", None)
+    shift: bool | None = flag("it predicts a token at the position before it (default: as its files say)", None)
+    block_origin: str | None = flag("where its blocks are counted from", None, choices=BLOCK_ORIGINS)
     add_mask_token: bool = flag(
         "give the embedding one more row, the mean of all, and the tokenizer the token <|mask|> for it", False
     )
@@ -45,6 +62,7 @@ class Flags:
 
 def main() -> None:
     flags = cli.parse(Flags)
+    said = {name: getattr(flags, name) for name in ("visibility", "block_length", "shift", "block_origin")}
     convert(
         flags.src,
         flags.dst,
@@ -52,6 +70,7 @@ def main() -> None:
         mask_token_id=flags.mask_token_id,
         add_mask_token=flags.add_mask_token,
         overwrite=flags.overwrite,
+        said=said,
     )
 
 
@@ -63,10 +82,12 @@ def convert(
     mask_token_id: str,
     add_mask_token: bool = False,
     overwrite: bool = False,
+    said: Mapping[str, Any] | None = None,
 ) -> ModelConfig:
     """Write the model folder `dst` and return its config.
 
     Args:
+        said: what the model was trained with, as `ModelConfig.from_hf` takes it.
         add_mask_token: as the flag says.
 
     Raises:
@@ -74,7 +95,7 @@ def convert(
     """
     folder = model_folder(src)
     source = read_config_json(folder)
-    stored = checkpoint.read_config(folder)
+    stored = checkpoint.read_config(folder, said)
     if add_mask_token:
         config, mask = _with_added_token(folder, stored, mask_token_id)
     else:
@@ -99,8 +120,43 @@ def convert(
     count, size = sum(x.size for x in leaves), sum(x.nbytes for x in leaves)
     dtypes = ", ".join(sorted({str(x.dtype) for x in leaves}))
     print(f"{dst}: {count:,} parameters, {size / 1e6:,.0f} MB, {dtypes}; {len(copied)} tokenizer files")
+    print(f"family: {_what_it_is(folder, config, said or {})}")
+    if config.family.may_untie and (head := _head(folder, config)):
+        print(f"head: {head}")
     print(f"mask token: {mask}")
     return config
+
+
+def _what_it_is(folder: Path, config: ModelConfig, said: Mapping[str, Any]) -> str:
+    """The family of a model, what it was trained with, and who says so."""
+    facts = trained_with(config.family, config.family.read(named_config_json(folder)), said)
+    words = {
+        "visibility": f"visibility {config.visibility}",
+        "block_length": f"blocks of {config.block_length}" if config.block_length else "",
+        "block_origin": f"counted from the {_ORIGINS[config.block_origin]}" if config.visibility != "full" else "",
+        "shift": "shift" if config.shift else "no shift",
+    }
+    if config.is_autoregressive:
+        words = dict.fromkeys(words, "") | {
+            "visibility": "autoregressive: it writes a token at a time, from those before it"
+        }
+    by: dict[str, list[str]] = {}
+    for name, word in words.items():
+        by.setdefault(facts[name].by, []).extend([word] if word else [])
+    said_by = [f"{', '.join(those)} ({who})" for who, those in by.items() if those]
+    return "; ".join([config.family.name, *said_by])
+
+
+_ORIGINS = {"prompt": "prompt's end", "start": "start", "aligned": "prompt's end, its own too"}
+
+
+def _head(folder: Path, config: ModelConfig) -> str:
+    """What became of a head that its config.json calls tied, where such heads may be others."""
+    if hf_import.has_tied_head(folder, config):
+        return "stored, and equal to the embedding: one array"
+    if not config.tie_word_embeddings and config.family.read(read_config_json(folder))["tie_word_embeddings"]:
+        return "not the embedding, though config.json calls it tied: kept apart"
+    return ""
 
 
 def _with_mask_token(folder: Path, config: ModelConfig, asked: str) -> tuple[ModelConfig, MaskToken]:

@@ -13,7 +13,7 @@ from qwen3llada_jax import commands, root_logger  # before all others: it looks 
 from qwen3llada_jax.checkpoint.model_folder import load
 from qwen3llada_jax.checkpoint.saving import save
 from qwen3llada_jax.cross_entropy import cross_entropy
-from qwen3llada_jax.diffusion import NoiseConfig, Noised, forward_process, pretrain_loss, sft_loss
+from qwen3llada_jax.diffusion import NoiseConfig, Noised, forward_process, pretrain_loss, sft_loss, shift_right
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model.config import PRESETS, ModelConfig
 from qwen3llada_jax.model.coordinates import Coordinates
@@ -64,6 +64,7 @@ __all__ = [
     "save",
     "settings_for",
     "sft_loss",
+    "shift_right",
     "watch",
     "watch_infill",
     "write",

@@ -267,6 +267,21 @@ def sft_loss(
     return per_row.mean()
 
 
+def shift_right(logits: Float[Array, "B L V"]) -> Float[Array, "B L V"]:
+    """The logits of the token at each position, from those of a network that predicts it at the position before
+    (`config.shift`; Dream, arXiv 2508.15487). The first position has none before it, and keeps its own.
+
+    Documents of a packed row begin with such a token too: like the first of a row it is not to be noised.
+
+    Raises:
+        InputError: no [B, L, V].
+    """
+    logits = jnp.asarray(logits)
+    if logits.ndim != 3:
+        raise InputError(f"logits must be of shape [B, L, V], not {list(logits.shape)}")
+    return jnp.concatenate([logits[:, :1], logits[:, :-1]], axis=1)
+
+
 def _schedule(t: Float[Array, "..."], name: str) -> Float[Array, "..."]:
     match name:
         case "uniform":

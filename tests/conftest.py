@@ -29,7 +29,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from no_skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401 (hooks)
+from no_skips import (  # noqa: F401 (hooks)
+    pytest_collection_modifyitems,
+    pytest_make_collect_report,
+    pytest_runtest_makereport,
+)
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from qwen3llada_jax.errors import InputError

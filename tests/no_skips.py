@@ -1,10 +1,19 @@
-"""pytest hooks: on the machine that judges a change (CI=true) a skipped test has failed, but for want of hardware."""
+"""pytest hooks: what is soak or journey is slow too; and on the machine that judges a change (CI=true) a skipped test
+has failed, but for want of hardware."""
 
 import os
 
 import pytest
 
 HARDWARE = ("needs a GPU", "needs a TPU")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """`-m "not slow"` stands in place of the `-m` that leaves those two out."""
+    for item in items:
+        if any(item.get_closest_marker(name) for name in ("soak", "journey")):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.hookimpl(wrapper=True)

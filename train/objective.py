@@ -15,7 +15,7 @@ from qwen3llada_jax.diffusion import NoiseConfig, Noised
 from qwen3llada_jax.model.coordinates import Coordinates
 from qwen3llada_jax.model.masks import Mask
 
-from .config.schema import BLOCK_LENGTH, BLOCK_VISIBILITY, Config
+from .config.schema import BLOCK_LENGTH, BLOCK_ORIGIN, BLOCK_VISIBILITY, Config
 
 _GOLDEN = 0.6180339887498949
 
@@ -65,6 +65,8 @@ class Corruption(NamedTuple):
     Attributes:
         live: ids below it are tokens, for `random_replace`.
         rule: who sees whom, but for what belongs to a batch's rows. As an array its block length is data.
+        shift: each token is asked at the position before it.
+        prompt_is_blocks: blocks are counted from the beginning of a row, its prompt among them.
         is_ragged: whether rows of documents have padding.
         by_row: noise levels depend on the row alone: a golden-ratio sequence, evenly spread over any run of rows.
     """
@@ -75,6 +77,8 @@ class Corruption(NamedTuple):
     rule: Mask = Mask("full")
     is_ragged: bool = True
     by_row: bool = False
+    shift: bool = False
+    prompt_is_blocks: bool = False
 
 
 def objective_of(config: Config, mask_token_id: int, live: int, *, for_evaluation: bool = False) -> Objective:
@@ -87,35 +91,64 @@ def objective_of(config: Config, mask_token_id: int, live: int, *, for_evaluatio
     if for_evaluation:
         noise = NoiseConfig(eps=noise.eps, schedule=noise.schedule, weight="elbo", noise_type=noise.noise_type,
                             random_length_prob=0.0, at_least_one=False)  # fmt: skip
-    rule = Mask("full")
+    rule, prompt_is_blocks = Mask("full"), False
     if blocks.enabled:
         kind = blocks.visibility or BLOCK_VISIBILITY
         rule = Mask(kind, blocks.block_length or BLOCK_LENGTH, bool(blocks.prompt_sees_answer) and kind == "block_bias")
-    how = Corruption(noise, mask_token_id, live, rule, is_ragged, by_row=for_evaluation)
+        # What is aligned when it writes (dllm, by padding on the left) is trained counting from 0.
+        prompt_is_blocks = (blocks.origin or BLOCK_ORIGIN) != BLOCK_ORIGIN
+    how = Corruption(noise, mask_token_id, live, rule, is_ragged, for_evaluation, bool(config.training.shift),
+                     prompt_is_blocks)  # fmt: skip
     return functools.partial(sft if config.learns_answers else pretrain, how=how)
 
 
 def pretrain(batch: DeviceBatch, key: PRNGKeyArray, step: Int[Array, ""], how: Corruption) -> Example:
-    """LLaDA's equation 3: a mean over the real tokens of documents, of which some are cut to a random length."""
+    """LLaDA's equation 3: a mean over the real tokens of documents, of which some are cut to a random length.
+
+    With shift it is one over those that have a predecessor.
+    """
     L, lengths = batch.tokens.shape[1], batch.real_length
     if how.noise.random_length_prob > 0:
         keys = diffusion.row_keys(key, step, batch.row_ids)
         lengths = jnp.minimum(lengths, diffusion.random_lengths(keys, L, how.noise))
     is_real = jnp.arange(L)[None] < lengths[:, None]
-    noised = corrupt(batch, key, step, how, is_real)
+    can_noise, counts = is_real, lengths
+    if how.shift:
+        can_noise = is_real & has_predecessor(batch)
+        counts = can_noise.sum(axis=1)
+    noised = corrupt(batch, key, step, how, can_noise)
     mask = mask_of(batch, how.rule, is_real if how.is_ragged else None)
-    return example_of(batch, noised, noised.weight / lengths.sum(), lengths, lengths, mask)
+    return example_of(batch, noised, noised.weight / counts.sum(), lengths, counts, mask, shift=how.shift)
 
 
 def sft(batch: DeviceBatch, key: PRNGKeyArray, step: Int[Array, ""], how: Corruption) -> Example:
-    """LLaDA's equation 5: a mean over rows of the mean over each answer; prompts are only read."""
+    """LLaDA's equation 5: a mean over rows of the mean over each answer; prompts are only read.
+
+    With shift an answer without a prompt begins with a token that cannot be asked, and is a token shorter; a row of
+    that token alone does not count.
+    """
     B, L = batch.tokens.shape
     place = jnp.arange(L)[None]
     is_real = place < batch.real_length[:, None]
-    noised = corrupt(batch, key, step, how, is_real & (place >= batch.prompt_length[:, None]))
-    counts = (batch.real_length - batch.prompt_length)[:, None] * B
-    mask = mask_of(batch, how.rule, is_real, batch.prompt_length)
-    return example_of(batch, noised, noised.weight / counts, batch.real_length, jnp.ones_like(batch.real_length), mask)
+    can_noise = is_real & (place >= batch.prompt_length[:, None])
+    lengths, share, rows = batch.real_length - batch.prompt_length, jnp.ones_like(batch.real_length), B
+    if how.shift:
+        can_noise &= has_predecessor(batch)
+        lengths = can_noise.sum(axis=1)
+        share = (lengths > 0).astype(share.dtype)
+        rows = share.sum()
+    noised = corrupt(batch, key, step, how, can_noise)
+    mask = mask_of(batch, how.rule, is_real, None if how.prompt_is_blocks else batch.prompt_length)
+    weight = noised.weight / (lengths[:, None] * rows)
+    return example_of(batch, noised, weight, batch.real_length, share, mask, shift=how.shift)
+
+
+def has_predecessor(batch: DeviceBatch) -> Bool[Array, "#B L"]:
+    """Tokens that are not the first of their document: only they can be asked at the position before them."""
+    if batch.segment_ids is None:
+        return jnp.arange(batch.tokens.shape[1])[None] > 0
+    same = batch.segment_ids[:, 1:] == batch.segment_ids[:, :-1]
+    return jnp.pad(same, ((0, 0), (1, 0)))
 
 
 def corrupt(
@@ -132,11 +165,25 @@ def corrupt(
     )
 
 
-def example_of(batch: DeviceBatch, noised: Noised, weight: Array, tokens: Array, share: Array, mask: Mask) -> Example:
-    """The example that asks a batch's noised tokens, each at its own position."""
+def example_of(
+    batch: DeviceBatch, noised: Noised, weight: Array, tokens: Array, share: Array, mask: Mask, *, shift: bool = False
+) -> Example:
+    """The example that asks a batch's noised tokens, each at its own position, or with shift at the one before."""
     asked = noised.is_noised
     t = jnp.broadcast_to(noised.t if noised.t.ndim == 2 else noised.t[:, None], batch.tokens.shape)
-    return Example(noised.tokens, batch.tokens, jnp.where(asked, weight, 0.0), asked, t, tokens, share, mask)
+    example = Example(noised.tokens, batch.tokens, jnp.where(asked, weight, 0.0), asked, t, tokens, share, mask)
+    return shifted(example) if shift else example
+
+
+def shifted(example: Example) -> Example:
+    """The same, but each token is asked at the position before it, which autoregressive models predict it at (Dream,
+    arXiv 2508.15487: its shift operation). What was asked at a row's first position is asked nowhere any more."""
+
+    def left(x: Array) -> Array:
+        return jnp.pad(x[:, 1:], ((0, 0), (0, 1)))
+
+    return example._replace(targets=left(example.targets), weight=left(example.weight), where=left(example.where),
+                            t=left(example.t))  # fmt: skip
 
 
 def mask_of(

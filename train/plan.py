@@ -35,7 +35,7 @@ from qwen3llada_jax.model.config import PRESETS, ModelConfig
 from qwen3llada_jax.model.head import positions_at_once
 from qwen3llada_jax.model.model import Runtime
 
-from .checkpoint.base_model import blocks_of, check_length, settled
+from .checkpoint.base_model import blocks_of, check_length, settled, shift_of
 from .config.parse import ConfigFlags
 from .config.schema import Config
 from .data.batches import lengths_of
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:  # the configuration must name a model to start from: this is it
         config = options.read(("model.base_model_path", options.model))
     architecture = architecture_of(config, options.model)
-    config = settled(config, blocks_of(config, architecture)[0])
+    config = settled(config, blocks_of(config, architecture)[0], shift=shift_of(config, architecture)[0])
     check_length(config.training.max_length, architecture)
     place = hardware_of(options.topology)
     if options.largest_batch and place.chip is None:

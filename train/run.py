@@ -127,7 +127,9 @@ def train(config: Config, look: Look = Look()) -> None:
         with leave_on_sigterm():
             ready = prepare(config, output, logs, holds, look)
         if ready is not None:
-            run_loop(settled(config, ready.base.blocks, ready.base.config.enable_thinking), output, logs, ready)
+            base = ready.base.config
+            config = settled(config, ready.base.blocks, base.enable_thinking, shift=base.shift)
+            run_loop(config, output, logs, ready)
 
 
 def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[], None]], look: Look) -> Ready | None:
@@ -142,7 +144,7 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
 
     # ---- model: architecture, tokenizer, mask token -------------------------------------------------------
     base = find_base_model(config, origin.run if origin else None)
-    config = settled(config, base.blocks, base.config.enable_thinking)
+    config = settled(config, base.blocks, base.config.enable_thinking, shift=base.config.shift)
     tokenizer, architecture = base.tokenizer, base.config
     runtime = Runtime(config.dtype, config.training.attention, config.training.remat)
     kernels = [
@@ -153,7 +155,7 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
     if config.evaluation.prompts:
         samples.check(config, architecture, tokenizer)
     assert architecture.mask_token_id is not None
-    info(f"starting from {base.folder}, mask token {base.mask_token}, visibility {base.visibility}")
+    info(f"starting from {base.folder}, mask token {base.mask_token}, visibility {base.visibility}, shift {base.shift}")
     if base.mask_token.warning:
         warn(base.mask_token.warning)
 
@@ -183,7 +185,7 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
         if (warning := trained_on_too(config, batches, eval_rows)) is not None:
             warn(warning)
     if look.rows:
-        info(shown(batches, tokenizer, look.rows))
+        info(shown(batches, tokenizer, look.rows, shift=architecture.shift))
     if steps is None:
         assert batches.rows_per_epoch is not None  # a stream asks for max_steps
         steps = max(1, math.ceil(config.training.epochs * batches.rows_per_epoch / config.training.batch_size))

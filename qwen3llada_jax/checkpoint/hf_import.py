@@ -64,14 +64,22 @@ def plan(folder: Path, config: ModelConfig) -> list[Stack]:
 
 def _of_another_shape(config: ModelConfig, expected: set[str], stored: set[str]) -> str | None:
     """What in the config is the likely cause of tensors that are missing or too many."""
-    names = config.family.names
-    missing, unexpected = expected - stored - {names["lm_head"]}, stored - expected
-    if unexpected and not missing and all(name.endswith(".bias") for name in unexpected):
+    names, family = config.family.names, config.family
+    missing, unexpected = expected - stored - {names["lm_head"]}, stored - expected - {names["lm_head"]}
+    lacks, has = ({ours_of(name, names)[0] for name in side} for side in (missing, unexpected))
+    norms, biases = {"layers.q_norm", "layers.k_norm"}, {f"layers.{part}_bias" for part in "qkvo"}
+    if lacks and lacks <= norms:
+        return f"no norms of queries and keys: this is a Qwen2 or Llama, not {family.name}"
+    if has and has <= norms:
+        return f"norms of queries and keys: this is a Qwen3 or SDAR, not {family.name}"
+    if has and has <= biases and not lacks:
+        if has != {f"layers.{part}_bias" for part in family.biases}:
+            return f"biases of {', '.join(sorted(n[7] for n in has))} only: this is a Qwen2, not {family.name}"
         return "they have biases; set attention_bias to true in config.json"
-    if missing and not unexpected and all(name.endswith(".bias") for name in missing):
+    if lacks and lacks <= biases and not has:
+        if family.has_own_biases:
+            return f"no biases: this is a Llama, not {family.name}"
         return "they have no biases; set attention_bias to false in config.json"
-    if missing and all(ours_of(name, names)[0] in ("layers.q_norm", "layers.k_norm") for name in missing):
-        return f"no norms of queries and keys: this is a Qwen2 or Llama, not a {config.family.name}"
     layers = 1 + max((at[0] for ours, at in (ours_of(name, names) for name in stored) if ours and at), default=-1)
     if layers and layers != config.num_hidden_layers:
         return f"config.json has num_hidden_layers {config.num_hidden_layers}, the weights {layers}"

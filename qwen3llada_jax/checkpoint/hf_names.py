@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qwen3llada_jax.model.families import Family
+from qwen3llada_jax.model.families import FAMILIES, Family
 from qwen3llada_jax.model.roles import Role
 
 _NUMBER = re.compile(r"(?<=\.)\d{1,6}(?=\.)")
@@ -75,7 +75,7 @@ _PREFIXES = {
 
 def likely_cause(family: Family, expected: set[str], stored: set[str]) -> str | None:
     """Why the names of a folder's tensors are others than its family's, where they share one difference."""
-    whole = f"{family.name}ForCausalLM"
+    whole = family.architectures[0]
 
     def fit(names: set[str]) -> bool:
         return len(names & expected) > len(stored) / 2
@@ -83,9 +83,15 @@ def likely_cause(family: Family, expected: set[str], stored: set[str]) -> str | 
     if fit(stored):
         return None
     if fit({f"model.{name}" for name in stored}):
-        return f"the names lack `model.`: saved from the bare {family.name}Model; save them from {whole}"
+        return f"the names lack `model.`: saved from the model without its head; save them from {whole}"
     if any("lora_" in name for name in stored):
         return "these are the weights of a LoRA adapter; merge it into its model and import that"
+    for other in FAMILIES.values():
+        if sum(ours_of(name, other.names)[0] is not None for name in stored) > len(stored) / 2:
+            return (
+                f"the names are those of {other.name}, where model_type is {family.model_type}; take the config.json "
+                "that the weights came with"
+            )
     for prefix, why in _PREFIXES.items():
         bare = {name.removeprefix(prefix) for name in stored}
         if bare != stored and (fit(bare) or fit({f"model.{name}" for name in bare})):

@@ -52,6 +52,10 @@ def load(
     *,
     mesh: Mesh | None = None,
     runtime: Runtime | None = None,
+    visibility: str | None = None,
+    block_length: int | None = None,
+    shift: bool | None = None,
+    block_origin: str | None = None,
 ) -> Qwen3LLaDA:
     """Open a model folder, a training run (its newest step), RUN/checkpoints/<n>, or a folder of safetensors.
 
@@ -61,12 +65,15 @@ def load(
     Args:
         dtype: of the parameters, and of the computation unless `runtime` says otherwise; None: as stored.
         mesh: where to put the parameters; None: the first device.
+        visibility, block_length, shift, block_origin: what the model was trained with, or is to be adapted to
+            (`ModelConfig`); None: as its files say, by the rules of `trained_with`.
 
     Raises:
-        InputError: nothing there to open, or it is damaged.
+        InputError: nothing there to open, it is damaged, or nothing says what the model sees.
     """
     path = expanded(path)
-    config = with_sampling(with_text_ends(read_config(path), path), path)
+    said = {"visibility": visibility, "block_length": block_length, "shift": shift, "block_origin": block_origin}
+    config = with_sampling(with_text_ends(read_config(path, said), path), path)
     params = load_params(path, config, dtype, mesh)
     graphdef, _, _ = model.abstract(config, runtime=runtime or Runtime())
     return nnx.merge(graphdef, params)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.io.atomic_files import expanded, put_back
+from qwen3llada_jax.io.safetensors_folder import GGUF
 
 
 def model_folder(source: str) -> Path:
@@ -18,7 +19,8 @@ def model_folder(source: str) -> Path:
     if path.is_dir():
         return path
     if path.exists():
-        raise InputError(f"{source}: is a file; give the folder that holds it")
+        is_gguf = path.suffix == ".gguf"
+        raise InputError(f"{source}: {GGUF if is_gguf else 'is a file; give the folder that holds it'}")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.startswith((".", "/")):
         raise InputError(f"{source}: no such folder")
     import huggingface_hub

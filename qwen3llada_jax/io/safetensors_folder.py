@@ -27,6 +27,7 @@ DTYPES: dict[str, np.dtype] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
 INDEX = "model.safetensors.index.json"
+GGUF = "GGUF weights are not read; take the model's safetensors, or save them with transformers (gguf_file=…)"
 _CAST = 1 << 20  # bytes cast at once: they stay in the processor's cache, and little memory is held for them
 _PIECE = 1 << 24  # bytes read at once: small enough that two threads share a large tensor evenly
 
@@ -98,7 +99,9 @@ def _weight_files(folder: Path) -> list[Path]:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         old = "; it holds PyTorch .bin files: save them as safetensors first" if list(folder.glob("*.bin")) else ""
-        raise InputError(f"{folder}: no .safetensors files in it{old}")
+        raise InputError(
+            f"{folder}: no .safetensors files in it{old}{f'; {GGUF}' if any(folder.glob('*.gguf')) else ''}"
+        )
     return files
 
 

@@ -14,7 +14,9 @@ from typing import Any
 from qwen3llada_jax import arguments
 from qwen3llada_jax.errors import InputError, brief, listed, shown
 from qwen3llada_jax.io.atomic_files import home, put_back
+from qwen3llada_jax.io.safetensors_folder import GGUF
 from qwen3llada_jax.model import families
+from qwen3llada_jax.model.trained_with import trained_with
 
 VISIBILITIES = ("full", "block_bias", "block_causal")
 BLOCK_ORIGINS = ("prompt", "start", "aligned")
@@ -205,7 +207,8 @@ class ModelConfig:
     @classmethod
     def _from_hf(cls, source: dict[str, Any], said: dict[str, Any]) -> "ModelConfig":
         family = families.family_of(source)
-        source = families.read(family, source, said)
+        source = family.read(source)
+        source |= {name: fact.value for name, fact in trained_with(family, source, said).items()}
         _refuse_what_we_do_not_do(source)
         theta, scaling = _read_rope(source, family)
         fields = {f.name for f in dataclasses.fields(cls)} - {"rope_theta", "rope_scaling", "model_type"}
@@ -290,16 +293,49 @@ def read_config_json(folder: Path) -> dict[str, Any]:
     if not Path(folder).is_dir():
         raise InputError(f"{folder}: no such folder")
     if not path.is_file():
-        raise InputError(f"{folder}: no config.json in it; a model folder holds config.json beside its weights")
+        raise InputError(f"{folder}: no config.json in it; {_what_it_is(Path(folder))}")
+    source = _json_object(path)
+    if source is None:
+        raise InputError(f"{path}: not a JSON object; download it again")
+    return source
+
+
+def _json_object(path: Path) -> dict[str, Any] | None:
+    """None: another kind of JSON."""
     try:
         source = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, nested too deeply
         raise InputError(f"{path}: not valid JSON ({brief(error)}); download it again") from error
-    if not isinstance(source, dict):
-        raise InputError(f"{path}: not a JSON object; download it again")
-    return source
+    return source if isinstance(source, dict) else None
+
+
+def _what_it_is(folder: Path) -> str:
+    """What a folder without config.json holds, and the way out."""
+    if (folder / "adapter_config.json").is_file():
+        return "it is a LoRA adapter: merge it into its model (peft's merge_and_unload) and save and import that"
+    if any(folder.glob("*.gguf")):
+        return GGUF
+    return "a model folder holds config.json beside its weights"
+
+
+def named_config_json(folder: Path) -> dict[str, Any]:
+    """What `ModelConfig.from_hf` reads: config.json, and beside it what the rest of the folder says of its model.
+
+    That is its names, the surest first (`_name_or_path`), and what its tokenizer calls the mask token (`mask_token`).
+
+    Raises:
+        InputError: as `read_config_json`.
+    """
+    source = read_config_json(folder)
+    # A model of the hub lies in models--WHOSE--NAME/snapshots/COMMIT.
+    path = Path(folder).absolute()
+    called = path.parts[-3] if path.parent.name == "snapshots" and len(path.parts) > 3 else path.name
+    source["_name_or_path"] = f"{called.replace(' ', '-')} {source.get('_name_or_path', '')}"
+    tokenizer = home(folder) / "tokenizer_config.json"
+    mask = (_json_object(tokenizer) or {}).get("mask_token") if tokenizer.is_file() else None
+    return source | {"mask_token": mask.get("content") if isinstance(mask, dict) else mask}
 
 
 def read_model_config(folder: Path, said: Mapping[str, Any] | None = None) -> ModelConfig:
@@ -311,10 +347,7 @@ def read_model_config(folder: Path, said: Mapping[str, Any] | None = None) -> Mo
     Raises:
         InputError: no such folder, or not the config of a family that this project knows.
     """
-    source = read_config_json(folder)
-    # A model of the hub lies in models--WHOSE--NAME/snapshots/COMMIT.
-    called = Path(folder).parts[-3] if Path(folder).parent.name == "snapshots" else Path(folder).name
-    source["_name_or_path"] = f"{source.get('_name_or_path', '')} {called}"
+    source = named_config_json(folder)
     try:
         return ModelConfig.from_hf(source, said)
     except InputError as error:
@@ -331,11 +364,17 @@ def _refuse_what_we_do_not_do(source: Mapping[str, Any]) -> None:
         "hidden_act": ("silu", "only the SwiGLU activation 'silu' is supported"),
         "attention_dropout": (0, "dropout is not supported; set it to 0"),
         "partial_rotary_factor": (1, "rotary embedding of a part of the head is not supported"),
-        "quantization_config": (None, "quantized weights are not supported; import the unquantized model"),
     }
     for key, (only, fix) in refusals.items():
         if source.get(key, only) not in (only, None):
             raise InputError(f"config: {key} is {shown(source[key])}; {fix}")
+    for key in ("quantization_config", "quantization"):
+        if source.get(key) is not None:
+            how = source[key].get("quant_method") if isinstance(source[key], dict) else None
+            kind = f" ({brief(how)})" if how else ""
+            raise InputError(
+                f"config: {key} is there: quantized weights{kind} are not supported; import the unquantized model"
+            )
 
 
 def _read_rope(source: Mapping[str, Any], family: families.Family) -> tuple[float, RopeScaling | None]:

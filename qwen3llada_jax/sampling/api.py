@@ -167,6 +167,6 @@ def _started(model: Qwen3LLaDA, canvas: Canvas, inputs: GenerationInputs, config
     cache = None
     if config.cache != "none":
         is_late = loop.is_converted_on_cpu(model)
-        cache = loop.begin[is_late](loop.laid_out(model, config, is_late), canvas, inputs, config.structure(model.config))
+        cache = loop.begin[is_late](model, canvas, inputs, config.structure(model.config))
     state: Any = (canvas, zero, zero, zeros, zeros, done, cache)
     return loop.placed(SamplerState(*state), model)

@@ -45,9 +45,7 @@ def in_force(config: ModelConfig, given: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in config.sampling
-        if name not in given
-        and SETTINGS[name].slot not in taken
-        and not (is_greedy and name in ("top_k", "top_p"))
+        if name not in given and SETTINGS[name].slot not in taken and not (is_greedy and name in ("top_k", "top_p"))
     }
 
 

@@ -83,7 +83,9 @@ def hidden_of_blocks(
         return _cached(model, canvas, inputs, where, wanted, before_this_pass, structure)
 
     if structure.shift:
-        return _shifted(at, state, where, own, structure, is_block_start, prefix_cache_is_exact(structure, model.config))
+        return _shifted(
+            at, state, where, own, structure, is_block_start, prefix_cache_is_exact(structure, model.config)
+        )
     if prefix_cache_is_exact(structure, model.config):
         if not (is_block_start and structure.visibility == "block_causal"):
             return at(where, own)

@@ -164,9 +164,7 @@ def blocks_of(
     return block_of(position, prompt_length, block_length)
 
 
-def _shared(
-    blocks: Int[np.ndarray, " B"], prompt_length: list[int], config: SamplerConfig, origin: str
-) -> list[int]:
+def _shared(blocks: Int[np.ndarray, " B"], prompt_length: list[int], config: SamplerConfig, origin: str) -> list[int]:
     """Blocks that each row's steps are shared among.
 
     A prompt that ends within a block makes one block more, and that takes as many steps as every block.

@@ -56,10 +56,12 @@ def _is_axes(x: Any) -> bool:
 def laid_out(model: Qwen3LLaDA, config: SamplerConfig, is_converted: bool) -> Qwen3LLaDA:
     """The same model in the same memory, its layers as they are fastest to run.
 
-    With a cache they stay stacked: such a program holds them three times over, and would compile ten times as long.
-    Of converted layers that lie apart XLA would hold the copies of all at once.
+    With a cache they stay stacked: such a program holds them three times over, and would compile ten times as long; but
+    not of an autoregressive model, whose passes are all alike, and so short that to copy a layer takes longer than to
+    multiply by it. Of converted layers that lie apart XLA would hold the copies of all at once.
     """
-    if config.cache != "none" or is_converted:
+    is_long = config.cache != "none" and not config.structure(model.config).is_autoregressive
+    if is_long or is_converted:
         return model
     model = jax.tree.map(lambda x: x, model)  # a shallow copy
     model.layers = unstack_layers(model.layers)

@@ -52,7 +52,8 @@ def load_tokenizer(folder: Path | str) -> Any:
     else:
         _check_against_vocab_and_merges(folder, tokenizer, vocabulary)
     if (folder / "config.json").is_file():
-        check_vocabulary(tokenizer, read_model_config(folder), folder)
+        # What the model sees, which its files may leave open, is nothing to a tokenizer.
+        check_vocabulary(tokenizer, read_model_config(folder, {"visibility": "full"}), folder)
     return tokenizer
 
 

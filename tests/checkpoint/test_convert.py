@@ -271,7 +271,11 @@ def test_untied_without_head_and_tied_with_another_head(hf, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
-        ({"model_type": "llama"}, "model_type is 'llama'"),
+        (
+            {"model_type": "llama"},
+            "model_type is llama, and architectures names Qwen3ForCausalLM, not LlamaForCausalLM",
+        ),
+        ({"model_type": "gpt2"}, "model_type is 'gpt2'; models of these can be read: qwen3, qwen2, llama"),
         ({"model_type": "qwen3_moe"}, "mixture of experts"),
         ({"use_sliding_window": True}, "sliding-window"),
         ({"layer_types": ["sliding_attention"] * 3}, "sliding-window"),

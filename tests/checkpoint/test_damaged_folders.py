@@ -124,11 +124,11 @@ def test_rope_said_twice_alike_is_taken(folder):
 @pytest.mark.parametrize(
     ("rename", "part"),
     [
-        (lambda n: n.removeprefix("model."), "the names lack `model.`: saved from the bare Qwen3Model"),
+        (lambda n: n.removeprefix("model."), "the names lack `model.`: saved from the model without its head"),
         (lambda n: f"module.{n}", "the names begin with `module.`: they were saved from a DistributedDataParallel"),
         (lambda n: f"_orig_mod.{n}", "they were saved from a compiled model"),
         (lambda n: f"base_model.model.{n}.lora_A", "a LoRA adapter; merge it"),
-        (lambda n: None if "q_norm" in n or "k_norm" in n else n, "this is a Qwen2 or Llama, not a Qwen3"),
+        (lambda n: None if "q_norm" in n or "k_norm" in n else n, "this is a Qwen2 or Llama, not Qwen3"),
         (lambda n: None if "layers.1." in n else n, "config.json has num_hidden_layers 2, the weights 1"),
         (lambda n: "".join(chr(ord(c) + 1) for c in n), "weights and config.json do not agree: missing"),
     ],

@@ -102,6 +102,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("fuzz")
 
 
+@pytest.mark.slow
 @settings(max_examples=60, **SETTINGS)
 @given(FILE, st.sampled_from(["sft", "sft", "pretrain"]), st.sampled_from(["chat", "plain"]))
 def test_random_datasets(folder, qwen3_tokenizer, lines, mode, template):

@@ -54,6 +54,7 @@ def test_attention_equals_softmax_written_out(qkv, implementation, name):
     np.testing.assert_allclose(np.asarray(got)[counted], expected[counted], atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["documents", "block_causal"])
 def test_splash_gradients_equal_xlas(qkv, name):
     mask = MASKS[name]

@@ -36,6 +36,7 @@ def test_layers_apart_lie_in_the_memory_of_the_stack(wide):
         assert _pointers(layer) == [x.unsafe_buffer_pointer() + number * x.nbytes // 3 for x in stack]
 
 
+@pytest.mark.slow
 def test_layers_apart_compute_what_the_stack_computes(wide):
     tokens = np.random.default_rng(0).integers(0, 97, (2, 16))
     where = np.array([[3, 4], [0, 15]])
@@ -46,6 +47,7 @@ def test_layers_apart_compute_what_the_stack_computes(wide):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", ["none", "prefix"])
 def test_only_uncached_sampling_takes_layers_apart(wide, cache, monkeypatch):
     config = q.SamplerConfig(gen_length=8, block_length=4, steps=8, visibility="block_causal", cache=cache)
@@ -59,6 +61,7 @@ def test_only_uncached_sampling_takes_layers_apart(wide, cache, monkeypatch):
     assert answer.answers() == q.finish(watched).answers() == stacked.answers()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "compute"), [("bfloat16", None), ("float32", "bfloat16")])
 @pytest.mark.parametrize("cache", ["none", "prefix"])
 def test_no_converted_copy_of_the_weights_is_held(dtype, compute, cache, monkeypatch):

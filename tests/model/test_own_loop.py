@@ -47,6 +47,7 @@ def trained(start):
     return model
 
 
+@pytest.mark.slow
 def test_k13_a_model_of_ones_own_loop_becomes_a_model_folder(trained, start, tmp_path):
     q.save(trained, tmp_path / "mine", tokenizer=start, mask_token_id=1050)
     again = q.load(tmp_path / "mine")
@@ -179,6 +180,7 @@ assert state() == before, (before, state())
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [True, False])
 def test_k10_logging_is_set_up_by_the_caller(first):
     """orbax leaves a handler on the root logger, after which `basicConfig` does nothing; one of the caller's stays."""

@@ -177,7 +177,7 @@ def works_from(folder: Path, path: Path) -> None:
     assert done.stdout.startswith("ROMEO:")
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_the_command_works_in_a_checkout(folder):
     helped = run_in(folder, ROOT, "--help")
     assert helped.returncode == 0

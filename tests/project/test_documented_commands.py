@@ -103,6 +103,7 @@ BEFORE_PYTHON = {
     "tokens, path = [[1, 2, 3]], 'runs/sft'",
     "docs/masks.md": "import qwen3llada_jax as q; model = q.load('runs/sft'); tokens, pad = [[1, 2, 3, 4, 5, 6]], 6",
     "docs/sampling.md": "prompts = [[1, 2, 3], [4, 5]]",
+    "docs/training.md": "path, tokens, mask_token_id = 'examples/tiny-qwen3', [[1, 2, 3]], 1050",
 }
 BEFORE_PYTHON = {
     page: code + "\nimport jax.numpy as jnp; tokens = jnp.array(tokens)" * ("tokens" in code)

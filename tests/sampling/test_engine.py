@@ -143,6 +143,7 @@ def test_the_order_of_arrival_changes_nothing(model, order, passes, cancelled):
         assert_same(result, alone(model, "no cache", number))
 
 
+@pytest.mark.slow
 def test_requests_of_all_sizes_share_a_program_for_each_length(model):
     before, lengths = q.compilations(), (16, 32)
     for length in lengths:
@@ -163,6 +164,7 @@ def test_requests_of_all_sizes_share_a_program_for_each_length(model):
     assert q.compilations() - before == len(lengths)
 
 
+@pytest.mark.slow
 def test_holes_are_filled_as_alone(model):
     config = dataclasses.replace(COMMON, threshold=0.5)
     engine = q.Engine(model, config, slots=2, length=16)
@@ -179,6 +181,7 @@ def test_holes_are_filled_as_alone(model):
         assert finished.result.answers() == expected.answers()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("visibility", ["full", "block_causal"])
 def test_a_row_without_numbers_is_told_and_spoils_no_other(model, visibility):
     """A token whose embedding is NaN, in one prompt; whoever has its slot next is written as alone."""

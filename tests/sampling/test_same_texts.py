@@ -29,6 +29,7 @@ def written_by_generate(folder: Path, out: Path, *flags: str) -> list[str | None
     return [json.loads(line)["text"] for line in out.read_text(encoding="utf-8").split("\n") if line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["sft", pytest.param("pretrain", marks=pytest.mark.slow)])
 def test_samples_of_training_are_what_generate_writes_on_their_checkpoint(start, tmp_path, mode):
     more = {
@@ -50,6 +51,7 @@ def test_samples_of_training_are_what_generate_writes_on_their_checkpoint(start,
     assert not any(special in text for text in texts for special in ("<|endoftext|>", "<|im_end|>"))
 
 
+@pytest.mark.slow
 def test_non_finite_rows_of_samples_are_told_and_the_others_written(start, tmp_path, monkeypatch):
     """As `sample.generate` does: one row that is lost takes no other with it, and no run."""
     real = completions.api.generate
@@ -70,6 +72,7 @@ def test_non_finite_rows_of_samples_are_told_and_the_others_written(start, tmp_p
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chat", [False, True])
 def test_write_ends_and_asks_as_requests_and_completions_do(start, chat):
     """`q.write` has keys of its own, so without randomness. A tokenizer that tidies up would lose blanks."""

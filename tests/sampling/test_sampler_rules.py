@@ -82,6 +82,7 @@ PER_ROW = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("slot", "made", "values"), PER_ROW)
 def test_a_number_for_each_row_gives_each_what_it_gets_alone(model, slot, made, values):
     keys = jax.random.split(jax.random.key(3), 4)

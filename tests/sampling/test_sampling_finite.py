@@ -33,6 +33,7 @@ def with_table(model, change):
     return other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_k16_weights_that_are_nan_write_nothing(healthy, options):
     broken = with_table(healthy, lambda table: table * jnp.nan)
@@ -45,6 +46,7 @@ def test_k16_weights_that_are_nan_write_nothing(healthy, options):
         list(q.watch(broken, [[1, 2]], settings))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_k16_a_broken_row_ends_and_the_others_go_on(healthy, options):
     """One token's embedding is infinite: only a prompt that holds it is lost."""

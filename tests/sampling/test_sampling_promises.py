@@ -36,6 +36,7 @@ def model(folder):
 # K17
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rule", ["low_confidence", *(pytest.param(r, marks=pytest.mark.slow) for r in ("margin", "entropy"))]
 )
@@ -84,6 +85,7 @@ def test_k17_exact_is_said_of_float32_only(folder, dtype, exact):
 # K18
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"cache": "dual"}, {"visibility": "block_causal"}], ids=str)
 def test_k18_generating_and_watching_run_one_compiled_pass(model, options):
     """Nothing is compiled for the second way to look that the first has not."""

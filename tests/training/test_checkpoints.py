@@ -242,6 +242,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_costs_only_itself(start, finished, tmp_path, capsys, damage):  # noqa: F811
     out = tmp_path / "run"
@@ -503,6 +504,7 @@ def test_a_run_killed_and_stopped_ends_as_the_undisturbed_one(tmp_path):
     assert interruptions.same(result), result
 
 
+@pytest.mark.slow
 def test_an_average_of_the_weights_is_kept_resumed_and_used(start, finished, tmp_path):  # noqa: F811
     """ema ← d · ema + (1 − d) · weights from the starting weights on; the run folder opens with it."""
     decay = 0.6

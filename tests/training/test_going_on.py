@@ -33,6 +33,7 @@ def home(start, finished, tmp_path, monkeypatch) -> Path:  # noqa: F811
     return tmp_path
 
 
+@pytest.mark.slow
 def test_k1_the_same_command_goes_on_from_relative_paths(home, finished, capsys):  # noqa: F811
     assert_same(run(Path("start"), Path("run")), finished[1])
     assert "going on from update 2 of run" in capsys.readouterr().err
@@ -43,6 +44,7 @@ def test_k1_the_same_command_goes_on_from_relative_paths(home, finished, capsys)
     assert tokens.load_tokenizer(Path("hf")).eos_token_id is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["run", "run/", "run/checkpoints/2", "../{}/run"])
 def test_k1_resume_from_takes_relative_paths(home, finished, source, monkeypatch):  # noqa: F811
     monkeypatch.setattr("train.loop.evaluate", lambda *_: {"eval_loss": 1.0, "eval_noised_perplexity": 1.0})
@@ -108,6 +110,7 @@ def test_k1_an_unreadable_meta_is_no_damage(home, monkeypatch):
     assert steps_of(Path("run")) == [2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["model.base_model_path", "model.qwen3llada_model_path"])
 def test_k1_a_run_goes_on_though_its_starting_model_has_moved(home, finished, capsys, key):  # noqa: F811
     shutil.copy("start/text.txt", "text.txt")
@@ -166,6 +169,7 @@ def test_k1_a_model_whose_overwriting_was_killed_opens(killed, capsys):
     assert "model: put back" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_k1_a_model_whose_overwriting_was_killed_trains_exports_and_is_overwritten(killed, start):
     """Each program that names it finds it; the run does not fall back to another model in silence."""
     export(killed, Path("hf"))

@@ -30,6 +30,7 @@ def begin(output: str, logs: str) -> Owner:
     return owner
 
 
+@pytest.mark.slow
 def test_k2_a_second_run_in_a_log_dir_is_refused_before_the_data_are_read(start, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shared = {**SHORT, "project.log_dir": "logs", "evaluation.tensorboard": True}
@@ -51,6 +52,7 @@ def test_k2_a_second_run_in_a_log_dir_is_refused_before_the_data_are_read(start,
     run(start, Path("runs/a"), **shared)
 
 
+@pytest.mark.slow
 def test_k2_two_runs_at_once(start, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("logs").mkdir()

@@ -64,6 +64,7 @@ def test_every_mesh_and_accumulation_trains_alike(start, alone, tmp_path, mesh, 
     assert_same_run(alone, read_lines(tmp_path / "run" / "metrics.jsonl"))
 
 
+@pytest.mark.slow
 def test_noise_is_bitwise_the_same_on_any_mesh(start):
     """Masks, noised ids and weights, and how a batch is cut for accumulation does not reach them."""
     more = {

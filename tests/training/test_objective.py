@@ -106,6 +106,7 @@ def test_the_steps_know_no_mode():
 # ---- block lengths as data -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pieces", [1, 2])
 def test_a_schedule_of_block_lengths_is_one_program(pieces):
     """And each of its updates has the loss under that length's mask, written out."""
@@ -168,6 +169,7 @@ def by_hand(params) -> tuple[float, np.ndarray]:
     return (noisy + 0.1 * ce[:, L:].sum()) / (B * L), np.array(bands)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pieces", [1, 2])
 def test_an_objective_of_ones_own_goes_through_the_same_step(pieces):
     """Twice as long as the rows, levels of tokens, weights of positions, under any accumulation."""

@@ -182,6 +182,7 @@ def test_the_step_that_is_planned_is_the_runs():
     assert size["skip"] > size["stop"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif((sys.platform, platform.machine()) != ("linux", "x86_64"), reason="libtpu is for Linux on x86-64")
 @pytest.mark.parametrize("topology", ["v5e:4x4", pytest.param("v6e:4x4", marks=[pytest.mark.slow, pytest.mark.soak])])
 def test_tpus_gather_weights_and_scatter_gradients(monkeypatch, topology):

@@ -217,6 +217,7 @@ def advised(message: str) -> dict[str, str]:
     return {words[i].removeprefix("--"): words[i + 1] for i in (0, 2)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "key"),
     [

@@ -22,6 +22,7 @@ def ask() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_k1_an_evaluation_is_given_up_and_made_up_for(start, finished, tmp_path, monkeypatch, capsys):  # noqa: F811
     """SIGTERM in its first batch of two: saved at once; the same command begins with that evaluation."""
     out, batches, seen = tmp_path / "run", evaluate.batches_of, []
@@ -51,6 +52,7 @@ def test_k1_an_evaluation_is_given_up_and_made_up_for(start, finished, tmp_path,
     assert_same_lines(out, finished[0])
 
 
+@pytest.mark.slow
 def test_k1_samples_are_given_up_and_made_up_for(start, tmp_path, monkeypatch):
     """The same, asked between an evaluation and its samples."""
     more = {"evaluation.prompts": '["A", "B"]', "evaluation.max_new_tokens": 2, "evaluation.sampling_steps": 2,
@@ -174,6 +176,7 @@ command_line.run(main)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["| head -1", "2>&1 | head -1", "| true", ">/dev/full", ">&-", ">&- 2>&-"])
 def test_k1_a_program_goes_on_without_its_output(place, tmp_path):
     """Its product lies elsewhere: lines that nobody reads are dropped, and nothing else is."""
@@ -186,6 +189,7 @@ def test_k1_a_program_goes_on_without_its_output(place, tmp_path):
     assert told == ["a notice"] * (not place.count("2>"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("place", "code"), [("| head -1", 0), (">/dev/full", 2), (">&-", 2)])
 def test_k19_a_program_whose_product_nobody_takes_ends(place, code, tmp_path):
     done = typed(OUTPUT, place, tmp_path / "done", "product")

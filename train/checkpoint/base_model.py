@@ -13,7 +13,7 @@ from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.text import mask_token, tokens
 from qwen3llada_jax.text.mask_token import MaskToken
 
-from ..config.schema import BLOCK_LENGTH, BLOCK_VISIBILITY, BlockAttentionConfig, Config
+from ..config.schema import BLOCK_LENGTH, BLOCK_ORIGIN, BLOCK_VISIBILITY, BlockAttentionConfig, Config
 from ..monitor.run_log import warn
 
 
@@ -24,7 +24,7 @@ class BaseModel:
     Attributes:
         mask_token: its id, and who says so: for the line at the start.
         blocks: who sees whom.
-        visibility: the same in words, and who says so.
+        visibility, shift: who sees whom and the config's shift in words, and who says so.
     """
 
     folder: Path
@@ -33,6 +33,7 @@ class BaseModel:
     mask_token: MaskToken
     blocks: BlockAttentionConfig
     visibility: str
+    shift: str
 
 
 def find_base_model(config: Config, goes_on: Path | None = None) -> BaseModel:
@@ -59,7 +60,8 @@ def find_base_model(config: Config, goes_on: Path | None = None) -> BaseModel:
         raise InputError(f"{folder}: its tokenizer names no EOS token, which ends every text")
     mask = _mask_token(config, folder, architecture, tokenizer)
     blocks, visibility = blocks_of(config, architecture)
-    own = architecture.block_length
+    shift, said_of_shift = shift_of(config, architecture)
+    own = None if architecture.is_autoregressive else architecture.block_length
     architecture = dataclasses.replace(
         architecture,
         mask_token_id=mask.id,
@@ -67,17 +69,19 @@ def find_base_model(config: Config, goes_on: Path | None = None) -> BaseModel:
         visibility=(blocks.visibility or "full") if blocks.enabled else "full",
         block_length=blocks.block_length if blocks.enabled else own,
         prompt_sees_answer=bool(blocks.enabled and blocks.prompt_sees_answer),
-        shift=False,
-        block_origin="prompt",
+        shift=shift,
+        block_origin=blocks.origin or BLOCK_ORIGIN,
         enable_thinking=_thinks(config, architecture),
     )
     check_length(config.training.max_length, architecture)
-    return BaseModel(folder, tokenizer, architecture, mask, blocks, visibility)
+    return BaseModel(folder, tokenizer, architecture, mask, blocks, visibility, said_of_shift)
 
 
-def settled(config: Config, blocks: BlockAttentionConfig, enable_thinking: bool = False) -> Config:
+def settled(
+    config: Config, blocks: BlockAttentionConfig, enable_thinking: bool = False, *, shift: bool = False
+) -> Config:
     """The configuration with what `find_base_model` found where it left the choice to the model."""
-    training = dataclasses.replace(config.training, block_attention=blocks)
+    training = dataclasses.replace(config.training, block_attention=blocks, shift=shift)
     dataset = config.dataset
     if config.learns_answers:
         dataset = dataclasses.replace(dataset, enable_thinking=enable_thinking)
@@ -92,46 +96,84 @@ def _thinks(config: Config, architecture: ModelConfig) -> bool:
     return asked
 
 
+def shift_of(config: Config, architecture: ModelConfig) -> tuple[bool, str]:
+    """(whether tokens are predicted at the position before them, the same in words): if not set, as the model does.
+
+    An autoregressive model does so, from its left alone; what becomes of it does not unless it is asked to.
+    """
+    asked, model = config.training.shift, architecture
+    if asked is None:
+        shift = model.shift and not model.is_autoregressive
+        said = _AUTOREGRESSIVE if model.is_autoregressive else "the model's own"
+    else:
+        shift = asked
+        is_own = asked == model.shift and not model.is_autoregressive
+        said = "the model's own" if is_own else f"training.shift; {_before(model, _on(model.shift))}"
+    return shift, f"{_on(shift)} ({said})"
+
+
 def blocks_of(config: Config, architecture: ModelConfig) -> tuple[BlockAttentionConfig, str]:
     """(who sees whom in this run, the same in words): what is not set is what the model was trained with.
+
+    What an autoregressive model sees is given up: not asked otherwise, everyone sees everyone.
 
     Args:
         architecture: of the model that the run starts from.
 
     Raises:
-        InputError: a block length, or a rule of the prompt, that would change nothing.
+        InputError: a block length, an origin, or a rule of the prompt, that would change nothing.
     """
     asked, model = config.training.block_attention, architecture
     was_blocks = model.visibility != "full" and not model.is_autoregressive
     enabled = was_blocks if asked.enabled is None else asked.enabled
-    own = _in_words(model.visibility, model.block_length)
+    own = _before(model, _in_words(model.visibility, model.block_length, model.block_origin))
     if not enabled:
-        if asked.enabled is None and asked.block_length is not None:
-            raise InputError(
-                "training.block_attention.block_length has no effect on a model of visibility full; leave it out, or "
-                "set enabled: true"
-            )
-        said = "the model's own" if not was_blocks else f"block_attention.enabled is false; the model's own was {own}"
-        plain = BlockAttentionConfig(False, asked.block_length or BLOCK_LENGTH, BLOCK_VISIBILITY, False)
+        for name in ("block_length", "origin"):
+            if asked.enabled is None and getattr(asked, name) is not None:
+                raise InputError(
+                    f"training.block_attention.{name} has no effect on a model of visibility full; leave it out, or "
+                    "set enabled: true"
+                )
+        said = "the model's own" if model.visibility == "full" else own
+        said = f"block_attention.enabled is false; {own}" if was_blocks else said
+        plain = BlockAttentionConfig(False, asked.block_length or BLOCK_LENGTH, BLOCK_VISIBILITY, False, BLOCK_ORIGIN)
         return plain, f"full ({said})"
     visibility = asked.visibility or (model.visibility if was_blocks else BLOCK_VISIBILITY)
     length = asked.block_length or (model.block_length if was_blocks else None) or BLOCK_LENGTH
     sees = asked.prompt_sees_answer
     if sees is None:
         sees = visibility == model.visibility == "block_bias" and model.prompt_sees_answer
-    if sees and visibility != "block_bias":
-        raise InputError(
-            f"training.block_attention.prompt_sees_answer has no effect with visibility {visibility}; leave it out, or "
-            "set visibility: block_bias"
-        )
-    is_own = (visibility, length, sees) == (model.visibility, model.block_length, model.prompt_sees_answer)
-    said = "the model's own" if is_own else f"training.block_attention; the model's own was {own}"
-    text = _in_words(visibility, length) + (", prompts see answers" if sees else "")
-    return BlockAttentionConfig(True, length, visibility, bool(sees)), f"{text} ({said})"
+    keeps_origin = was_blocks and visibility == model.visibility
+    origin = asked.origin or (model.block_origin if keeps_origin else BLOCK_ORIGIN)
+    only = {"prompt_sees_answer": (sees, "block_bias"), "origin": (origin != BLOCK_ORIGIN, "block_causal")}
+    for name, (acts, needed) in only.items():
+        if acts and visibility != needed:
+            raise InputError(
+                f"training.block_attention.{name} has no effect with visibility {visibility}; leave it out, or "
+                f"set visibility: {needed}"
+            )
+    is_own = (visibility, length, sees, origin) == (
+        model.visibility, model.block_length, model.prompt_sees_answer, model.block_origin,
+    )  # fmt: skip
+    said = "the model's own" if is_own and was_blocks else f"training.block_attention; {own}"
+    text = _in_words(visibility, length, origin) + (", prompts see answers" if sees else "")
+    return BlockAttentionConfig(True, length, visibility, bool(sees), origin), f"{text} ({said})"
 
 
-def _in_words(visibility: str, block_length: int | None) -> str:
-    return visibility if visibility == "full" else f"{visibility} in blocks of {block_length}"
+_AUTOREGRESSIVE = "the model was autoregressive"
+_COUNTED = {"prompt": "", "start": " from position 0", "aligned": " from the prompt's end, backward too"}
+
+
+def _before(model: ModelConfig, own: str) -> str:
+    return _AUTOREGRESSIVE if model.is_autoregressive else f"the model's own was {own}"
+
+
+def _in_words(visibility: str, block_length: int | None, origin: str) -> str:
+    return visibility if visibility == "full" else f"{visibility} in blocks of {block_length}{_COUNTED[origin]}"
+
+
+def _on(shift: bool) -> str:
+    return "on" if shift else "off"
 
 
 def check_length(length: int, architecture: ModelConfig) -> None:

@@ -13,8 +13,11 @@ from ..monitor.run_log import warn
 from ..runtime.versions import versions
 
 # A continuation in another folder may be taught another visibility or mask token; its weights stay what they are.
-_FREE_IN_A_FORK = ("mask_token_id", "live_vocab_size", "visibility", "block_length", "prompt_sees_answer",
-                   "enable_thinking")  # fmt: skip
+_FREE_IN_A_FORK = ("mask_token_id", "live_vocab_size", "visibility", "block_length", "prompt_sees_answer", "shift",
+                   "block_origin", "enable_thinking")  # fmt: skip
+# What runs did whose version had no choice.
+_SETTINGS_BEFORE = {"training.shift": False, "training.block_attention.origin": "prompt"}
+_MODEL_BEFORE = {"shift": False, "block_origin": "prompt"}
 # What the held-out loss is of.
 _HELD_OUT = ("evaluation.eval_name", "evaluation.eval_split", "evaluation.eval_max_batches")
 # Known to who starts the run, and different for every one.
@@ -33,7 +36,7 @@ def check_same_run(folder: Path, meta: dict[str, Any], config: Config, model: Mo
     """
     free, differences = _free(config), _settings_that_differ(meta, config)
     changed = [text for name, text in differences.items() if name not in free]
-    changed += [f"model's {text}" for text in _differences(meta["model"], model.to_hf()).values()]
+    changed += [f"model's {text}" for text in _model_differences(meta, model).values()]
     if changed:
         raise OtherRunError(f"{folder} holds a run with other settings ({'; '.join(changed)})")
 
@@ -63,7 +66,7 @@ def tell_changes(meta: dict[str, Any], config: Config) -> None:
 
 def check_fork(folder: Path, meta: dict[str, Any], config: Config, model: ModelConfig) -> None:
     """Refuse another architecture or optimizer than those of the run that is gone on from."""
-    of_model = _differences(meta["model"], model.to_hf())
+    of_model = _model_differences(meta, model)
     wrong = [f"model's {text}" for name, text in of_model.items() if name not in _FREE_IN_A_FORK]
     if (meta["config"].get("training.ema_decay") or 0) == 0 < config.training.ema_decay:
         wrong.append("training.ema_decay, an average that it did not keep")
@@ -78,7 +81,7 @@ def check_fork(folder: Path, meta: dict[str, Any], config: Config, model: ModelC
 def tell_fork(folder: Path, meta: dict[str, Any], config: Config, model: ModelConfig, fingerprint: str) -> None:
     """Say what differs from the run that is gone on from."""
     changed = [*_settings_that_differ(meta, config).values()]
-    changed += [f"model's {text}" for text in _differences(meta["model"], model.to_hf()).values()]
+    changed += [f"model's {text}" for text in _model_differences(meta, model).values()]
     if meta["data"]["fingerprint"] != fingerprint:
         changed.append("the data")
     if changed:
@@ -120,8 +123,12 @@ def _free(config: Config) -> set[str]:
 
 def _settings_that_differ(meta: dict[str, Any], config: Config) -> dict[str, str]:
     """Keys that an older version had not are as if left out then."""
-    found = _differences(flat(Config()) | meta["config"], flat(config))
+    found = _differences(flat(Config()) | _SETTINGS_BEFORE | meta["config"], flat(config))
     return {name: text for name, text in found.items() if name not in _UNTOLD}
+
+
+def _model_differences(meta: dict[str, Any], model: ModelConfig) -> dict[str, str]:
+    return _differences(_MODEL_BEFORE | meta["model"], model.to_hf())
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:

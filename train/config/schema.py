@@ -44,7 +44,8 @@ class BaseModelConfig:
     from_scratch: bool = key(False, "new: draw fresh weights, keep only architecture and tokenizer")
 
 
-BLOCK_VISIBILITY, BLOCK_LENGTH = "block_bias", 32  # where neither the run nor its model says otherwise
+# Where neither the run nor its model says otherwise.
+BLOCK_VISIBILITY, BLOCK_LENGTH, BLOCK_ORIGIN = "block_bias", 32, "prompt"
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,17 @@ class BlockAttentionConfig:
     enabled: bool | None = key(
         None,
         "hide other blocks while training (visibility below); false: everyone sees everyone (default: as the model was "
-        "trained, and so for the three keys below)",
+        "trained, and so for the keys below)",
     )
     block_length: int | None = key(None, "tokens of a block (else 32)")
     visibility: str | None = key(None, "new: block_causal or block_bias, the PyTorch system's (else block_bias)")
     prompt_sees_answer: bool | None = key(
         None, "new: under block_bias, prompt tokens see all answers, as the PyTorch system's did (else false)"
+    )
+    origin: str | None = key(
+        None,
+        "new: block_causal: where blocks are counted from: prompt (its end), start (position 0, the prompt in blocks "
+        "too) or aligned (trained as start; prompts are padded to whole blocks when it writes) (else prompt)",
     )
 
 
@@ -97,6 +103,11 @@ class TrainingConfig:
     resume_from: str | None = key(
         "auto",
         "auto: output_dir's newest checkpoint, if any; never; or another run, or one RUN/checkpoints/N",
+    )
+    shift: bool | None = key(
+        None,
+        "new: each token is predicted at the position before it (default: as the model was trained; of an "
+        "autoregressive one false)",
     )
     eos_padding: bool = key(True, "new: pad answers with EOS that is trained on, which teaches the model to stop (sft)")
     noise: NoiseConfig = field(default_factory=NoiseConfig)

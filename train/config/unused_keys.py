@@ -60,6 +60,20 @@ TABLE = (
         "with training.block_attention.visibility block_causal",
         "leave it out, or set visibility: block_bias",
     ),
+    Inert(
+        "training.block_attention.origin",
+        lambda c: c.training.block_attention.enabled is False and c.training.block_attention.origin != "prompt",
+        "with training.block_attention.enabled false",
+        "leave it out, or set enabled: true",
+    ),
+    Inert(
+        "training.block_attention.origin",
+        lambda c: (
+            c.training.block_attention.origin != "prompt" and c.training.block_attention.visibility == "block_bias"
+        ),
+        "with training.block_attention.visibility block_bias, whose prompt is one block",
+        "leave it out, or set visibility: block_causal",
+    ),
     Inert("optim.betas", lambda c: c.optim.name == "adafactor", "with optim.name {o.name}"),
     Inert("optim.eps", lambda c: c.optim.name in ("adafactor", "lion", "lion8bit"), "with optim.name {o.name}"),
     Inert(

@@ -4,6 +4,7 @@ from typing import Any
 
 from qwen3llada_jax.arguments import MOST_SEED
 from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.model.config import BLOCK_ORIGINS
 from qwen3llada_jax.sampling.rules import CONFIDENCE_RULES
 
 from .schema import Config, DatasetConfig, OptimConfig, TrainingConfig, flat
@@ -17,6 +18,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "training.on_nan": ("stop", "skip"),
     "training.on_spike": ("none", "stop", "skip"),
     "training.block_attention.visibility": ("block_bias", "block_causal"),
+    "training.block_attention.origin": BLOCK_ORIGINS,
     "optim.name": ("adamw", "adamw8bit", "lion", "lion8bit", "adafactor", "muon"),
     "optim.scheduler": ("constant", "linear", "cosine", "wsd"),
     "optim.moment_dtype": ("float32", "bfloat16"),
@@ -25,7 +27,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "evaluation.remasking": tuple(CONFIDENCE_RULES),
     "distributed.initialize": ("auto", "always", "never"),
 }
-LEFT_TO_THE_MODEL = ("training.block_attention.visibility",)  # where null
+LEFT_TO_THE_MODEL = ("training.block_attention.visibility", "training.block_attention.origin")  # where null
 AT_LEAST = {
     0: (
         "project.seed", "project.profile", "training.weight_decay", "training.grad_clip", "evaluation.temperature",

@@ -7,25 +7,33 @@ from .batches import Batches
 from .loader import Batch
 
 
-def shown(batches: Batches, tokenizer: Any, count: int) -> str:
-    """The first rows of the first updates, each with its parts marked."""
+def shown(batches: Batches, tokenizer: Any, count: int, *, shift: bool = False) -> str:
+    """The first rows of the first updates, each with its parts marked.
+
+    Args:
+        shift: tokens are predicted at the position before them, which the first of a document has not.
+    """
     blocks: list[str] = []
     step = 0
     while len(blocks) < count:
         batch = batches.take(step)
         step += 1
-        blocks += [_row(batch, row, tokenizer, step) for row in range(min(len(batch.rows), count - len(blocks)))]
+        here = range(min(len(batch.rows), count - len(blocks)))
+        blocks += [_row(batch, row, tokenizer, step, shift) for row in here]
     return "\n\n".join(blocks)
 
 
-def _row(batch: Batch, row: int, tokenizer: Any, update: int) -> str:
+def _row(batch: Batch, row: int, tokenizer: Any, update: int, shift: bool) -> str:
     ids = batch.tokens[row].tolist()
     prompt, real = int(batch.prompt_length[row]), int(batch.real_length[row])
     end, length = int(batch.used_length[row]), len(ids)
     parts = [f"── update {update}, row {row + 1}: {length} tokens"]
     if prompt:
         parts += [f"┌ prompt, {prompt} tokens, seen but not learned", tokenizer.decode(ids[:prompt])]
-    parts += [f"┌ learned, {real - prompt} tokens", *_documents(batch, row, ids[prompt:real], prompt, tokenizer)]
+    texts = _documents(batch, row, ids[prompt:real], prompt, tokenizer)
+    first = len(texts) if shift and not prompt else 0
+    parts.append(f"┌ learned, {real - prompt - first} tokens" + ", all but the first of each document" * bool(first))
+    parts += [line for i, text in enumerate(texts) for line in (["┌ next document"] if i else []) + [text]]
     if end > real:
         parts.append(f"┌ padding that is learned, {end - real} tokens: {tokenizer.decode(ids[real])} × {end - real}")
     if length > end:
@@ -34,10 +42,9 @@ def _row(batch: Batch, row: int, tokenizer: Any, update: int) -> str:
 
 
 def _documents(batch: Batch, row: int, ids: list[int], begin: int, tokenizer: Any) -> list[str]:
-    """The text, divided where documents do not see each other."""
+    """The texts, divided where documents do not see each other."""
     if batch.segment_ids is None:
         return [tokenizer.decode(ids)]
     segments = batch.segment_ids[row, begin : begin + len(ids)].tolist()
     cuts = [0, *(i for i in range(1, len(ids)) if segments[i] != segments[i - 1]), len(ids)]
-    texts = [tokenizer.decode(ids[a:b]) for a, b in itertools.pairwise(cuts)]
-    return [line for i, text in enumerate(texts) for line in (["┌ next document"] if i else []) + [text]]
+    return [tokenizer.decode(ids[a:b]) for a, b in itertools.pairwise(cuts)]
