@@ -55,7 +55,7 @@ def test_every_setting_is_a_flag_and_arrives():
         "revise_by": "random", "eos": "last", "min_length": 3, "stop_at_eos": False, "eos_token_ids": (7, 8),
         "forbid": (9,), "visibility": "block_bias", "cache": "dual", "parallel_blocks": True, "mask_token_id": 60,
     }  # fmt: skip
-    others = [{"factor": 1.5}, {"entropy_bound": 0.3}]
+    others = [{"factor": 1.5}, {"entropy_bound": 0.3}, {"dynamic": 0.9}, {"timesteps": 0.001}, {"sub_block_length": 2}]
     assert set(given) | {n for other in others for n in other} == set(flags.SETTINGS)
     for values in (given, *others):
         for dash in ("-", "_"):
