@@ -16,11 +16,11 @@ from qwen3llada_jax.errors import InputError, brief, listed, shown
 from qwen3llada_jax.io.atomic_files import home, put_back
 from qwen3llada_jax.io.safetensors_folder import GGUF
 from qwen3llada_jax.model import families
+from qwen3llada_jax.model.rope_scaling import RopeScaling, read_rope
 from qwen3llada_jax.model.trained_with import trained_with
 
 VISIBILITIES = ("full", "block_bias", "block_causal")
 BLOCK_ORIGINS = ("prompt", "start", "aligned")
-ROPE_KINDS = ("default", "linear", "dynamic", "yarn", "llama3")
 
 # Keys of any config.json that are no field of a `ModelConfig`: read apart, or without effect on a forward pass.
 _OTHER_KEYS = frozenset(
@@ -39,46 +39,6 @@ _FLAGS = ("tie_word_embeddings", "attention_bias", "prompt_sees_answer", "shift"
 _IDS = ("bos_token_id", "pad_token_id", "mask_token_id")
 _MOST_SIZE = 2**31 - 1  # dimensions are counted in 32 bits in a program
 _MOST_LAYERS = 10_000  # beyond it a config is damaged, and going through its layers would take for ever
-
-# What each kind of rope scaling cannot do without.
-_ROPE_NEEDS = {
-    "linear": ("factor",),
-    "dynamic": ("factor",),
-    "yarn": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
-}
-
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """Scaling of the rotary frequencies, with the parameters transformers knows for each kind."""
-
-    kind: str
-    factor: float = 1.0
-    original_max_position_embeddings: int | None = None
-    low_freq_factor: float | None = None
-    high_freq_factor: float | None = None
-    attention_factor: float | None = None
-    beta_fast: float | None = None
-    beta_slow: float | None = None
-    mscale: float | None = None
-    mscale_all_dim: float | None = None
-    truncate: bool = True
-
-    def __post_init__(self) -> None:
-        for f in dataclasses.fields(self):
-            name, value = f"config: rope parameter {f.name}", getattr(self, f.name)
-            if f.name == "truncate":
-                arguments.flag(name, value)
-            elif f.name == "original_max_position_embeddings" and value is not None:
-                object.__setattr__(self, f.name, arguments.whole(name, value))
-            elif f.name != "kind" and value is not None:
-                object.__setattr__(self, f.name, arguments.number(name, value))
-            if f.name in ("kind", "truncate") or value is None:
-                continue
-            may_be_0 = f.name in ("mscale", "mscale_all_dim")
-            if not 0 <= value < float("inf") or (value == 0 and not may_be_0):
-                raise InputError(f"{name} must be a number above 0, not {shown(value)}")
 
 
 @dataclass(frozen=True)
@@ -210,7 +170,7 @@ class ModelConfig:
         source = family.read(source)
         source |= {name: fact.value for name, fact in trained_with(family, source, said).items()}
         _refuse_what_we_do_not_do(source)
-        theta, scaling = _read_rope(source, family)
+        theta, scaling = read_rope(source, family)
         fields = {f.name for f in dataclasses.fields(cls)} - {"rope_theta", "rope_scaling", "model_type"}
         values = {k: source[k] for k in fields if k in source}
         if values.get("num_key_value_heads") is None and "num_attention_heads" in values:
@@ -375,66 +335,6 @@ def _refuse_what_we_do_not_do(source: Mapping[str, Any]) -> None:
             raise InputError(
                 f"config: {key} is there: quantized weights{kind} are not supported; import the unquantized model"
             )
-
-
-def _read_rope(source: Mapping[str, Any], family: families.Family) -> tuple[float, RopeScaling | None]:
-    """Base and scaling from `rope_parameters` (transformers ≥ 5) or `rope_theta` + `rope_scaling` (before)."""
-    rope = _without_contradiction(source)
-    theta = rope.pop("rope_theta", None)
-    if theta is None:
-        uses = f"{family.name} uses {family.rope_theta}"
-        raise InputError(f"config: neither rope_theta nor rope_parameters.rope_theta is there; {uses}")
-    theta = arguments.number("config: rope_theta", theta)
-    kind = rope.pop("rope_type", "default")
-    if kind not in ROPE_KINDS:
-        raise InputError(f"config: rope kind {shown(kind)} is not supported; known kinds are {', '.join(ROPE_KINDS)}")
-    if rope.pop("partial_rotary_factor", 1.0) != 1:
-        raise InputError(
-            "config: partial_rotary_factor is not 1; rotary embedding of a part of the head is not supported"
-        )
-    known = {f.name for f in dataclasses.fields(RopeScaling)} if kind != "default" else set()
-    strangers = sorted(set(rope) - known)
-    if strangers:
-        hint = "; name the kind (rope_type) that it belongs to" if kind == "default" else ""
-        raise InputError(f"config: rope kind {kind!r} has the unknown parameter {shown(strangers[0])}{hint}")
-    if kind == "default":
-        return theta, None
-    missing = [name for name in _ROPE_NEEDS[kind] if name not in rope]
-    if missing:
-        raise InputError(f"config: rope kind {kind!r} needs {', '.join(missing)}")
-    if kind in ("yarn", "llama3"):
-        fallback = source.get("original_max_position_embeddings") or source["max_position_embeddings"]
-        rope.setdefault("original_max_position_embeddings", fallback)
-    return theta, RopeScaling(kind=kind, **rope)
-
-
-def _without_contradiction(source: Mapping[str, Any]) -> dict[str, Any]:
-    """What the three places that may speak of rope say together.
-
-    A file of one transformers version edited by the advice for another says it twice; taking one of the two would drop
-    a scaling without a word.
-    """
-    found: dict[str, Any] = {}
-    for place in ("rope_theta", "rope_scaling", "rope_parameters"):
-        said = source.get(place)
-        if place == "rope_theta":
-            said = None if said is None else {"rope_theta": said}
-        if said is not None and not isinstance(said, dict):
-            raise InputError(f"config: {place} must be an object with keys (or null), of the wrong kind: {shown(said)}")
-        said = {k: v for k, v in (said or {}).items() if v is not None}
-        if "type" in said:
-            kind = said.pop("type")
-            if said.setdefault("rope_type", kind) != kind:
-                raise InputError(f"config: {place} says type {shown(kind)} and rope_type {shown(said['rope_type'])}")
-        for name, value in said.items():
-            if found.setdefault(name, value) != value:
-                raise InputError(
-                    f"config: rope_theta, rope_scaling and rope_parameters contradict each other about {shown(name)} "
-                    f"({shown(found[name])} and {shown(value)}); leave one of them out"
-                )
-        if place == "rope_parameters" and said and "rope_type" not in said and "rope_type" not in found:
-            found["rope_type"] = "default"
-    return found
 
 
 def _qwen3(hidden: int, mlp: int, layers: int, heads: int, *, tied: bool) -> ModelConfig:

@@ -28,8 +28,13 @@ from qwen3llada_jax.errors import InputError, brief, listed, shown
 from qwen3llada_jax.model import family_configs, family_names
 from qwen3llada_jax.model.family_configs import Reader, reader, writer
 
-AUTOREGRESSIVE = {"visibility": "block_causal", "block_length": 1, "shift": True, "block_origin": "start"}
-FULL = {"visibility": "full", "block_length": None, "shift": False, "block_origin": "prompt"}
+AUTOREGRESSIVE: dict[str, Any] = {
+    "visibility": "block_causal",
+    "block_length": 1,
+    "shift": True,
+    "block_origin": "start",
+}
+FULL: dict[str, Any] = {"visibility": "full", "block_length": None, "shift": False, "block_origin": "prompt"}
 
 
 @dataclass(frozen=True)
@@ -185,7 +190,7 @@ FAST_DLLM = replace(
 )
 
 # dllm publishes two kinds of A2D under one model_type; only their names tell them apart.
-_A2D_KINDS = {
+_A2D_KINDS: dict[str, dict[str, Any]] = {
     "mdlm": FULL,
     "bd3lm": {"visibility": "block_causal", "block_length": 32, "shift": False, "block_origin": "aligned"},
 }
@@ -218,8 +223,8 @@ _REFUSED = {
     "sdar_moe": "a mixture of experts (sdar_moe) is not supported; use a dense SDAR",
     "lladamoe": "LLaDA-MoE is a mixture of experts, which is not supported; use LLaDA-8B",
     "llada2_moe": "LLaDA 2 is a mixture of experts, which is not supported; use LLaDA-8B",
-    "nemotron_labs_diffusion": "Nemotron's diffusion models are not supported: what they see is not published",
-    "edlm": "Efficient-DLM is not supported: what it sees is not published; use SDAR",
+    "nemotron_labs_diffusion": "Nemotron's diffusion models are not supported; use SDAR",
+    "edlm": "Efficient-DLM is not supported; use SDAR",
 }
 # Keys that one family alone has: in the config.json of another they say that it is no model of that family.
 _MARKS = {

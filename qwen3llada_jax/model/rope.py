@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from qwen3llada_jax.model.config import ModelConfig, RopeScaling
+from qwen3llada_jax.model.config import ModelConfig
+from qwen3llada_jax.model.rope_scaling import RopeScaling
 
 
 def rope_tables(

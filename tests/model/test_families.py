@@ -62,19 +62,18 @@ def models(tmp_path_factory) -> dict[str, q.Qwen3LLaDA]:
     return {case.name: q.load(save(case, parent), **case.said) for case in CASES}
 
 
-def _lengths(number: int) -> list:
-    own = LENGTHS[number % len(LENGTHS)]
-    return [own, *(pytest.param(length, marks=pytest.mark.slow) for length in LENGTHS if length != own)]
+def _runs() -> list:
+    """Each case at one length, at the longest (slow), and at the others (soak)."""
+    runs = []
+    for number, case in enumerate(CASES):
+        for length in LENGTHS:
+            kind = [pytest.mark.slow] if length == 300 else [pytest.mark.slow, pytest.mark.soak]
+            marks = () if length == LENGTHS[number % len(LENGTHS)] else kind
+            runs.append(pytest.param(case, length, marks=marks, id=f"{case.name}-{length}"))
+    return runs
 
 
-@pytest.mark.parametrize(
-    ("case", "length"),
-    [
-        pytest.param(case, *getattr(length, "values", (length,)), marks=getattr(length, "marks", ()), id=f"{case.name}")
-        for number, case in enumerate(CASES)
-        for length in _lengths(number)
-    ],
-)
+@pytest.mark.parametrize(("case", "length"), _runs())
 def test_logits_are_the_familys(models, case, length):
     """Under its own visibility, of which nothing is said here, with a row that ends in padding."""
     draw = np.random.default_rng(length)

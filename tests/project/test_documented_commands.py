@@ -101,6 +101,7 @@ BEFORE_PYTHON = {
     # README's block has saved a model under the same name.
     "docs/importing.md": "import shutil; shutil.rmtree('models/mine', ignore_errors=True)\n"
     "tokens, path = [[1, 2, 3]], 'runs/sft'",
+    "docs/models.md": "",
     "docs/masks.md": "import qwen3llada_jax as q; model = q.load('runs/sft'); tokens, pad = [[1, 2, 3, 4, 5, 6]], 6",
     "docs/sampling.md": "prompts = [[1, 2, 3], [4, 5]]",
     "docs/training.md": "path, tokens, mask_token_id = 'examples/tiny-qwen3', [[1, 2, 3]], 1050",

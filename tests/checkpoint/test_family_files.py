@@ -93,6 +93,8 @@ def test_names_of_models_tell_their_blocks_the_folders_before_the_files(hub, tmp
     hub_place = tmp_path / "models--JetLM--SDAR-1.7B-Chat-b8" / "snapshots" / "4f1e"
     assert read_model_config(copy(hub / sdar, hub_place)).block_length == 8
     assert read_model_config(copy(hub / sdar, tmp_path / "b-b8", block_size=2)).block_length == 2  # the file wins
+    fast = copy(hub / "Fast_dLLM_v2_7B", tmp_path / "fast-b8", bd_size="absent")  # its names say no length
+    assert read_model_config(fast).block_length == 32
     a2d = "Qwen3-0.6B-diffusion-mdlm-v0.1"
     bd3lm = copy(hub / a2d, tmp_path / "mine-too", _name_or_path="dllm/Qwen3-0.6B-diffusion-BD3LM-v0.1")
     assert read_model_config(bd3lm).block_origin == "aligned"
