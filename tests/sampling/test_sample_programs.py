@@ -54,8 +54,9 @@ def test_every_setting_is_a_flag_and_arrives():
         "cfg_scale": 1.5, "repetition_penalty": 1.2, "remasking": "margin", "threshold": 0.8, "revise": 2,
         "revise_by": "random", "eos": "last", "min_length": 3, "stop_at_eos": False, "eos_token_ids": (7, 8),
         "forbid": (9,), "visibility": "block_bias", "cache": "dual", "parallel_blocks": True, "mask_token_id": 60,
+        "sub_block_length": 2,
     }  # fmt: skip
-    others = [{"factor": 1.5}, {"entropy_bound": 0.3}]
+    others = [{"factor": 1.5}, {"entropy_bound": 0.3}, {"dynamic": 0.8}, {"timesteps": 0.01}]
     assert set(given) | {n for other in others for n in other} == set(flags.SETTINGS)
     for values in (given, *others):
         for dash in ("-", "_"):

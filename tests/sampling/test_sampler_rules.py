@@ -37,6 +37,8 @@ BOTH = [
     ({"threshold": 0.3}, {"commit": rules.Threshold(0.3)}),
     ({"factor": 1.5}, {"commit": rules.Factor(1.5)}),
     ({"entropy_bound": 0.4}, {"commit": rules.EntropyBound(0.4)}),
+    ({"dynamic": 0.4}, {"commit": rules.Dynamic(0.4)}),
+    ({"timesteps": 0.01}, {"commit": rules.Timesteps(0.01)}),
     ({"temperature": 0.7, "top_k": 9, "top_p": 0.8}, {"draw": rules.Sample(0.7, 9, 0.8)}),
     ({"revise": 2}, {"remask": rules.LeastCertain(2)}),
     ({"revise": 2, "revise_by": "random"}, {"remask": rules.AtRandom(2)}),

@@ -1,10 +1,11 @@
 """Four published samplers once more, greedy, in plain PyTorch from their descriptions: what ours is compared with.
 
 No cache: every pass runs the whole text under a mask written out in full. The numbers whose order decides something go
-through `Close`, which keeps the smallest difference: where it is below float32's rounding, two right samplers may differ.
+through `Close`, which keeps the smallest difference: where it is below float32's rounding, right samplers may differ.
 Ids that ours never writes (`never`) are left out in all of them.
 """
 
+import itertools
 import math
 
 import torch
@@ -19,7 +20,7 @@ class Close:
     def between(self, *numbers: float) -> None:
         """Numbers that were compared with each other."""
         found = sorted(numbers)
-        self.margin = min([self.margin, *(b - a for a, b in zip(found, found[1:], strict=False))])
+        self.margin = min([self.margin, *(b - a for a, b in itertools.pairwise(found))])
 
 
 def logits_of(reference, tokens, allowed, positions=None) -> torch.Tensor:
@@ -148,8 +149,8 @@ def dream(reference, prompt, gen_length, steps, order, mask, never, eps=1e-3):
 def fast_dllm_v2(reference, prompt, gen_length, S, part, threshold, mask, never):
     """Fast-dLLM v2 (arXiv 2509.26328): blocks of S from position 0, shift, parts of a block one after another.
 
-    A block that begins with a mask gets its first token from the clean block before, alone. Then, part by part, all that
-    is surer than the threshold is written, the surest in any case.
+    A block that begins with a mask gets its first token from the clean block before, alone. Then, part by part, all
+    that is surer than the threshold is written, the surest in any case.
     """
     close, passes = Close(), 0
     P, blocks = len(prompt), -(-(len(prompt) + gen_length) // S)

@@ -48,26 +48,30 @@ def sample(
     eos_token_ids: Sequence[int] = (),
     min_length: int = 0,
     stop_at_eos: bool = True,
+    shift: bool = False,
+    origin: str = "prompt",
 ) -> Text:
     """Fill the holes (None) of a text: `block_length` of them at a time, or those among so many positions.
 
-    Where blocks are hidden, the text before the first hole is the prompt, and blocks are counted from there.
+    Where blocks are hidden, the text before the first hole is the prompt, and blocks are counted from there; under
+    `origin` "start" from position 0, and then `steps` are those of a block.
     """
     L = len(text)
     holes = [i for i in range(L) if text[i] is None]
     prompt_length = holes[0] if holes else L
     blocks = [holes[i : i + block_length] for i in range(0, len(holes), block_length)]
     if visibility != "full":
-        cuts = [range(i, i + block_length) for i in range(prompt_length, L, block_length)]
+        begin = 0 if origin == "start" else prompt_length
+        cuts = [range(i, i + block_length) for i in range(begin, L, block_length)]
         blocks = [[i for i in cut if i in holes] for cut in cuts if set(cut) & set(holes)]
     tokens = [mask_token_id if token is None else token for token in text]
     masked = [token is None for token in text]
     written_at, confidence = [-1] * L, [1.0] * L
-    bias = bias_of(visibility, L, prompt_length, block_length)
+    bias = bias_of(visibility, L, prompt_length, block_length, origin)
     adaptive = threshold is not None or factor is not None or entropy_bound is not None
     steps_per_block = None if adaptive else block_length
     if steps is not None:
-        steps_per_block = steps // len(blocks)
+        steps_per_block = steps if origin == "start" else steps // len(blocks)
     passes, margin, ended = 0, math.inf, False
 
     def compare(a: float, b: float) -> None:
@@ -77,10 +81,10 @@ def sample(
     for block in blocks:
         budget, step = revise, 0
         while any(masked[i] for i in block) and not ended:
-            logits = logits_of(reference, tokens, bias)
+            logits = logits_of(reference, tokens, bias, shift)
             if cfg_scale > 0:
                 blank = [mask_token_id if token is not None else tokens[i] for i, token in enumerate(text)]
-                without = logits_of(reference, blank, bias)
+                without = logits_of(reference, blank, bias, shift)
                 logits = without + (cfg_scale + 1) * (logits - without)
             seen = {tokens[i] for i in range(L) if not masked[i]}
             waiting = [i for i in block if masked[i]]
@@ -111,7 +115,8 @@ def sample(
 
             share = 0
             if steps_per_block is not None:
-                share = len(block) // steps_per_block + (step < len(block) % steps_per_block)
+                many = block_length if origin == "start" else len(block)
+                share = many // steps_per_block + (step < many % steps_per_block)
             if adaptive:
                 n = 1
                 if threshold is not None:
@@ -173,11 +178,18 @@ def sample(
     return Text(tokens, written_at, confidence, passes * (2 if cfg_scale > 0 else 1), margin)
 
 
-def bias_of(visibility: str, length: int, prompt_length: int, block_length: int) -> torch.Tensor:
+def bias_of(
+    visibility: str, length: int, prompt_length: int, block_length: int, origin: str = "prompt"
+) -> torch.Tensor:
     allowed = [[rule(visibility, i, j, prompt_length, block_length) for j in range(length)] for i in range(length)]
+    if origin != "prompt":
+        block = [(i - (prompt_length if origin == "aligned" else 0)) // block_length for i in range(length)]
+        allowed = [[block[j] <= block[i] for j in range(length)] for i in range(length)]
     return torch.where(torch.tensor(allowed), 0.0, torch.finfo(torch.float32).min)[None, None]
 
 
-def logits_of(reference, tokens: Sequence[int], bias: torch.Tensor) -> torch.Tensor:
+def logits_of(reference, tokens: Sequence[int], bias: torch.Tensor, shift: bool = False) -> torch.Tensor:
+    """[L V]; with `shift` those of the position before, of position 0 its own."""
     with torch.no_grad():
-        return reference(torch.tensor([tokens]), attention_mask=bias).logits[0].double()
+        logits = reference(torch.tensor([tokens]), attention_mask=bias).logits[0].double()
+    return torch.cat([logits[:1], logits[:-1]]) if shift else logits
