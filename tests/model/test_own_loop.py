@@ -227,8 +227,10 @@ def test_the_bundled_config_is_read_alike_by_every_door():
     config = q.ModelConfig.from_hf(json.loads((TINY / "config.json").read_text()))
     assert read_model_config(TINY) == config
     # Opening it adds what the files beside config.json say, and nothing else.
-    opened = dataclasses.replace(config, eos_token_id=(1024, 1026), live_vocab_size=1050)
-    assert q.load(TINY).config == open_folder(TINY).config == opened
+    settings = (("temperature", 0.8), ("top_k", 50))
+    opened = dataclasses.replace(config, eos_token_id=(1024, 1026), live_vocab_size=1050, sampling=settings)
+    assert q.load(TINY).config == opened
+    assert open_folder(TINY).config == dataclasses.replace(opened, mask_token_id=1050)  # to write with: none is named
 
 
 def test_k13_a_model_folder_may_be_called_like_a_checkpoint(trained, start, tmp_path, monkeypatch):
