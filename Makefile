@@ -53,7 +53,7 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/ready
+bench: smollm2
 	$(BIN)/python -m benchmarks.weight_import
 	$(BIN)/python -m benchmarks.save_hold
 	$(BIN)/python -m benchmarks.interruptions
@@ -62,6 +62,7 @@ bench: .venv/ready
 	$(BIN)/python -m benchmarks.sorting
 	$(BIN)/python -m benchmarks.sft_stops
 	$(BIN)/python -m benchmarks.sampling --trained out/sorting
+	$(BIN)/python -m benchmarks.autoregressive
 
 clean:
 	rm -rf .venv out build dist
