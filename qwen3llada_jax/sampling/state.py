@@ -140,7 +140,7 @@ def answer_of(
     """
     if structure.block_origin != "start" or structure.block_length == 1:
         return written
-    canvas = on_host(written)
+    canvas: Any = on_host(written)
     L = canvas.tokens.shape[1]
     if gen_length is None:
         rows = np.arange(len(canvas.places))[:, None]

@@ -124,7 +124,8 @@ def check_invariants(model, options, prompts, seed):
     """Prompts and kept tokens stay, every pass writes what it may and nothing else, NFE is what was counted."""
     config = q.SamplerConfig(gen_length=8, **options)
     S, starts = config.block_length, np.array([len(prompt) for prompt in prompts])
-    is_fixed, per_block = config.has_budget, (config.steps or 8) * S // 8
+    is_fixed = config.has_budget and config.dynamic is None and config.timesteps is None
+    per_block = (config.steps or 8) * S // 8
     blocks_at_once = 8 // S if config.parallel_blocks else 1
     canvases = list(q.watch(model, prompts, config, key=jax.random.key(seed)))
     passes = np.zeros(2, int)
