@@ -54,7 +54,7 @@ EXTRAS = {name: required(requirements) for name, requirements in PROJECT["option
 
 def imports(room: str) -> dict[str, set[str]]:
     """Modules from outside that a room imports, by name or through importlib, and the files that do."""
-    own = {*PACKAGES, "benchmarks", "conftest", *(p.stem for p in (ROOT / "tests").rglob("*.py"))}
+    own = {*PACKAGES, "benchmarks", "examples", "conftest", *(p.stem for p in (ROOT / "tests").rglob("*.py"))}
     found: dict[str, set[str]] = {}
     for file in (ROOT / room).rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
