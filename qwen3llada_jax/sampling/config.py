@@ -226,6 +226,8 @@ class SamplerConfig:
             InputError: no mask token, ids out of range, or lengths, steps and options that do not fit together.
         """
         mask = config.mask_token_id if self.mask_token_id is None else self.mask_token_id
+        if mask is None and self._sees_no_mask(config):
+            mask = config.live_vocab_size  # any id will do that no token has
         if mask is None:
             program = as_typed("converters.from_hf")
             raise InputError(f"the model names no mask token; import it with {program}, or set mask_token_id")
@@ -277,6 +279,12 @@ class SamplerConfig:
         if cache == "dual" and prefix_cache_is_exact(known, config):
             cache = "prefix"  # what follows a block is never seen: nothing else to keep
         return dataclasses.replace(known, cache=cache)
+
+    def _sees_no_mask(self, config: ModelConfig) -> bool:
+        """Whether the model writes a token at a time from those before it, and there is an id that no token has."""
+        is_as_trained = self.block_length in (None, 1) and self.visibility in (None, "block_causal")
+        live = config.live_vocab_size
+        return config.is_autoregressive and is_as_trained and live is not None and live < config.vocab_size
 
     def _check_some_id_is_left(self, mask: int, eos: tuple[int, ...], config: ModelConfig) -> None:
         """Refuse settings under which no id may be written: id 0 would be."""

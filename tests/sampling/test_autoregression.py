@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from conftest import save_torch
+from conftest import refuses, save_torch
+from flax import nnx
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import qwen3llada_jax as q
@@ -84,6 +85,7 @@ def test_other_architectures_do_too(model_type, tmp_path):
     assert_greedy(q.generate(model, PROMPTS, q.SamplerConfig(gen_length=GEN, stop_at_eos=False)), reference)
 
 
+@pytest.mark.slow
 def test_an_engine_does_too_and_a_row_ends_at_its_eos(twin):
     reference, model = twin
     free = [greedy(reference, prompt, 16) for prompt in PROMPTS]
@@ -121,3 +123,15 @@ def test_longer_blocks_are_allowed(twin):
     assert (np.array([len(answer) for answer in result.answers()]) == GEN).all()
     full = q.generate(model, PROMPTS, q.SamplerConfig(gen_length=GEN, block_length=6, visibility="full"))
     assert full.nfe.tolist() == [GEN] * len(PROMPTS)
+
+
+def test_no_mask_token_is_needed_where_none_is_seen(twin):
+    _, model = twin
+    nameless = nnx.merge(*nnx.split(model))
+    nameless.config = dataclasses.replace(model.config, mask_token_id=None)
+    settings = q.SamplerConfig(gen_length=GEN)
+    assert q.generate(nameless, PROMPTS, settings).answers() == q.generate(model, PROMPTS, settings).answers()
+    for sees in ({"block_length": 4}, {"visibility": "full", "block_length": 4}):
+        refuses(lambda s=sees: q.SamplerConfig(gen_length=8, **s).for_model(nameless.config), "names no mask token")
+    full = dataclasses.replace(nameless.config, live_vocab_size=V)
+    refuses(lambda: settings.for_model(full), "names no mask token")
