@@ -87,7 +87,7 @@ def generate(
     block = (position - (0 if origin == "start" else length)).div(S, rounding_mode="floor")
     if origin == "prompt":
         block = block.clamp(min=-1)  # the prompt is one
-    attention = _attention(block, real, visibility).to(device=prompts.device)
+    attention = _attention(block, real, visibility)
     bias = torch.zeros(attention.shape, dtype=model.dtype, device=prompts.device)
     bias = bias.masked_fill(~attention, torch.finfo(model.dtype).min)[:, None]
     looked_at = torch.where((position > 0) & shift, column - 1, column)

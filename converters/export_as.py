@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from qwen3llada_jax.commands import as_typed
 from qwen3llada_jax.errors import InputError, listed
 from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.model.families import AUTOREGRESSIVE, FAMILIES, Family
@@ -115,7 +116,7 @@ def _misfit(config: ModelConfig, family: Family) -> str | None:
     if reason := _of_other_parts(config, family) or _sees_otherwise(config, family):
         return reason
     if config.mask_token_id is None and not config.is_autoregressive and not _is_open(family):
-        return "it names no mask token (import it with converters.from_hf)"
+        return f"it names no mask token (import it with {as_typed('converters.from_hf')})"
     renamed = _renamed(config, family)
     try:
         again = ModelConfig.from_hf(config_json(renamed, "float32", knows_live=False))

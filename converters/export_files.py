@@ -14,6 +14,8 @@ from qwen3llada_jax.text.text_ends import read_object, with_text_ends
 _GENERATE = Path(__file__).parent / "custom_generate.py"
 _KNOWN = ("temperature", "top_k", "top_p", "repetition_penalty")  # settings of ours that are transformers' too
 
+_OF_SDAR = 151_669  # the mask token of every published SDAR
+
 
 def has_custom_generate(config: ModelConfig) -> bool:
     """Whether transformers can unmask with a model: its own Qwen3, Qwen2 and Llama, and what derives from them.
@@ -41,6 +43,8 @@ def write_files(source: Path, target: Path, config: ModelConfig) -> None:
         return
     if config.mask_token_id is not None and tokens.has_tokenizer(target):
         _name_mask_token(target, config.mask_token_id, "<|MASK|>" if config.model_type == "sdar" else added_token.MASK)
+    if config.model_type == "sdar" and config.mask_token_id != _OF_SDAR:
+        _notice(f"servers of SDAR may take {_OF_SDAR} for the mask token whatever config.json says (lmdeploy does)")
     ends = with_text_ends(config, source)
     _write_generation_config(target, ends, is_new="generation_config.json" not in copied)
     if has_custom_generate(config) and config.mask_token_id is not None:

@@ -71,7 +71,7 @@ def card(source: Path, name: str, config: ModelConfig, step: int | None) -> str:
         name: of the export.
     """
     known = provenance(source)
-    head = {"library_name": "transformers", "pipeline_tag": "text-generation"} | known
+    head: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"} | known
     if not config.is_autoregressive:
         head["tags"] = ["diffusion", "masked-diffusion"]
     parts = [
@@ -80,7 +80,7 @@ def card(source: Path, name: str, config: ModelConfig, step: int | None) -> str:
         _what_it_is(config, known.get("base_model")),
         _facts(with_text_ends(config, source)),
         _recipe(source, step),
-        _how_to_sample(config),
+        _how_to_sample(config, is_chat=_has_chat_template(home(source))),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -120,10 +120,10 @@ def _recipe(source: Path, step: int | None) -> str:
     training, data = _section(settings, "training"), _section(settings, "dataset")
     told = {name: str(training[key]) for key, name in _RECIPE.items() if training.get(key) is not None}
     parts = [part for part in data.get("mixture") or (data,) if isinstance(part, dict) and part.get("name")]
-    names = [" ".join(str(part[key]) for key in ("name", "config") if part.get(key)) for part in parts]
-    rows = {"updates": str(step)} | told | {"data": ", ".join(f"`{name}`" for name in names)}
+    names = [" ".join(_public(part[key]) for key in ("name", "config") if part.get(key)) for part in parts]
+    rows: dict[str, str] = {"updates": str(step)} | told | {"data": ", ".join(f"`{name}`" for name in names)}
     base = _base_of(settings)
-    rows["started from"] = f"`{base}`" if base else ""
+    rows["started from"] = f"`{_public(base)}`" if base else ""
     rows |= _last_numbers(home(source), settings, step)
     return f"## Training\n\n{_table(rows)}"
 
@@ -140,15 +140,21 @@ def _last_numbers(run: Path, settings: Mapping[str, Any], step: int) -> dict[str
             continue
         if isinstance(record, dict) and "eval_loss" in record and record.get("step", step + 1) <= step:
             last = record
-    numbers = {k: v for k, v in last.items() if k.startswith("eval_") and isinstance(v, int | float)}
+    whole = (k for k in last if k.startswith("eval_") and not re.search(r"_t[0-9]+$", k))  # not those of noise levels
+    numbers = {k: last[k] for k in whole if isinstance(last[k], int | float)}
     at = f" (after {last['step']} updates)" if last else ""
     return {f"{name}{at}": f"{value:.4g}" for name, value in numbers.items()}
 
 
-def _how_to_sample(config: ModelConfig) -> str:
+def _has_chat_template(folder: Path) -> bool:
+    return (folder / "chat_template.jinja").is_file() or "chat_template" in _object(folder / "tokenizer_config.json")
+
+
+def _how_to_sample(config: ModelConfig, *, is_chat: bool) -> str:
+    chat = " --chat" if is_chat else ""
     ours = (
         "## Sampling\n\nWith qwen3llada_jax, after `python -m converters.from_hf --src FOLDER --dst model`:\n\n"
-        '```sh\npython -m sample.generate --model model --prompt "…"\n```'
+        f'```sh\npython -m sample.generate --model model{chat} --prompt "…"\n```'
     )
     if config.is_autoregressive:
         return f"{ours}\n\nWith transformers: `model.generate`, as any other."
@@ -175,6 +181,11 @@ ids = model.generate(
 )
 print(tokenizer.batch_decode(ids[:, inputs.input_ids.shape[1] :], skip_special_tokens=True))
 ```"""
+
+
+def _public(name: Any) -> str:
+    """A path or name as others may read it: where it lies on this machine is left out."""
+    return Path(str(name)).name if Path(str(name)).is_absolute() else str(name)
 
 
 def _table(rows: Mapping[str, str]) -> str:

@@ -99,9 +99,10 @@ def test_a_block_causal_model_as_sdar_has_exactly_its_keys(ours, tmp_path):
     assert (generation["eos_token_id"], generation["temperature"], generation["top_k"]) == ([1026, 1024], 0.8, 50)
 
 
-def test_an_exported_sdar_is_the_same_model_again(ours, hf, tmp_path):
+def test_an_exported_sdar_is_the_same_model_again(ours, hf, tmp_path, capsys):
     source, dst, again = ours("qwen3", **BLOCKS), tmp_path / "sdar", tmp_path / "again"
     export(source, dst, family="sdar")
+    assert "servers of SDAR may take 151669 for the mask token" in capsys.readouterr().err
     from_hf.convert(str(dst), again, dtype=None, mask_token_id="auto")
     theirs, back = facts_of(source), facts_of(again)
     changed = {name for name in theirs if theirs[name] != back[name]}
@@ -267,6 +268,7 @@ def test_the_card_says_what_is_known_and_nothing_else(ours, hf, tmp_path):
                  "python -m sample.generate", 'custom_generate="FOLDER"', "1024, 1026"):  # fmt: skip
         assert part in text, part
     assert "Training" not in text
+    assert "--chat" not in text
 
     base = tmp_path / "base"
     shutil.copytree(hf["qwen3"], base)
@@ -278,22 +280,26 @@ def test_the_card_says_what_is_known_and_nothing_else(ours, hf, tmp_path):
     config = {k: v for k, v in read_config_json(tmp_path / "mine").items() if k != "hf_export"}
     (run / "config.json").write_text(json.dumps(config))
     model_folder.copy_tokenizer(tmp_path / "mine", run)
+    (run / "chat_template.jinja").write_text("{{ messages }}")
     settings = {
         "model": {"base_model_path": None, "qwen3llada_model_path": str(tmp_path / "mine")},
         "training": {"mode": "sft", "lr": 2e-5, "batch_size": 12},
-        "dataset": {"name": None, "mixture": [{"name": "org/one", "config": "a"}, {"name": "two.jsonl"}]},
+        "dataset": {"name": None, "mixture": [{"name": "org/one", "config": "a"}, {"name": "/home/me/two.jsonl"}]},
     }
     (run / "training.yaml").write_text(yaml.safe_dump(settings))
     records = [
         {"step": 20, "eval_loss": 3.5},
-        {"step": 40, "eval_loss": 2.25, "loss": 9.0},
+        {"step": 40, "eval_loss": 2.25, "eval_ce_t1": 9.0},
         {"step": 60, "eval_loss": 1},
     ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records) + '{"step"')
     export(run, tmp_path / "tuned")
     text, head = (tmp_path / "tuned" / "README.md").read_text(), front_matter(tmp_path / "tuned" / "README.md")
     assert (head["license"], head["base_model"]) == ("apache-2.0", "Qwen/Qwen3-0.6B")
-    for part in ("| updates | 40 |", "| objective | sft |", "| learning rate | 2e-05 |", "`org/one a`, `two.jsonl`",
+    assert str(tmp_path) not in text
+    assert "eval_ce_t1" not in text
+    for part in ("| updates | 40 |", "`mine`", "--model model --chat --prompt",
+                 "| objective | sft |", "| learning rate | 2e-05 |", "`org/one a`, `two.jsonl`",
                  "| eval_loss (after 40 updates) | 2.25 |", "huggingface.co/Qwen/Qwen3-0.6B"):  # fmt: skip
         assert part in text, part
 
