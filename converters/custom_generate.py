@@ -98,7 +98,7 @@ def generate(
     ends = settings.eos_token_id if settings.eos_token_id is not None else MODEL.get("eos_token_id", [])
     ends = torch.as_tensor(ends, device=prompts.device).reshape(-1)
 
-    now, step, shared = [None] * B, [0] * B, [0] * B
+    now, step, shared = [-1] * B, [0] * B, [0] * B  # of each row: its block, passes over it, tokens shared out
     while bool(masked.any()):
         logits = model(
             input_ids=tokens, attention_mask=bias, position_ids=position.clamp(min=0), use_cache=False

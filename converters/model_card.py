@@ -60,7 +60,16 @@ def provenance(folder: Path, is_of_hub: str | None = None) -> dict[str, str]:
     base = _base_of(_yaml(home(folder) / "training.yaml"))
     if base is not None and Path(base).is_dir() and Path(base).resolve() != home(folder).resolve():
         return provenance(Path(base)) | found
-    return found
+    return ({"base_model": base} if base is not None and _is_of_hub(base) else {}) | found
+
+
+def _is_of_hub(name: str) -> bool:
+    """Whether a name that may have been a folder's is a model's that was fetched from the hub."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or Path(name).exists():
+        return False
+    return isinstance(try_to_load_from_cache(name, "config.json"), str)
 
 
 def card(source: Path, name: str, config: ModelConfig, step: int | None) -> str:

@@ -5,12 +5,13 @@ import json
 import shutil
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
 import yaml
 from conftest import TINY, refuses, run_program, save_torch, torch_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -23,7 +24,7 @@ from transformers import (
 import qwen3llada_jax as q
 from converters import from_hf
 from converters.export_as import CHOICES
-from converters.model_card import front_matter
+from converters.model_card import front_matter, provenance
 from converters.to_hf import export
 from qwen3llada_jax.checkpoint import model_folder
 from qwen3llada_jax.model.config import read_config_json
@@ -146,6 +147,29 @@ def test_other_names_for_the_same_tensors(ours, tmp_path):
     config = read_config_json(tmp_path / "dream")
     assert (config["model_type"], config["tie_word_embeddings"]) == ("Dream", False)
     assert "head_dim" not in config
+
+    export(ours("qwen2", **BLOCKS | {"shift": True}), tmp_path / "fast", family="fast-dllm")
+    config = read_config_json(tmp_path / "fast")
+    assert (config["model_type"], config["bd_size"], config["tie_word_embeddings"]) == ("Fast_dLLM_Qwen", 6, True)
+    assert not (tmp_path / "fast" / "custom_generate").exists()  # its code brings a sampler
+    export(ours("qwen3", visibility="full"), tmp_path / "torch", family="qwen3llada")
+    assert "backbone.backbone.layers.1.mlp.up_proj.weight" in load_file(tmp_path / "torch" / "model.safetensors")
+    assert facts_of(tmp_path / "torch") == facts_of(ours("qwen3", visibility="full")) | {"model_type": "qwen3llada"} | {
+        "live_vocab_size": MASK + 1
+    }
+
+
+def test_tensors_of_another_dtype_keep_it_under_another_name(hf, tmp_path):
+    shutil.copytree(hf["llama"], tmp_path / "hf")
+    tensors = load_file(tmp_path / "hf" / "model.safetensors")
+    tensors["model.layers.1.mlp.gate_proj.weight"] = tensors["model.layers.1.mlp.gate_proj.weight"].half()
+    save_file(tensors, tmp_path / "hf" / "model.safetensors", metadata={"format": "pt"})
+    from_hf.convert(str(tmp_path / "hf"), tmp_path / "m", dtype=None, mask_token_id="auto", said={"visibility": "full"})
+    export(tmp_path / "m", tmp_path / "llada", family="llada")
+    found = load_file(tmp_path / "llada" / "model.safetensors")
+    halves = {name for name, tensor in found.items() if tensor.dtype == torch.float16}
+    assert halves == {"model.transformer.blocks.1.ff_proj.weight"}
+    assert torch.equal(found[halves.pop()], tensors["model.layers.1.mlp.gate_proj.weight"])
 
 
 @pytest.mark.parametrize(
@@ -302,6 +326,22 @@ def test_the_card_says_what_is_known_and_nothing_else(ours, hf, tmp_path):
                  "| objective | sft |", "| learning rate | 2e-05 |", "`org/one a`, `two.jsonl`",
                  "| eval_loss (after 40 updates) | 2.25 |", "huggingface.co/Qwen/Qwen3-0.6B"):  # fmt: skip
         assert part in text, part
+
+
+def test_the_card_names_the_base_that_came_from_the_hub(hf, tmp_path, monkeypatch):
+    monkeypatch.setattr(from_hf, "model_folder", lambda _: hf["llama"])
+    from_hf.convert("org/llama-1", tmp_path / "m", dtype=None, mask_token_id="auto", said={"visibility": "full"})
+    export(tmp_path / "m", tmp_path / "x")
+    assert front_matter(tmp_path / "x" / "README.md")["base_model"] == "org/llama-1"
+    assert "hf_export" not in read_config_json(tmp_path / "x")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    for base in ("org/llama-2", "models/gone"):
+        (tmp_path / "run" / "training.yaml").write_text(yaml.safe_dump({"model": {"base_model_path": base}}))
+        monkeypatch.setattr(
+            huggingface_hub, "try_to_load_from_cache", lambda name, _: "/there" if name == "org/llama-2" else None
+        )
+        assert provenance(tmp_path / "run") == ({"base_model": base} if base.startswith("org") else {})
 
 
 # ---- transformers' generate --------------------------------------------------------------------------------------
