@@ -67,6 +67,15 @@ def ours(hf, tmp_path_factory):
     return make
 
 
+@pytest.fixture(autouse=True)
+def nobody_asks(monkeypatch):
+    """Whether the code of a model on the hub may be run is asked of nobody."""
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *question: asked.append(question) or "n")
+    yield
+    assert asked == []
+
+
 def facts_of(folder: Path) -> dict:
     """All that makes a model what it is, as it is opened."""
     config = q.load(folder).config
@@ -105,6 +114,7 @@ def test_an_exported_sdar_is_the_same_model_again(ours, hf, tmp_path, capsys):
     export(source, dst, family="sdar")
     assert "servers of SDAR may take 151669 for the mask token" in capsys.readouterr().err
     from_hf.convert(str(dst), again, dtype=None, mask_token_id="auto")
+    assert capsys.readouterr().err == ""
     theirs, back = facts_of(source), facts_of(again)
     changed = {name for name in theirs if theirs[name] != back[name]}
     # SDAR's generation config counts for its sampling; a Qwen3's was of the autoregressive model.
