@@ -103,7 +103,7 @@ def test_a_block_causal_model_as_sdar_has_exactly_its_keys(ours, tmp_path):
     tensors = load_file(dst / "model.safetensors")
     assert {t.dtype for t in tensors.values()} == {torch.bfloat16}
     assert torch.equal(tensors["lm_head.weight"], tensors["model.embed_tokens.weight"])
-    tokenizer = AutoTokenizer.from_pretrained(dst)
+    tokenizer = AutoTokenizer.from_pretrained(dst, trust_remote_code=False)
     assert (tokenizer.mask_token, tokenizer.mask_token_id) == ("<|MASK|>", MASK)
     generation = json.loads((dst / "generation_config.json").read_text())
     assert (generation["eos_token_id"], generation["temperature"], generation["top_k"]) == ([1026, 1024], 0.8, 50)
