@@ -21,7 +21,7 @@ from qwen3llada_jax.checkpoint import hf_import
 from qwen3llada_jax.checkpoint import model_folder as checkpoint
 from qwen3llada_jax.cli import Place, flag
 from qwen3llada_jax.errors import InputError, listed
-from qwen3llada_jax.io.atomic_files import new_folder
+from qwen3llada_jax.io.atomic_files import expanded, new_folder
 from qwen3llada_jax.io.hub import model_folder
 from qwen3llada_jax.model.config import (
     BLOCK_ORIGINS,
@@ -34,6 +34,8 @@ from qwen3llada_jax.model.config import (
 from qwen3llada_jax.model.trained_with import trained_with
 from qwen3llada_jax.text import added_token, mask_token, tokens
 from qwen3llada_jax.text.mask_token import MaskToken
+
+from . import model_card
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,7 +112,8 @@ def convert(
         if add_mask_token:
             params = _with_a_row_more(params)
         checkpoint.save_params(target / "params", params)
-        extra = _what_export_restores(folder, stored, dtype)
+        known = model_card.provenance(folder, None if expanded(src).is_dir() else src)
+        extra = _what_export_restores(folder, stored, dtype, known)
         checkpoint.write_config(target, config, extra)
         copied = checkpoint.copy_tokenizer(folder, target)
         if add_mask_token:
@@ -171,7 +174,8 @@ def _with_mask_token(folder: Path, config: ModelConfig, asked: str) -> tuple[Mod
     if tokenizer is None:
         _notice(f"{folder} has no tokenizer, so it is not known whether token {mask.id} occurs in real text")
         return dataclasses.replace(config, mask_token_id=mask.id), mask
-    live = tokens.live_vocab_size(tokenizer)
+    # The mask token may be the tokenizer's last, with rows of nobody before it.
+    live = min(tokens.live_vocab_size(tokenizer), config.live_vocab_size or config.vocab_size)
     return dataclasses.replace(config, mask_token_id=mask.id, live_vocab_size=live), mask
 
 
@@ -206,9 +210,11 @@ def _with_a_row_more(params: dict[str, Any]) -> dict[str, Any]:
     return params | more
 
 
-def _what_export_restores(folder: Path, config: ModelConfig, dtype: str | None) -> dict[str, Any]:
-    """What our tree cannot say of the source, kept so that exporting gives back the same bytes."""
-    export: dict[str, Any] = {}
+def _what_export_restores(
+    folder: Path, config: ModelConfig, dtype: str | None, known: Mapping[str, str]
+) -> dict[str, Any]:
+    """What our tree cannot say of the source: where it is from, and what the export needs to give back its bytes."""
+    export: dict[str, Any] = dict(known)
     if hf_import.has_tied_head(folder, config):
         export["tied_head_written"] = True
     if dtype is None:

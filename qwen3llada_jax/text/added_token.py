@@ -10,8 +10,8 @@ from qwen3llada_jax.io.atomic_files import write_text
 MASK = "<|mask|>"
 
 
-def add_mask_token(folder: Path, token_id: int) -> None:
-    """Write `<|mask|>`, of this id, into the tokenizer files of a folder, as its mask token.
+def add_mask_token(folder: Path, token_id: int, content: str = MASK) -> None:
+    """Write a token of this id into the tokenizer files of a folder, as its mask token.
 
     Raises:
         InputError: no tokenizer.json, or a file that is no JSON object.
@@ -23,17 +23,29 @@ def add_mask_token(folder: Path, token_id: int) -> None:
     tokenizer = _read(file)
     tokenizer["added_tokens"] = [
         *(tokenizer.get("added_tokens") or ()),
-        {"id": token_id, "content": MASK, **flags},
+        {"id": token_id, "content": content, **flags},
     ]
     _write(file, tokenizer)
     file = folder / "tokenizer_config.json"
     settings = _read(file) if file.is_file() else {}
     if "added_tokens_decoder" in settings:
-        settings["added_tokens_decoder"] |= {str(token_id): {"content": MASK, **flags}}
-    _write(file, settings | {"mask_token": MASK})
-    for name, more in (("added_tokens.json", {MASK: token_id}), ("special_tokens_map.json", {"mask_token": MASK})):
-        if (folder / name).is_file():
-            _write(folder / name, _read(folder / name) | more)
+        settings["added_tokens_decoder"] |= {str(token_id): {"content": content, **flags}}
+    _write(file, settings)
+    if (folder / "added_tokens.json").is_file():
+        _write(folder / "added_tokens.json", _read(folder / "added_tokens.json") | {content: token_id})
+    name_mask_token(folder, content)
+
+
+def name_mask_token(folder: Path, content: str) -> None:
+    """Write which of its tokens is the mask token into the tokenizer files of a folder.
+
+    Raises:
+        InputError: a file that is no JSON object.
+    """
+    file = folder / "tokenizer_config.json"
+    _write(file, (_read(file) if file.is_file() else {}) | {"mask_token": content})
+    if (folder / "special_tokens_map.json").is_file():
+        _write(folder / "special_tokens_map.json", _read(folder / "special_tokens_map.json") | {"mask_token": content})
 
 
 def _read(file: Path) -> dict[str, Any]:

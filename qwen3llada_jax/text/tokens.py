@@ -14,7 +14,7 @@ from typing import Any
 from qwen3llada_jax.errors import InputError, brief, shown
 from qwen3llada_jax.io.atomic_files import expanded, home
 from qwen3llada_jax.model.config import ModelConfig, read_model_config
-from qwen3llada_jax.text.text_ends import END_OF_TURN
+from qwen3llada_jax.text.text_ends import END_OF_TURN, read_object
 
 # Everything that pre-tokenizers and normalizers treat each in its own way.
 _SAMPLE = (
@@ -36,10 +36,13 @@ def load_tokenizer(folder: Path | str) -> Any:
         raise InputError(f"{folder}: no such folder")
     _check_files(folder)
     with _without_torch_notice():
-        from transformers import AutoTokenizer, __version__  # takes seconds to import
+        from transformers import AutoTokenizer, PreTrainedConfig, __version__  # takes seconds to import
 
+    # Of a model whose code lies on the hub transformers would ask whether to run that, for its config.
+    has_own_code = "auto_map" in read_object(folder / "config.json")
+    plain = {"config": PreTrainedConfig()} if has_own_code else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, **plain)
         vocabulary = tokenizer.get_vocab()
         ids = tokenizer(_SAMPLE, add_special_tokens=False).input_ids
     except Exception as error:  # the Rust library raises bare exceptions
