@@ -24,6 +24,10 @@ _SAMPLE = (
 )
 
 
+# Tokenizers whose code lies beside a model, and transformers' own of the same files and rules.
+_SAME_AS = {"DreamTokenizer": "qwen2"}
+
+
 def load_tokenizer(folder: Path | str) -> Any:
     """The tokenizer of a model folder, or of the run that a checkpoint's folder belongs to.
 
@@ -40,7 +44,10 @@ def load_tokenizer(folder: Path | str) -> Any:
 
     # Of a model whose code lies on the hub transformers would ask whether to run that, for its config.
     has_own_code = "auto_map" in read_object(folder / "config.json")
-    plain = {"config": PreTrainedConfig()} if has_own_code else {}
+    plain: dict[str, Any] = {"config": PreTrainedConfig()} if has_own_code else {}
+    own_class = read_object(folder / "tokenizer_config.json").get("tokenizer_class")
+    if own_class in _SAME_AS:
+        plain["tokenizer_type"] = _SAME_AS[own_class]
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, **plain)
         vocabulary = tokenizer.get_vocab()

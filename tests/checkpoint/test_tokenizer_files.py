@@ -134,3 +134,25 @@ def test_k6_a_tokenizer_json_of_a_newer_library(folder):
 def test_k6_keys_of_a_wrong_type_in_tokenizer_config(folder, changes):
     edit(folder / "tokenizer_config.json", lambda c: c.update(changes))
     unopened(folder, "its tokenizer cannot be read")
+
+
+def test_a_tokenizer_of_a_models_own_code_is_the_same_one_of_transformers(folder):
+    """Dream's: Qwen2's files under a class of its own, for which transformers would run the model's code."""
+    text = "My lord, 12 of\n\n them"
+    before = load_tokenizer(folder)
+    added = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
+    mask = {**added[0], "id": 1 + max(t["id"] for t in added), "content": "<|mask|>"}
+    as_vocab_and_merges(folder)
+    edit(
+        folder / "tokenizer_config.json",
+        lambda c: c.update(
+            tokenizer_class="DreamTokenizer",
+            auto_map={"AutoTokenizer": ["tokenization_dream.DreamTokenizer", None]},
+            added_tokens_decoder={t["id"]: {k: v for k, v in t.items() if k != "id"} for t in (*added, mask)},
+            mask_token="<|mask|>",
+        ),
+    )
+    found = load_tokenizer(folder)
+    assert found.mask_token_id == mask["id"]
+    assert found(text).input_ids == before(text).input_ids
+    assert found(f"{text}<|mask|>").input_ids == [*before(text).input_ids, mask["id"]]
