@@ -286,6 +286,7 @@ def fuzz(examples: int):
     return settings(max_examples=examples, deadline=None, suppress_health_check=quiet)
 
 
+@pytest.mark.slow
 @given(changes=MUTATIONS)
 @example(changes=[("num_hidden_layers", 10**9)])
 @example(changes=[("vocab_size", 2**31 - 1), ("hidden_size", 2**31 - 2), ("intermediate_size", 2**31 - 1)])

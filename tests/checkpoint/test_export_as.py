@@ -359,18 +359,22 @@ def test_the_card_names_the_base_that_came_from_the_hub(hf, tmp_path, monkeypatc
 PROMPTS = [[5, 9, 300, 11, 77], [400, 2, 8], [7, 90, 500, 611, 12, 44, 13, 3], [31]]
 
 
+def soaked(*values):
+    return pytest.param(*values, marks=pytest.mark.soak)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("facts", "settings"),
     [
-        ({"visibility": "full"}, {"gen_length": 24, "steps": 12, "block_length": 8}),
+        soaked({"visibility": "full"}, {"gen_length": 24, "steps": 12, "block_length": 8}),
         ({"visibility": "full", "shift": True}, {"gen_length": 18, "steps": 6, "block_length": 9}),
         (BLOCKS, {"gen_length": 20, "steps": 12}),
-        (BLOCKS, {"gen_length": 12, "steps": 4, "visibility": "full"}),
-        (BLOCKS | {"shift": True}, {"gen_length": 18, "steps": 9}),
-        (BLOCKS | {"block_origin": "prompt"}, {"gen_length": 18, "steps": 6}),
+        soaked(BLOCKS, {"gen_length": 12, "steps": 4, "visibility": "full"}),
+        soaked(BLOCKS | {"shift": True}, {"gen_length": 18, "steps": 9}),
+        soaked(BLOCKS | {"block_origin": "prompt"}, {"gen_length": 18, "steps": 6}),
         (BLOCKS | {"block_origin": "aligned"}, {"gen_length": 18, "steps": None}),
-        ({"visibility": "block_bias", "block_length": 5}, {"gen_length": 15, "steps": 6}),
+        soaked({"visibility": "block_bias", "block_length": 5}, {"gen_length": 15, "steps": 6}),
     ],
 )
 def test_transformers_generate_finds_the_same_tokens(tmp_path, facts, settings):

@@ -50,6 +50,7 @@ def test_every_family_is_among_the_cases():
     assert {case.config["model_type"] for case in CASES} == set(FAMILIES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_there_and_back_every_byte_is_the_same(hub, tmp_path, capsys, case):
     src, ours, back = hub / case.name, tmp_path / "ours", tmp_path / "back"

@@ -191,6 +191,7 @@ def test_boundaries_number_documents_and_their_positions(tmp_path, tokenizer):
     np.testing.assert_array_equal(plain.take(0).tokens, batches.take(0).tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block_length", [None, 4])
 def test_a_document_of_a_packed_row_is_as_it_is_alone(start, block_length):
     """Neither its hidden states nor its loss know of its neighbors, with and without block attention."""

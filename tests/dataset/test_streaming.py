@@ -88,6 +88,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SETTINGS)
 def test_a_resumed_stream_goes_on_exactly_and_so_does_one_resumed_twice(tokenizer, shards, tmp_path, kind):
     settings = dict(SETTINGS[kind])

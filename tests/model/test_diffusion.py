@@ -166,6 +166,7 @@ def test_impossible_noise_is_refused(options):
         NoiseConfig(**options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int8", "int64"])
 @pytest.mark.parametrize("kind", ["mask", "random_replace"])
 def test_k13_narrow_tokens_are_no_narrow_noise(dtype, kind):

@@ -161,6 +161,7 @@ def test_causal_attention_is_one_token_per_block():
     np.testing.assert_array_equal(dense(given, L)[0], np.tri(L, dtype=bool))
 
 
+@pytest.mark.slow
 def test_the_model_takes_coordinates_as_the_array_they_mean(model):
     """A conversation (each question one block), rows of other block lengths, two noisy copies of one clean text."""
     tokens = np.random.default_rng(1).integers(0, 97, (2, L))

@@ -143,6 +143,7 @@ def test_sub_modules_equal_transformers(twin):
     _close(model.hidden(jnp.asarray(tokens)), reference.model(torch.tensor(tokens)).last_hidden_state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     [
@@ -238,6 +239,7 @@ def test_token_ids_out_of_range_are_refused(twin):
             model(np.array([[1, wrong]]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["full", "dots"])
 def test_remat_changes_no_gradient(twin, remat):
     _, model = twin

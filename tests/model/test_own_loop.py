@@ -117,6 +117,7 @@ def writer(trained):
     return model
 
 
+@pytest.mark.slow
 def test_k13_text_in_text_out(writer, tokenizer):
     texts = ["My lord", "To be, or not"]
     answers = q.write(writer, tokenizer, texts, SHORT)
@@ -155,6 +156,7 @@ def test_k13_what_is_no_text(writer, tokenizer):
     refuses(lambda: q.write(writer, plain, "a", SHORT, chat=True), "chat template cannot write it: no")
 
 
+@pytest.mark.slow
 def test_k13_texts_fill_the_mesh(writer, tokenizer):
     alone = q.write(writer, tokenizer, ["My lord", "O", "Yes"], SHORT)
     with jax.set_mesh(q.make_mesh(data=2, devices=jax.devices()[:2])):

@@ -20,6 +20,7 @@ def network():
     return q.Qwen3LLaDA(config, rngs=nnx.Rngs(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(2, 2, 2), pytest.param((1, 8, 1), marks=pytest.mark.slow)])
 def test_every_mesh_gives_the_same_logits_and_samples(network, sizes):
     tokens = np.arange(8 * 6).reshape(8, 6)

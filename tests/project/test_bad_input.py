@@ -349,6 +349,7 @@ def test_k16_a_bad_first_update_names_no_checkpoint():
         assert ("before anything was saved. Start again" in str(told.value)) != has_saved
 
 
+@pytest.mark.slow
 def test_k16_a_run_that_skips_all_updates_does_not_end_well(start, tmp_path, monkeypatch):
     monkeypatch.setattr(bad_updates, "status_of", lambda *_: jnp.int32(bad_updates.NOT_FINITE))
     more = {"training.max_steps": 2, "training.on_nan": "skip", "evaluation.do_eval_loss": False}

@@ -250,7 +250,7 @@ def test_the_host_looks_once_for_each_advance(model, monkeypatch):
     assert len(calls) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_on_a_mesh(model, tmp_path):
     with jax.set_mesh(q.make_mesh(data=4, fsdp=1, tensor=2)):
         graph, params = nnx.split(model)
@@ -299,6 +299,7 @@ def test_what_an_engine_does_not_take_is_refused(model):
             engine.advance(passes)
 
 
+@pytest.mark.slow
 def test_a_call_that_fails_frees_all_slots(model, monkeypatch):
     config = dataclasses.replace(COMMON, visibility="block_causal")
     engine = q.Engine(model, config, slots=2, length=16)

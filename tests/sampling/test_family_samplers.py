@@ -129,6 +129,7 @@ class Rounded:
         return jnp.round(is_masked.sum() / jnp.maximum(steps - step, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", ["prefix", pytest.param("none", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("right_shift", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_bd3lm(twin, right_shift, cache):
@@ -155,6 +156,7 @@ def test_bd3lm(twin, right_shift, cache):
 # ---- Dream
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["maskgit_plus", "entropy", pytest.param("topk_margin", marks=pytest.mark.slow)])
 def test_dream(twin, order):
     reference, model = twin
@@ -175,6 +177,7 @@ def test_dream(twin, order):
 # ---- Fast-dLLM v2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", ["prefix", pytest.param("none", marks=pytest.mark.slow)])
 def test_fast_dllm_v2(twin, cache):
     reference, model = twin

@@ -126,6 +126,7 @@ def test_largest_seed():
 # What comes out
 
 
+@pytest.mark.slow
 def test_prompts_from_a_file_to_a_file(write_with, tmp_path):
     rows = [{"prompt": text, "id": i} for i, text in enumerate(["ROMEO:", "To be", "My lord", "What", "O"])]
     data, out = write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
@@ -320,6 +321,7 @@ def test_token_texts_make_the_whole_text(tokenizer):
     assert "" in texts  # the first tokens of a character of several
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["png", "gif"])
 def test_a_picture_without_some_characters_says_so_once(write_with, tmp_path, recwarn, kind):
     """The prompt's, so of every frame."""
@@ -448,6 +450,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(talk, monkeypatch, tmp_path
 # Comparing
 
 
+@pytest.mark.slow
 def test_compare_counts_exact_answers(write_with, start, tmp_path, capsys):
     asks = [{"prompt": t} for t in ("ROMEO:", "To be", "O")]
     write_with("--prompts", write(tmp_path / "asks.jsonl", asks), "--out", tmp_path / "own.jsonl")

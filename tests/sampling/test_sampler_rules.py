@@ -236,6 +236,7 @@ def here(tmp_path, monkeypatch):
 SHORT = ["--mask-token-id", str(MASK), "--gen-length", "8", "--block-length", "8"]
 
 
+@pytest.mark.slow
 def test_a_users_file_with_a_counting_rule_is_run(here, start, capsys):
     common = ["--model", str(start), *SHORT]
     for share, passes in {"": 4, ":share=1": 1, ":share=0.25": 6}.items():
@@ -381,6 +382,7 @@ class Fractions:
         return confidence
 
 
+@pytest.mark.slow
 def test_methods_of_other_kinds(model):
     assert q.generate(model, PROMPTS, config(commit=One())).nfe.tolist() == [8] * 4
     revised = [q.generate(model, PROMPTS, config(remask=kind(2))).answers() for kind in (Fractions, rules.LeastCertain)]

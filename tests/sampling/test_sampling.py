@@ -105,7 +105,7 @@ def test_invariants(twin, options, prompts, seed):
     check_invariants(twin[1], options, prompts, seed)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @given(any_settings(), prompts_of_two, st.integers(0, 99))
 @settings(max_examples=8, deadline=None)
 def test_invariants_of_some_settings(twin, options, prompts, seed):
@@ -177,6 +177,7 @@ def check_invariants(model, options, prompts, seed):
 EIGHT = [[1], [2, 3, 4, 5, 6, 7], [50], [9, 8], [1, 1, 2, 3, 5, 8, 13], [40, 41, 42], [30] * 12, [17, 4, 4, 2]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -258,6 +259,7 @@ MESHES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sizes", "options"), MESHES)
 def test_a_mesh_gives_the_tokens_of_one_device(twin, twin_folder, sizes, options):
     _, model = twin
@@ -272,6 +274,7 @@ def test_a_mesh_gives_the_tokens_of_one_device(twin, twin_folder, sizes, options
     np.testing.assert_array_equal(got.nfe, alone.nfe)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("visibility", [pytest.param("full", marks=pytest.mark.slow), "block_causal"])
 def test_eos_is_an_end(twin, visibility):
     """Tokens up to the first EOS are those without stopping; the rest is EOS, and passes are saved."""
@@ -286,6 +289,7 @@ def test_eos_is_an_end(twin, visibility):
         assert nfe == min(end + 1, 16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [pytest.param(0.0, marks=pytest.mark.slow), 1.0])
 def test_eos_never_and_late(twin, temperature):
     _, model = twin
@@ -341,6 +345,7 @@ def test_infilling_fills_holes_and_nothing_else(twin):
             q.infill(model, texts, q.SamplerConfig(visibility="block_causal", cache=cache, block_length=2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -362,6 +367,7 @@ def test_texts_are_filled_as_each_alone(twin, options):
         assert together.nfe[row] == alone.nfe[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "visibility",
     ["block_causal", pytest.param("full", marks=pytest.mark.slow), pytest.param("block_bias", marks=pytest.mark.slow)],
@@ -468,6 +474,7 @@ def test_top_k_and_top_p_keep_what_transformers_keeps(top_k, top_p):
     assert np.abs(share - expected).max() < 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("only", [{"top_k": 1}, {"top_p": 1e-3}, {"top_k": 3, "top_p": 1e-3}])
 @pytest.mark.parametrize("more", [{}, {"cfg_scale": 1.5, "repetition_penalty": 1.4, "cache": "prefix"}])
 def test_of_a_single_candidate_the_likeliest_is_drawn(twin, only, more):

@@ -119,6 +119,7 @@ def test_k18_watching_on_a_mesh_compiles_once(folder):
             assert q.compilations() == before + 1
 
 
+@pytest.mark.slow
 def test_k18_room_for_longer_prompts_compiles_nothing_and_changes_no_token(model):
     settings = dataclasses.replace(SHORT, gen_length=12)
     prompts = [[[1, 2]], [[3] * 20], [[4] * 63]]

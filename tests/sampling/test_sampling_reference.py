@@ -163,13 +163,16 @@ def options_of(case) -> dict:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(2))
 def test_many_options_together_equal_the_reference(twin, number):
     check(twin, options_of(COVERING[number]))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(2, len(COVERING)))
+@pytest.mark.parametrize(
+    "number", [pytest.param(n, marks=[pytest.mark.soak] * (n % 2)) for n in range(2, len(COVERING))]
+)
 def test_every_pair_of_options_equals_the_reference(twin, number):
     check(twin, options_of(COVERING[number]))
 

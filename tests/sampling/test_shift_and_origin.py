@@ -104,6 +104,7 @@ MORE = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("facts", "options"), [*OPTIONS, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE)], ids=str
 )
@@ -126,6 +127,7 @@ def holes(seed):
         yield candidates
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("facts", "options"),
     [

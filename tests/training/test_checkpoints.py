@@ -112,6 +112,7 @@ def test_the_newest_and_the_best_stay(configs, tmp_path, keep_best, kept):
     assert steps_of(tmp_path) == kept
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_of_a_run_opens_by_its_path(start, tmp_path, capsys, monkeypatch):
     out = tmp_path / "run"
     losses = {2: 3.0, 3: 0.1, 4: 1.0, 6: 2.0}  # update 3 is evaluated, but not saved
@@ -131,6 +132,7 @@ def test_the_best_checkpoint_of_a_run_opens_by_its_path(start, tmp_path, capsys,
     assert (tmp_path / "hf" / "tokenizer.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_failed_save_in_the_background_ends_the_run(start, finished, tmp_path, at_update):  # noqa: F811
     """A file-size limit stands for a full disk."""
     out = tmp_path / "run"
@@ -156,6 +158,7 @@ def test_a_failed_save_in_the_background_ends_the_run(start, finished, tmp_path,
 # ---- stopping and going on -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_run_after_the_update_in_flight(start, finished, tmp_path, capsys, at_update, number):  # noqa: F811
     out, handlers = tmp_path / "run", [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
@@ -243,7 +246,9 @@ DAMAGES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+    "damage", [pytest.param(name, marks=[pytest.mark.soak] * (i % 2)) for i, name in enumerate(DAMAGES)]
+)
 def test_a_damaged_checkpoint_costs_only_itself(start, finished, tmp_path, capsys, damage):  # noqa: F811
     out = tmp_path / "run"
     shutil.copytree(finished[0], out)
@@ -373,6 +378,7 @@ def test_what_may_change_is_told(start, finished, tmp_path, capsys):  # noqa: F8
     assert "evaluation.eval_max_batches 2 → 1\nheld-out losses before and after that do not compare" in err
 
 
+@pytest.mark.slow
 def test_going_on_in_another_folder(start, finished, tmp_path, capsys):  # noqa: F811
     """The other run's state, step included, under settings that may differ; its folder stays as it is."""
     source = tmp_path / "source"

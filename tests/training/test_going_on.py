@@ -53,6 +53,7 @@ def test_k1_resume_from_takes_relative_paths(home, finished, source, monkeypatch
     assert read_lines(Path("my forks/a/metrics.jsonl"))[0]["step"] == 3
 
 
+@pytest.mark.slow
 def test_k1_a_checkpoint_is_named_from_within(home, finished, monkeypatch):  # noqa: F811
     """`.` is a relative path too, and has no name."""
     monkeypatch.chdir("run/checkpoints/2")
@@ -61,6 +62,7 @@ def test_k1_a_checkpoint_is_named_from_within(home, finished, monkeypatch):  # n
     assert_same(fork, finished[1])
 
 
+@pytest.mark.slow
 def test_k1_a_link_to_a_checkpoint_is_one(home, finished, monkeypatch):  # noqa: F811
     monkeypatch.setattr("train.loop.evaluate", lambda *_: {"eval_loss": 1.0, "eval_noised_perplexity": 1.0})
     Path("best").symlink_to("run/checkpoints/2")

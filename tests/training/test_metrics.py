@@ -457,6 +457,7 @@ class Texts(html.parser.HTMLParser):
             self.cells.append(data)
 
 
+@pytest.mark.slow
 def test_report_of_two_runs(tmp_path, monkeypatch, capsys):
     from train import report
 

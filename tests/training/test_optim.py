@@ -484,7 +484,7 @@ def test_8_bit_updates_need_no_communication_where_blocks_are_whole():
 # ---- whole runs ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("name", NAMES)
 def test_every_optimizer_lowers_the_loss(shapes, name):
     more = {"training.lr": 3e-3 if name.startswith("lion") else 1e-2, "optim.name": name, "training.max_length": 16}

@@ -168,6 +168,7 @@ def test_activations_that_the_layers_keep(pieces):
     assert found["full"] < found["dots"] < found["none"]
 
 
+@pytest.mark.slow
 def test_the_step_that_is_planned_is_the_runs():
     """What on_nan and on_spike hold is counted: with skip, the old moments beside the new."""
     architecture = q.ModelConfig(64, 32, 64, 1, 2, 2, 16, mask_token_id=63, live_vocab_size=63)

@@ -36,6 +36,7 @@ def lines(out: Path, field: str = "loss") -> list[dict]:
 # ---- means of an interval ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_k14_a_line_is_the_mean_of_its_interval(start, tmp_path, monkeypatch):
     """Against the lines of the same run logged at every update: weighted by tokens, noised tokens, updates."""
     monkeypatch.setattr("train.loop.evaluate", lambda *_: {"eval_loss": 1.0, "eval_noised_perplexity": 1.0})
@@ -90,6 +91,7 @@ def test_k14_bands_are_weighted_and_skipped_updates_do_not_count():
     assert math.isnan(nothing["grad_norm_max"])
 
 
+@pytest.mark.slow
 def test_k14_a_stop_within_an_interval_changes_no_line(start, tmp_path, monkeypatch, at_update):  # noqa: F811
     monkeypatch.setattr("train.loop.evaluate", lambda *_: {"eval_loss": 1.0, "eval_noised_perplexity": 1.0})
     run(start, tmp_path / "whole", **EVERY)
@@ -105,6 +107,7 @@ def test_k14_a_stop_within_an_interval_changes_no_line(start, tmp_path, monkeypa
 # ---- where a run stands --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_k14_every_record_says_when_and_how_far(finished, start):  # noqa: F811
     records = read_lines(finished[0] / "metrics.jsonl")
     rows = 244  # full rows of the text
@@ -115,6 +118,7 @@ def test_k14_every_record_says_when_and_how_far(finished, start):  # noqa: F811
         assert 0 < record["tokens"] <= record["step"] * 8 * 32
 
 
+@pytest.mark.slow
 def test_k14_samples_and_streams(start, tmp_path):
     """A stream has no epochs that anybody knows of."""
     more = {"dataset.streaming": True, "training.max_steps": 1, "evaluation.prompts": '["A"]',
@@ -126,6 +130,7 @@ def test_k14_samples_and_streams(start, tmp_path):
     assert sample["tokens"] == 8 * 32
 
 
+@pytest.mark.slow
 def test_k14_no_speed_holds_a_compile(start, finished, tmp_path, monkeypatch):  # noqa: F811
     """Neither of a fresh run nor of one that goes on, and neither of a shape that is new later."""
     out = tmp_path / "run"
@@ -150,6 +155,7 @@ def test_k14_no_speed_holds_a_compile(start, finished, tmp_path, monkeypatch):  
     assert all(r["seconds_per_update"] < 2 for r in lines(out)), [r["seconds_per_update"] for r in lines(out)]
 
 
+@pytest.mark.slow
 def test_k14_the_banner(start, tmp_path, capsys):
     more = {"training.max_steps": 2, "evaluation.do_eval_loss": False, "training.micro_batch_size": 4,
             "training.freeze": "[embed_tokens]"}  # fmt: skip
@@ -242,6 +248,7 @@ def test_k14_a_refusal_on_resume_names_the_way_that_works(start, finished, tmp_p
     assert lines(Path("NEW"))[0]["step"] == (5 if key == "training.resume_from" else 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["pretrain", "sft"])
 def test_k14_the_hint_at_the_end_runs_as_pasted(start, tmp_path, monkeypatch, capsys, mode):
     monkeypatch.chdir(tmp_path)
@@ -282,6 +289,7 @@ def test_k9_each_perplexity_is_what_its_name_says(finished, capsys):  # noqa: F8
         assert record["noised_perplexity"] == pytest.approx(math.exp(record["ce"]), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_k9_under_random_tokens_nothing_is_bounded(start, tmp_path, capsys):
     run(start, tmp_path / "run", **{"training.noise.noise_type": "random_replace", "training.max_steps": 1})
     (record,) = lines(tmp_path / "run", "eval_loss")

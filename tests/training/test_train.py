@@ -125,6 +125,7 @@ def test_block_bias_reaches_the_attention(start):
     np.testing.assert_array_equal(np.flatnonzero(changed), [8, 9, 10, 11])
 
 
+@pytest.mark.slow
 def test_soft_ce_and_every_noise_option_change_the_loss(start):
     base = example_and_loss(start)[2]
     options = {
@@ -138,6 +139,7 @@ def test_soft_ce_and_every_noise_option_change_the_loss(start):
     assert example_and_loss(start, **{"training.loss_impl": "dllm"})[2] == base
 
 
+@pytest.mark.slow
 def test_moments_lie_where_their_parameters_do_and_the_step_compiles_once(start):
     config = read_config(None, settings(start, Path("unused")))
     architecture = model_folder.read_model_config(start)
@@ -194,6 +196,7 @@ def finished(start, tmp_path_factory):
     return out, run(start, out)
 
 
+@pytest.mark.slow
 def test_run_folder_is_a_model_folder(finished):
     out, _ = finished
     network = q.load(out)
@@ -214,6 +217,7 @@ def test_tied_head_stays_one_array_after_training(finished):
     assert network.head is network.embed_tokens[...]
 
 
+@pytest.mark.slow
 def test_held_out_noise_is_the_same_every_time(start, tmp_path):
     run(start, tmp_path / "run", **{"training.lr": 1e-12, "evaluation.eval_every_steps": 1})
     losses = [r["eval_loss"] for r in read_lines(tmp_path / "run" / "metrics.jsonl") if "eval_loss" in r]
@@ -237,6 +241,7 @@ def test_resume_keeps_schedule_noise_and_order(start, finished, tmp_path, capsys
     assert "nothing to do" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_held_out_loss_does_not_depend_on_the_micro_batch(start, finished, tmp_path):
     out, _ = finished
     run(start, tmp_path / "run", **{"training.micro_batch_size": 2})
@@ -247,6 +252,7 @@ def test_held_out_loss_does_not_depend_on_the_micro_batch(start, finished, tmp_p
     np.testing.assert_allclose(ours, theirs, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [{}, {"training.eos_padding": "false"}])
 def test_held_out_loss_of_answers_does_not_depend_on_the_micro_batch(start, more):
     """The EOS that pad a batch are part of its answers."""
@@ -288,6 +294,7 @@ def test_changed_settings_are_refused_on_resume(start, finished):
         run(start, out, **{"training.resume_from": "never"})
 
 
+@pytest.mark.slow
 def test_sft_run_and_samples(start, tmp_path):
     more = {
         "training.mode": "sft", "dataset.name": DATA / "dialogue" / "valid.jsonl", "training.max_length": 64,
