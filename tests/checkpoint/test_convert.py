@@ -87,6 +87,7 @@ def test_mixed_dtypes_and_a_stored_tied_head_come_back_as_they_were(hf, tmp_path
     assert_same_bytes(tmp_path / "back", src)
 
 
+@pytest.mark.slow
 def test_load_opens_both_kinds_of_folder_alike(hf, tmp_path):
     import_(hf, tmp_path / "ours")
     tokens = np.arange(10).reshape(2, 5)

@@ -61,6 +61,7 @@ def renamed(folder: Path, rename) -> None:
 STRANGE = ["x", "", None, True, [], [1], {}, {"a": 1}, 1.5, -1, 0, 10**400, math.nan, math.inf, "9" * 40_000]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", [
     "vocab_size", "hidden_size", "num_hidden_layers", "head_dim", "rms_norm_eps", "tie_word_embeddings", "eos_token_id",
     "mask_token_id", "rope_parameters", "layer_types", "initializer_range", "block_length", "visibility", "model_type",
@@ -296,6 +297,7 @@ def test_any_config_json_is_right_or_one_line(to_mutate, changes):
     check_config(to_mutate, changes)
 
 
+@pytest.mark.slow
 @given(changes=SHARD_MUTATIONS)
 @fuzz(60)
 def test_any_index_json_is_right_or_one_line(to_mutate, changes):

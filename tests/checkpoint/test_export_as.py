@@ -109,6 +109,7 @@ def test_a_block_causal_model_as_sdar_has_exactly_its_keys(ours, tmp_path):
     assert (generation["eos_token_id"], generation["temperature"], generation["top_k"]) == ([1026, 1024], 0.8, 50)
 
 
+@pytest.mark.slow
 def test_an_exported_sdar_is_the_same_model_again(ours, hf, tmp_path, capsys):
     source, dst, again = ours("qwen3", **BLOCKS), tmp_path / "sdar", tmp_path / "again"
     export(source, dst, family="sdar")
@@ -130,6 +131,7 @@ def test_an_exported_sdar_is_the_same_model_again(ours, hf, tmp_path, capsys):
     assert (tmp_path / "twice" / "model.safetensors").read_bytes() == (dst / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", ["qwen3", "qwen2", "llama"])
 @pytest.mark.parametrize("facts", [{"visibility": "full"}, BLOCKS | {"block_origin": "aligned"}], ids=["mdlm", "bd3lm"])
 def test_as_a2d_it_is_that_of_its_base(ours, tmp_path, base, facts):

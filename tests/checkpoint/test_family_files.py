@@ -297,6 +297,7 @@ def test_configs_of_no_family_or_of_two(hub, tmp_path, name, changes, parts):
     assert not (tmp_path / "dst").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config_of", "weights_of", "parts"),
     [

@@ -142,6 +142,7 @@ def test_where_no_row_is_free_auto_takes_a_reserved_special_token(start, tmp_pat
         import_(without_free_row(start, tmp_path / "full"), tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_row_more_for_the_mask_is_the_mean_of_all(start, tmp_path, capsys, tied):
     shape = dict(vocab_size=1088, hidden_size=32, num_hidden_layers=1, intermediate_size=48, tie_word_embeddings=tied)
@@ -310,6 +311,7 @@ def tokens_of(length: int):
     return np.zeros((1, length), np.int32)
 
 
+@pytest.mark.slow
 def test_k4_a_run_hands_on_what_its_model_was_trained_with(start, tmp_path, capsys):
     causal = changed(start, tmp_path / "causal", visibility="block_causal", block_length=8, mask_token_id=1055)
     quiet = {"evaluation.do_eval_loss": False, "training.max_steps": 1, "training.save_steps": 1}

@@ -63,6 +63,7 @@ def test_equals_torch_with_its_gradients(arrays, chunk, smoothing):
     assert_close((total, ce), expected[:2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (1, 4, 2), (2, 2, 2)])
 def test_equals_torch_on_every_mesh(arrays, sizes):
     """Rows over data and fsdp, the vocabulary over tensor, the hidden size over fsdp."""

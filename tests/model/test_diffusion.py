@@ -28,6 +28,7 @@ def noised(rows: int, length: int, seed: int = 0, **options):
     return tokens, forward_process(keys, tokens, MASK, NoiseConfig(**options), can_noise=can_noise, vocab_size=90)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_noised_share_follows_the_schedule_in_every_band(schedule):
     _, n = noised(8000, 64, schedule=schedule)
@@ -73,6 +74,7 @@ def test_prompts_and_padding_are_never_noised():
         np.testing.assert_array_equal(np.where(can, 0, n.tokens), np.where(can, 0, tokens))
 
 
+@pytest.mark.slow
 def test_noise_depends_on_seed_step_and_row_alone():
     tokens = jnp.zeros((8, 16), jnp.int32)
 
@@ -203,6 +205,7 @@ def test_k13_noise_that_is_none_is_refused(options, part):
 # ---- a level of each token -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise_type", ["mask", "random_replace"])
 def test_levels_of_tokens_that_agree_in_a_row_are_the_rows_level(noise_type):
     """Bit for bit: the same draws meet the same probabilities."""
@@ -261,6 +264,7 @@ def test_levels_of_other_shapes_and_spans_of_tokens_are_refused():
 # ---- losses --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 10_000), rows=st.integers(1, 5), length=st.integers(1, 12))
 @settings(max_examples=30, deadline=None)
 def test_losses_equal_the_formulas(seed, rows, length):

@@ -90,6 +90,7 @@ def test_logits_are_the_familys(models, case, length):
     assert np.abs(got - expected).max() <= 2e-5 * np.abs(expected).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [c for c in CASES if c.facts[:2] == ("block_causal", 1)], ids=lambda c: c.name)
 def test_an_autoregressive_models_logits_are_transformers_own(models, case):
     """With no mask given on either side."""

@@ -85,6 +85,7 @@ def any_coordinates(draw, rows=2):
     return tokens
 
 
+@pytest.mark.slow
 @given(tokens=any_coordinates(), is_numpy=st.booleans(), where=st.lists(st.integers(0, L - 1), min_size=6, max_size=6))
 @settings(max_examples=80, deadline=None)
 def test_any_coordinates_follow_the_formula(tokens, is_numpy, where):
@@ -125,6 +126,7 @@ def test_block_lengths_and_prompts_are_data(kind, lengths, prompts, sees_answer)
 _dense_of = jax.jit(lambda mask: dense(mask, L))
 
 
+@pytest.mark.slow
 def test_every_block_length_of_a_schedule_is_one_program(model):
     """Loss and gradient under 1, 2, 4, 8, 16: compiled once, and those of a program that knows the number."""
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 97, (2, L)))

@@ -183,6 +183,7 @@ def test_hidden_states_of_some_positions_are_those_of_all(twin, kind):
     np.testing.assert_allclose(some, np.take_along_axis(np.asarray(hidden), where[..., None], 1), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_error_is_within_torchs(tmp_path):
     ours, theirs = [], []
     for seed in range(4):

@@ -80,6 +80,7 @@ def test_k13_the_programs_take_it(trained, start, tmp_path):
     run_program("converters.to_hf", "--src", tmp_path / "mine", "--dst", tmp_path / "hf")
 
 
+@pytest.mark.slow
 def test_k13_a_tokenizer_may_be_given_as_an_object(trained, start, qwen3_tokenizer, tmp_path):
     q.save(trained, tmp_path / "mine", tokenizer=qwen3_tokenizer)
     again = q.load_tokenizer(tmp_path / "mine")
@@ -166,6 +167,7 @@ def test_k13_texts_fill_the_mesh(writer, tokenizer):
 # ---- K10 -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_k10_importing_silences_nothing():
     code = """
 import json, logging, sys, threading, warnings

@@ -65,6 +65,7 @@ def test_k9_padding_told_alone_leaves_the_models_own_rule_in_force(twin):
     )
 
 
+@pytest.mark.slow
 def test_k9_block_diffusion_counts_rotary_positions_as_the_mask_does(twin):
     """Torch, told mask and positions; the mask's own positions reach the rotary tables too."""
     _, model = twin
@@ -148,6 +149,7 @@ def test_k13_a_masks_parts_may_be_lists_and_must_fit(twin):
 # ---- K13: tokens, keys, settings -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_k13_lists_of_tokens_are_taken_and_other_things_refused(twin):
     _, model = twin
     np.testing.assert_array_equal(model([[1, 2, 3]]), model(np.array([[1, 2, 3]])))

@@ -126,6 +126,7 @@ def test_the_library_finds_programs_by_name_only():
                 assert not isinstance(call.args[0], ast.Constant) or "train" not in call.args[0].value, file
 
 
+@pytest.mark.slow
 def test_a_worker_process_finds_the_programs_too(tmp_path):
     """What a spawned process unpickles names a module of the package, of which the process knows nothing else."""
     code = "import pickle; print(pickle.loads(bytes.fromhex(input())).__module__)"

@@ -220,6 +220,7 @@ command_line.run(main)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc; libtpu is for Linux")
 def test_k11_libtpu_without_a_tpu_is_neither_started_nor_heard_of():
     """`train.plan`'s compiler is installed where tests run: other programs must not wake it."""

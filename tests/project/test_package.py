@@ -29,6 +29,7 @@ def test_public_names_are_there_and_no_others():
         assert name in q.__all__
 
 
+@pytest.mark.slow
 def test_plain_import_needs_no_torch_and_no_program():
     code = "import sys, qwen3llada_jax; print(sorted({'torch', 'train', 'sample', 'converters'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

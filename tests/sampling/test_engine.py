@@ -263,6 +263,7 @@ def test_on_a_mesh(model, tmp_path):
         assert result.answers() == alone(model, "causal", number).answers()
 
 
+@pytest.mark.slow
 def test_holes_of_every_block_have_a_place(model):
     """A block length that does not divide the row's: the last block's holes were cut off, and the row never done."""
     engine = q.Engine(model, dataclasses.replace(COMMON, gen_length=12, block_length=12), slots=1, length=16)
@@ -273,6 +274,7 @@ def test_holes_of_every_block_have_a_place(model):
     assert engine.harvest()[0].result.answers() == expected.answers()
 
 
+@pytest.mark.slow
 def test_ends_count_where_nothing_stops_at_them(model):
     config = dataclasses.replace(COMMON, stop_at_eos=False, eos_token_ids=tuple(range(40)), min_length=4)
     engine = q.Engine(model, config, slots=1, length=16)

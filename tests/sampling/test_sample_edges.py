@@ -58,6 +58,7 @@ def spoil(folder, change):
 # K16
 
 
+@pytest.mark.slow
 def test_k16_a_model_of_nan_is_an_error_and_writes_no_text(here, capsys):
     spoil(here / "model", lambda name, w: np.full_like(w, np.nan) if "norm" in name else w)
     sampled = ("--temperature", "1", "--top-p", "0.9")
@@ -149,6 +150,7 @@ def assert_refused(capsys, arguments, part):
     assert part in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_k16_columns_with_half_a_surrogate_pair_are_carried_through(here):
     (here / "in.jsonl").write_text('{"prompt": "x", "note": "\\ud83d", "kind": "é"}\n{"prompt": "y", "kind": "é"}\n')
     assert typed("--prompts", "in.jsonl", "--out", "o.jsonl") == 0
@@ -270,6 +272,7 @@ def test_k18_rooms_double_within_the_positions():
     assert [chat.room_for(n, config, 24) for n in (1, 256, 257, 900, 1000)] == [256, 256, 512, 1000, 1000]
 
 
+@pytest.mark.slow
 def test_k16_a_conversation_beyond_the_positions_drops_its_first_turns_and_says_so(here, monkeypatch, capsys):
     asked, real = [], q.watch
 

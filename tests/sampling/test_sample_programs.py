@@ -262,6 +262,7 @@ def test_trace_is_what_the_sampler_did(write_with, start, tokenizer, tmp_path):
     assert max(np.bincount(np.asarray(result.written_at)[0] + 1)[1:]) > 1  # something was parallel
 
 
+@pytest.mark.slow
 def test_trace_shows_what_was_masked_again(write_with, tmp_path):
     from PIL import Image
 

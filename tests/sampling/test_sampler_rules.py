@@ -112,6 +112,7 @@ class Slow:
         return jnp.where(step == 0, even_share, 1)
 
 
+@pytest.mark.slow
 def test_a_counting_rule_of_ones_own(model):
     half = q.generate(model, PROMPTS, config(commit=Halves()))
     assert half.nfe.tolist() == [2 * 3] * 4  # of four masks 2, 1 and 1
@@ -332,6 +333,7 @@ class StopsAt:
         return self.place
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [-1, 7, 8, 1e9])
 def test_a_row_ends_at_no_mask(model, place):
     found = q.generate(model, PROMPTS, config(stop=StopsAt(place)))
@@ -353,6 +355,7 @@ class Draws:
         return self.id
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", [MASK, V - 2, V, -1, 2**31 - 1])
 def test_a_token_that_may_not_be_written_never_is(model, wrong):
     assert (

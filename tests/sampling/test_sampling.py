@@ -242,6 +242,7 @@ def test_a_prompt_that_sees_answers_makes_the_cache_approximate(twin):
     assert not q.is_exact(dataclasses.replace(config, cache="prefix"), seeing)
 
 
+@pytest.mark.slow
 def test_parallel_blocks_give_the_same_in_fewer_passes(twin):
     _, model = twin
     config = q.SamplerConfig(gen_length=12, block_length=4, visibility="block_bias", threshold=0.5, temperature=0.7)
@@ -318,6 +319,7 @@ def test_eos_last_goes_after_all_others():
     assert number_to_unmask(proposal, masked & is_eos, is_eos, order, *arguments).item() == 2
 
 
+@pytest.mark.slow
 def test_infilling_fills_holes_and_nothing_else(twin):
     _, model = twin
     texts = [[5, None, None, 6, 7, None], [None] * 5 + [3], [1, 2, None]]

@@ -103,12 +103,14 @@ def test_k18_generating_and_watching_run_one_compiled_pass(model, options):
     np.testing.assert_array_equal(again.tokens, q.generate(model, [[1, 2], [3]], settings).tokens)
 
 
+@pytest.mark.slow
 def test_k18_canvases_stay_readable_while_the_cache_is_renewed_in_place(model):
     canvases = list(q.watch(model, [[1, 2]], dataclasses.replace(SHORT, cache="dual")))
     left = [int(np.asarray(canvas.is_masked).sum()) for canvas in canvases]
     assert left == [8, 7, 6, 5, 4, 3, 2, 1, 0]
 
 
+@pytest.mark.slow
 def test_k18_watching_on_a_mesh_compiles_once(folder):
     with on_devices(4):
         mesh = q.make_mesh(data=2, tensor=2)

@@ -158,6 +158,7 @@ def test_holes_under_shift_and_origin(twin, facts, options):
             assert done.result.answers() == [answer]
 
 
+@pytest.mark.slow
 def test_watching_shows_the_answer_alone(twin):
     model, prompts = trained(twin[1], **SDAR), [[1, 2, 3, 4, 5], [6, 7, 8, 9]]
     config = q.SamplerConfig(gen_length=6, stop_at_eos=False)
@@ -171,6 +172,7 @@ def test_watching_shows_the_answer_alone(twin):
     assert whole.confidence[1, 10] == 0
 
 
+@pytest.mark.slow
 def test_an_end_in_the_prompts_last_block_ends_nothing(twin):
     model = trained(twin[1], **SDAR)
     config = q.SamplerConfig(gen_length=6, eos_token_ids=(7,), eos="never")

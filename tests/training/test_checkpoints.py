@@ -214,6 +214,7 @@ with leave_on_sigterm():
     assert process.stderr.read() == "stopped: there is nothing to save\n"
 
 
+@pytest.mark.slow
 def test_leftovers_are_cleared_away(start, finished, tmp_path):  # noqa: F811
     out = tmp_path / "run"
     shutil.copytree(finished[0], out)

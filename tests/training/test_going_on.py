@@ -127,6 +127,7 @@ def test_k1_a_run_goes_on_though_its_starting_model_has_moved(home, finished, ca
         run(Path("start"), Path("new"), **(gone | {"model.base_model_path": "models/gone"}), **held_out)
 
 
+@pytest.mark.slow
 def test_k1_a_fork_and_an_emptied_start_model(home, finished, capsys):  # noqa: F811
     shutil.move("start/text.txt", "text.txt")
     shutil.rmtree("start")

@@ -120,6 +120,7 @@ def test_blocks_divide_the_last_axis():
     assert {n: eight_bit.block_length((3, n)) for n in lengths} == lengths
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "within"), [("adamw8bit", 0.15), ("lion8bit", 0.3)])
 def test_8_bit_updates_follow_the_exact_ones(shapes, name, within):
     """Gradients of sizes that differ by a factor of ten and more within a block, half of them noise."""

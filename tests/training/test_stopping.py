@@ -125,6 +125,7 @@ with leave_on_sigterm():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("notice", [signal.SIGTERM, signal.SIGHUP])
 def test_k1_a_notice_in_a_compile_before_the_first_update(notice):
     process = started(STUCK)
@@ -198,6 +199,7 @@ def test_k19_a_program_whose_product_nobody_takes_ends(place, code, tmp_path):
     assert len(done.stderr.splitlines()) == (code == 2)
 
 
+@pytest.mark.slow
 def test_k1_another_broken_pipe_is_no_end_of_the_output(tmp_path):
     """A worker's, say: exit code 0 would be a lie."""
     assert typed(OUTPUT, "", tmp_path / "done", "pipe").returncode == 1

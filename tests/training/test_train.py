@@ -111,6 +111,7 @@ def test_loss_equals_torch_on_the_same_noise(start, mode):
     assert abs(loss - expected) <= 2e-6 * expected
 
 
+@pytest.mark.slow
 def test_block_bias_reaches_the_attention(start):
     """Defect of the PyTorch system: `forward` passed no mask, so its block bias never acted."""
     plain = example_and_loss(start)[2]
@@ -224,6 +225,7 @@ def test_held_out_noise_is_the_same_every_time(start, tmp_path):
     np.testing.assert_allclose(losses, losses[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_resume_keeps_schedule_noise_and_order(start, finished, tmp_path, capsys):
     """Defect of the PyTorch system: resuming lost the LR schedule, the random state and the data order."""
     out, params = finished
