@@ -7,8 +7,8 @@ from typing import Any
 
 from qwen3llada_jax.commands import as_typed
 from qwen3llada_jax.errors import InputError, listed
+from qwen3llada_jax.families.records import AUTOREGRESSIVE, FAMILIES, Family
 from qwen3llada_jax.model.config import ModelConfig
-from qwen3llada_jax.model.families import AUTOREGRESSIVE, FAMILIES, Family
 
 
 def choice_of(family: Family) -> str:

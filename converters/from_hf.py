@@ -21,6 +21,7 @@ from qwen3llada_jax.checkpoint import hf_import
 from qwen3llada_jax.checkpoint import model_folder as checkpoint
 from qwen3llada_jax.cli import Place, flag
 from qwen3llada_jax.errors import InputError, listed
+from qwen3llada_jax.families.trained_with import trained_with
 from qwen3llada_jax.io.atomic_files import expanded, new_folder
 from qwen3llada_jax.io.hub import model_folder
 from qwen3llada_jax.model.config import (
@@ -31,7 +32,6 @@ from qwen3llada_jax.model.config import (
     read_config_json,
     unknown_keys,
 )
-from qwen3llada_jax.model.trained_with import trained_with
 from qwen3llada_jax.text import added_token, mask_token, tokens
 from qwen3llada_jax.text.mask_token import MaskToken
 

@@ -22,7 +22,6 @@ from qwen3llada_jax.model.model import Qwen3LLaDA, Runtime
 from qwen3llada_jax.sampling import rules
 from qwen3llada_jax.sampling.api import generate, infill, watch, watch_infill
 from qwen3llada_jax.sampling.config import SamplerConfig
-from qwen3llada_jax.sampling.defaults import settings_for
 from qwen3llada_jax.sampling.engine import Engine
 from qwen3llada_jax.sampling.forward import is_exact
 from qwen3llada_jax.sampling.loop import compilations
@@ -31,6 +30,7 @@ from qwen3llada_jax.sampling.state import Canvas, Generation, NotFiniteError
 from qwen3llada_jax.sampling.state import to_host as finish
 from qwen3llada_jax.sharding import make_mesh
 from qwen3llada_jax.text.tokens import load_tokenizer
+from qwen3llada_jax.writing.settings import settings_for
 from qwen3llada_jax.writing.write import write
 
 __all__ = [

@@ -22,12 +22,12 @@ from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.io.atomic_files import check_file, write_text
 from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.sampling.config import SETTINGS, SamplerConfig
-from qwen3llada_jax.sampling.defaults import settings_for
 from qwen3llada_jax.text.chat_template import ChatWriter
 from qwen3llada_jax.text.turns import Message
 from qwen3llada_jax.writing.completions import answer_of
 from qwen3llada_jax.writing.opening import Folder
 from qwen3llada_jax.writing.requests import encode, encode_chat
+from qwen3llada_jax.writing.settings import settings_for
 
 from . import flags as common
 from . import inputs

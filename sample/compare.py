@@ -34,7 +34,6 @@ from qwen3llada_jax.errors import InputError, brief
 from qwen3llada_jax.io.atomic_files import check_folder, make_folder, write_text
 from qwen3llada_jax.pictures import pyplot, write_picture
 from qwen3llada_jax.sampling.config import SETTINGS, SamplerConfig
-from qwen3llada_jax.sampling.defaults import settings_for
 from qwen3llada_jax.sampling.rules import COMMIT_RULES, CONFIDENCE_RULES
 from qwen3llada_jax.text.conversations import answer_of
 from qwen3llada_jax.text.tokens import up_to_stop
@@ -42,6 +41,7 @@ from qwen3llada_jax.writing import completions
 from qwen3llada_jax.writing.completions import Completion
 from qwen3llada_jax.writing.opening import Folder
 from qwen3llada_jax.writing.requests import Request
+from qwen3llada_jax.writing.settings import settings_for
 
 from . import inputs, quality
 from .answers import check_place

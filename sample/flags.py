@@ -11,9 +11,9 @@ from qwen3llada_jax.cli import Place, flag, ids, whole
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.sampling.config import SETTINGS, SamplerConfig
-from qwen3llada_jax.sampling.defaults import in_force
 from qwen3llada_jax.sampling.setting import Setting
 from qwen3llada_jax.sampling.slots import SLOTS
+from qwen3llada_jax.writing.settings import in_force
 
 from . import own_rules
 

@@ -22,13 +22,13 @@ from qwen3llada_jax.io.jsonl import BadRowError, NoFormatError, kind_of, shorten
 from qwen3llada_jax.io.readers import SUFFIXES, raw_rows, unpacked
 from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.sampling.config import SamplerConfig
-from qwen3llada_jax.sampling.defaults import in_words
 from qwen3llada_jax.sampling.limits import beyond, memory, most_tokens
 from qwen3llada_jax.text.conversations import FORMATS, read_conversation, read_messages
 from qwen3llada_jax.text.turns import Message
 from qwen3llada_jax.writing import completions, requests
 from qwen3llada_jax.writing.opening import Folder, open_folder
 from qwen3llada_jax.writing.requests import KINDS, Request
+from qwen3llada_jax.writing.settings import in_words
 
 from .flags import MeshFlags
 

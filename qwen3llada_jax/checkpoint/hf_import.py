@@ -12,10 +12,10 @@ from jax.sharding import Mesh
 from qwen3llada_jax import sharding
 from qwen3llada_jax.checkpoint.hf_names import flatten, hf_tensors, likely_cause, ours_of, unflatten
 from qwen3llada_jax.errors import InputError, listed
+from qwen3llada_jax.families.records import Family
 from qwen3llada_jax.io.safetensors_folder import Reader, StoredTensor, reader, stored_tensors
 from qwen3llada_jax.model import model
 from qwen3llada_jax.model.config import ModelConfig
-from qwen3llada_jax.model.families import Family
 
 
 @dataclass(frozen=True)

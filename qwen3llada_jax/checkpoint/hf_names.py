@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qwen3llada_jax.model.families import FAMILIES, Family
+from qwen3llada_jax.families.records import FAMILIES, Family
 from qwen3llada_jax.model.roles import Role
 
 _NUMBER = re.compile(r"(?<=\.)\d{1,6}(?=\.)")

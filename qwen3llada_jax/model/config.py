@@ -13,11 +13,11 @@ from typing import Any
 
 from qwen3llada_jax import arguments
 from qwen3llada_jax.errors import InputError, brief, listed, shown
+from qwen3llada_jax.families import records
+from qwen3llada_jax.families.trained_with import trained_with
 from qwen3llada_jax.io.atomic_files import home, put_back
 from qwen3llada_jax.io.safetensors_folder import GGUF
-from qwen3llada_jax.model import families
 from qwen3llada_jax.model.rope_scaling import RopeScaling, read_rope
-from qwen3llada_jax.model.trained_with import trained_with
 
 VISIBILITIES = ("full", "block_bias", "block_causal")
 BLOCK_ORIGINS = ("prompt", "start", "aligned")
@@ -51,7 +51,7 @@ class ModelConfig:
     now.
 
     Attributes:
-        model_type: its family (families.py), as in config.json.
+        model_type: its family (families/records.py), as in config.json.
         visibility, block_length, prompt_sees_answer: who sees whom (masks.py).
         shift: the token of a position is predicted at the position before it.
         block_origin: where blocks are counted from: the `prompt`'s end, the prompt being one block that sees itself
@@ -134,10 +134,8 @@ class ModelConfig:
             raise InputError(f"block_origin {shown(self.block_origin)} is unknown; choose one of {origins}")
         if self.block_origin != "prompt" and self.visibility != "block_causal":
             raise InputError(f"block_origin {self.block_origin} needs visibility block_causal, not {self.visibility}")
-        if self.model_type not in families.FAMILIES:
-            raise InputError(
-                f"model_type {shown(self.model_type)} is unknown; known are {', '.join(families.FAMILIES)}"
-            )
+        if self.model_type not in records.FAMILIES:
+            raise InputError(f"model_type {shown(self.model_type)} is unknown; known are {', '.join(records.FAMILIES)}")
 
     def _take(self, kind: Callable[[str, Any], Any], *names: str) -> None:
         """Values as Python's own; None stays where it may."""
@@ -166,7 +164,7 @@ class ModelConfig:
 
     @classmethod
     def _from_hf(cls, source: dict[str, Any], said: dict[str, Any]) -> "ModelConfig":
-        family = families.family_of(source)
+        family = records.family_of(source)
         source = family.read(source)
         source |= {name: fact.value for name, fact in trained_with(family, source, said).items()}
         _refuse_what_we_do_not_do(source)
@@ -207,9 +205,9 @@ class ModelConfig:
         return self.family.write(values) | ({} if dtype is None else {"dtype": dtype})
 
     @property
-    def family(self) -> families.Family:
+    def family(self) -> records.Family:
         """What its family does in its own way."""
-        return families.FAMILIES[self.model_type]
+        return records.FAMILIES[self.model_type]
 
     @property
     def is_autoregressive(self) -> bool:
@@ -238,7 +236,7 @@ def _as_pairs(sampling: Any) -> tuple[tuple[str, float | str], ...]:
 
 def unknown_keys(source: Mapping[str, Any]) -> list[str]:
     """Keys of a `config.json` that neither this project nor its family uses: worth a notice at import."""
-    known = {f.name for f in dataclasses.fields(ModelConfig)} | _OTHER_KEYS | families.family_of(source).inert
+    known = {f.name for f in dataclasses.fields(ModelConfig)} | _OTHER_KEYS | records.family_of(source).inert
     return sorted(set(source) - known)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from qwen3llada_jax import arguments
 from qwen3llada_jax.errors import InputError, shown
-from qwen3llada_jax.model.families import Family
+from qwen3llada_jax.families.records import Family
 
 ROPE_KINDS = ("default", "linear", "dynamic", "yarn", "llama3")
 

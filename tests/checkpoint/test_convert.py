@@ -19,8 +19,8 @@ from converters.analyze import analyze
 from converters.from_hf import convert
 from converters.to_hf import export
 from qwen3llada_jax.checkpoint import hf_import, model_folder
+from qwen3llada_jax.families.records import QWEN3
 from qwen3llada_jax.model.config import ModelConfig, read_config_json
-from qwen3llada_jax.model.families import QWEN3
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:

@@ -18,9 +18,9 @@ from converters.to_hf import export
 from qwen3llada_jax import cli
 from qwen3llada_jax.checkpoint import hf_import
 from qwen3llada_jax.checkpoint.model_folder import read_config
+from qwen3llada_jax.families.records import FAMILIES
+from qwen3llada_jax.families.trained_with import trained_with
 from qwen3llada_jax.model.config import named_config_json, read_config_json, read_model_config, unknown_keys
-from qwen3llada_jax.model.families import FAMILIES
-from qwen3llada_jax.model.trained_with import trained_with
 
 BY_NAME = {case.name: case for case in CASES}
 

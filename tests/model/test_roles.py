@@ -22,7 +22,8 @@ from converters.to_hf import export
 from qwen3llada_jax import sharding
 from qwen3llada_jax.checkpoint import model_folder
 from qwen3llada_jax.checkpoint.hf_names import flatten, hf_tensors, ours_of
-from qwen3llada_jax.model import families, model
+from qwen3llada_jax.families import records
+from qwen3llada_jax.model import model
 from qwen3llada_jax.model.layers import Layers, new_weight
 from qwen3llada_jax.model.roles import Role
 from train import step as training
@@ -52,8 +53,8 @@ class WithExperts(Layers):
 
 @pytest.fixture
 def config(monkeypatch):
-    record = dataclasses.replace(families.QWEN3, names={**families.QWEN3.names, **NAMES})
-    monkeypatch.setitem(families.FAMILIES, "qwen3", record)
+    record = dataclasses.replace(records.QWEN3, names={**records.QWEN3.names, **NAMES})
+    monkeypatch.setitem(records.FAMILIES, "qwen3", record)
     monkeypatch.setattr(model, "Layers", WithExperts)
     monkeypatch.setitem(sharding.RULES, "experts", None)  # where a new axis lies is said there
     return q.ModelConfig(64, 32, 48, 2, 4, 2, 16, mask_token_id=63)
@@ -174,17 +175,17 @@ def test_a_record_is_all_that_a_family_of_the_same_parts_needs(monkeypatch, tmp_
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
-    read = families.QWEN3.read
-    record = families.Family(
-        name="Mine", model_type="mine", architectures=("Mine",), names=families.QWEN3.names, biases=("q", "k", "v"),
-        read=lambda source: read(source) | {"attention_bias": True, "head_dim": 8}, write=families.QWEN3.write,
+    read = records.QWEN3.read
+    record = records.Family(
+        name="Mine", model_type="mine", architectures=("Mine",), names=records.QWEN3.names, biases=("q", "k", "v"),
+        read=lambda source: read(source) | {"attention_bias": True, "head_dim": 8}, write=records.QWEN3.write,
     )  # fmt: skip
     folder = save_torch(theirs, tmp_path / "hf")
     source = json.loads((folder / "config.json").read_text()) | {"model_type": "mine", "architectures": ["Mine"]}
     (folder / "config.json").write_text(json.dumps(source))
     with pytest.raises(q.InputError, match="model_type is 'mine'; models of these can be read: qwen3, qwen2, "):
         q.load(folder)
-    monkeypatch.setitem(families.FAMILIES, "mine", record)
+    monkeypatch.setitem(records.FAMILIES, "mine", record)
     tokens = np.arange(14).reshape(2, 7) * 5
     expected = logits_of(theirs, tokens, np.ones((2, 7, 7), bool))
     np.testing.assert_allclose(q.load(folder)(tokens), expected, atol=2e-5)

@@ -9,8 +9,8 @@ import pytest
 import qwen3llada_jax as q
 from qwen3llada_jax import cli
 from qwen3llada_jax.model.config import read_model_config
-from qwen3llada_jax.sampling.defaults import in_force
 from qwen3llada_jax.text.sampling_defaults import with_sampling
+from qwen3llada_jax.writing.settings import in_force
 from sample import chat, compare, flags, generate
 
 SHAPES = dict(vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from qwen3llada_jax.errors import InputError, listed
-from qwen3llada_jax.model.families import AUTOREGRESSIVE, FULL, Family
+from qwen3llada_jax.families.records import AUTOREGRESSIVE, FULL, Family
 
 NAMES = ("visibility", "block_length", "shift", "block_origin")
 

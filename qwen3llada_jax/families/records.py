@@ -25,8 +25,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from qwen3llada_jax.errors import InputError, brief, listed, shown
-from qwen3llada_jax.model import family_configs, family_names
-from qwen3llada_jax.model.family_configs import Reader, reader, writer
+from qwen3llada_jax.families import configs, names
+from qwen3llada_jax.families.configs import Reader, reader, writer
 
 AUTOREGRESSIVE: dict[str, Any] = {
     "visibility": "block_causal",
@@ -86,7 +86,7 @@ QWEN3 = Family(
     name="Qwen3",
     model_type="qwen3",
     architectures=("Qwen3ForCausalLM", "Qwen3Model"),
-    names=family_names.QWEN,
+    names=names.QWEN,
     read=reader(tie_word_embeddings=False, max_position_embeddings=32_768),
     write=writer("qwen3", "Qwen3ForCausalLM", attention_dropout=0.0, use_sliding_window=False, is_causal=False),
     inert=_QWEN_INERT,
@@ -99,8 +99,8 @@ QWEN2 = Family(
     name="Qwen2",
     model_type="qwen2",
     architectures=("Qwen2ForCausalLM", "Qwen2Model"),
-    names=family_names.QWEN,
-    read=family_configs.read_qwen2,
+    names=names.QWEN,
+    read=configs.read_qwen2,
     write=writer("qwen2", "Qwen2ForCausalLM", "attention_bias", attention_dropout=0.0, is_causal=False),
     inert=_QWEN_INERT,
     biases=("q", "k", "v"),
@@ -112,8 +112,8 @@ LLAMA = Family(
     name="Llama",
     model_type="llama",
     architectures=("LlamaForCausalLM", "LlamaModel"),
-    names=family_names.QWEN,
-    read=family_configs.read_llama,
+    names=names.QWEN,
+    read=configs.read_llama,
     write=writer("llama", "LlamaForCausalLM", attention_dropout=0.0, mlp_bias=False, is_causal=False),
     inert=frozenset({"mlp_bias", "pretraining_tp", "is_llama_config", "rope_interleaved"}),
     rope_theta=500_000,
@@ -126,7 +126,7 @@ QWEN3LLADA = replace(
     name="Qwen3LLaDA (PyTorch)",
     model_type="qwen3llada",
     architectures=("Qwen3LLadaForMaskedLM",),
-    names=family_names.QWEN3LLADA,
+    names=names.QWEN3LLADA,
     read=reader(tie_word_embeddings=False, max_position_embeddings=32_768, mask_token_id=126_336),
     write=writer("qwen3llada", "Qwen3LLadaForMaskedLM"),
     kinds={"": FULL},
@@ -138,8 +138,8 @@ SDAR = replace(
     name="SDAR",
     model_type="sdar",
     architectures=("SDARForCausalLM",),
-    read=family_configs.with_block_length(QWEN3.read, "block_size"),
-    write=family_configs.writes_block_length(writer("sdar", "SDARForCausalLM"), "block_size"),
+    read=configs.with_block_length(QWEN3.read, "block_size"),
+    write=configs.writes_block_length(writer("sdar", "SDARForCausalLM"), "block_size"),
     inert=_QWEN_INERT
     | {"auto_map", "block_size", "debug", "ep_size", "fuse_cross_entropy", "micro_forward", "skip_checkpoint"}
     | {"use_deepep"},
@@ -152,15 +152,15 @@ LLADA = Family(
     name="LLaDA",
     model_type="llada",
     architectures=("LLaDAModelLM",),
-    names=family_names.LLADA,
-    read=family_configs.read_llada,
-    write=family_configs.write_llada,
+    names=names.LLADA,
+    read=configs.read_llada,
+    write=configs.write_llada,
     inert=frozenset(
         "alibi_bias_max attention_layer_norm_with_affine auto_map flash_attention init_cutoff_factor init_device "  # noqa: SIM905
         "init_fn layer_norm_eps mlp_ratio precision".split()
     )
-    | set(family_configs.LLADA_KEYS)
-    | set(family_configs.LLADA_ONLY),
+    | set(configs.LLADA_KEYS)
+    | set(configs.LLADA_ONLY),
     rope_theta=500_000,
 )
 
@@ -169,7 +169,7 @@ DREAM = replace(
     name="Dream",
     model_type="Dream",
     architectures=("DreamModel",),
-    read=family_configs.read_dream,
+    read=configs.read_dream,
     write=writer("Dream", "DreamModel", "attention_bias"),
     inert=_QWEN_INERT | {"auto_map", "use_mrope"},
     kinds={"": FULL | {"shift": True}},
@@ -181,8 +181,8 @@ FAST_DLLM = replace(
     name="Fast-dLLM v2",
     model_type="Fast_dLLM_Qwen",
     architectures=("Fast_dLLM_QwenForCausalLM",),
-    read=family_configs.with_block_length(family_configs.read_qwen2, "bd_size"),
-    write=family_configs.writes_block_length(
+    read=configs.with_block_length(configs.read_qwen2, "bd_size"),
+    write=configs.writes_block_length(
         writer("Fast_dLLM_Qwen", "Fast_dLLM_QwenForCausalLM", "attention_bias"), "bd_size"
     ),
     inert=_QWEN_INERT | {"auto_map", "bd_size"},
