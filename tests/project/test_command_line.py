@@ -262,9 +262,12 @@ def test_the_commands_completion_is_asked_for_as_any_flag_is(words, capsys, monk
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "words", "word", "expected"),
-    [("converters.to_hf", "to_hf", "--dt", "--dtype"), ("qwen3llada_jax", "qwen3llada sft", "--dry", "--dry-run"),
-     ("qwen3llada_jax", "qwen3llada", "exp", "export")],
-)  # fmt: skip
+    [
+        pytest.param("converters.to_hf", "to_hf", "--dt", "--dtype", marks=pytest.mark.soak),
+        ("qwen3llada_jax", "qwen3llada sft", "--dry", "--dry-run"),
+        pytest.param("qwen3llada_jax", "qwen3llada", "exp", "export", marks=pytest.mark.soak),
+    ],
+)
 def test_programs_as_typed_print_completions(program, words, word, expected):
     done = subprocess.run(
         [sys.executable, "-m", program, "--print-completion", "bash"],

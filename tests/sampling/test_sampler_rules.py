@@ -85,7 +85,10 @@ PER_ROW = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("slot", "made", "values"), PER_ROW)
+@pytest.mark.parametrize(
+    ("slot", "made", "values"),
+    [pytest.param(*rule, marks=[pytest.mark.soak] * (i % 2)) for i, rule in enumerate(PER_ROW)],
+)
 def test_a_number_for_each_row_gives_each_what_it_gets_alone(model, slot, made, values):
     keys = jax.random.split(jax.random.key(3), 4)
     together = q.generate(model, PROMPTS, config(**{slot: made(np.array(values))}), key=keys)

@@ -184,7 +184,7 @@ EIGHT = [[1], [2, 3, 4, 5, 6, 7], [50], [9, 8], [1, 1, 2, 3, 5, 8, 13], [40, 41,
         {"visibility": "full"},
         pytest.param({"visibility": "full", "cache": "dual", "threshold": 0.5}, marks=pytest.mark.slow),
         {"visibility": "block_causal", "threshold": 0.4},
-        pytest.param({"visibility": "block_causal", "cache": "none", "temperature": 0.8}, marks=pytest.mark.slow),
+        pytest.param({"visibility": "block_causal", "cache": "none", "temperature": 0.8}, marks=pytest.mark.soak),
         pytest.param({"visibility": "block_bias", "remasking": "random"}, marks=pytest.mark.slow),
     ],
 )
@@ -254,7 +254,7 @@ def test_parallel_blocks_give_the_same_in_fewer_passes(twin):
 
 MESHES = [
     pytest.param({"data": 8}, {"temperature": 0.7}, marks=pytest.mark.slow),
-    pytest.param({"data": 8}, {"visibility": "block_causal", "threshold": 0.5}, marks=pytest.mark.slow),
+    pytest.param({"data": 8}, {"visibility": "block_causal", "threshold": 0.5}, marks=pytest.mark.soak),
     pytest.param({"data": 1, "fsdp": 4, "tensor": 2}, {"temperature": 0.7}, marks=pytest.mark.slow),
     ({"data": 1, "fsdp": 4, "tensor": 2}, {"visibility": "block_causal", "threshold": 0.5, "cfg_scale": 1.0}),
 ]
@@ -478,7 +478,10 @@ def test_top_k_and_top_p_keep_what_transformers_keeps(top_k, top_p):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("only", [{"top_k": 1}, {"top_p": 1e-3}, {"top_k": 3, "top_p": 1e-3}])
-@pytest.mark.parametrize("more", [{}, {"cfg_scale": 1.5, "repetition_penalty": 1.4, "cache": "prefix"}])
+@pytest.mark.parametrize(
+    "more",
+    [pytest.param({}, marks=pytest.mark.soak), {"cfg_scale": 1.5, "repetition_penalty": 1.4, "cache": "prefix"}],
+)
 def test_of_a_single_candidate_the_likeliest_is_drawn(twin, only, more):
     """In the whole program, where XLA may compute a logit twice and round it differently."""
     _, model = twin

@@ -496,7 +496,9 @@ def test_every_optimizer_lowers_the_loss(shapes, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["adamw8bit", "muon", "adafactor"])
+@pytest.mark.parametrize(
+    "name", ["adamw8bit", *(pytest.param(name, marks=pytest.mark.soak) for name in ("muon", "adafactor"))]
+)
 def test_a_run_goes_on_bit_for_bit(tmp_path, name):
     """Codes, scales, factors and frozen parameters through a checkpoint."""
     (tmp_path / "text.txt").write_text((DATA / "shakespeare" / "valid.txt").read_text()[:8000])

@@ -228,10 +228,10 @@ def advised(message: str) -> dict[str, str]:
     ("changes", "key"),
     [
         ({"training.lr": 0.5}, "training.resume_from"),
-        ({"training.max_steps": 7}, "training.resume_from"),
-        ({"dataset.name": "other.txt"}, "training.resume_from"),
+        pytest.param({"training.max_steps": 7}, "training.resume_from", marks=pytest.mark.soak),
+        pytest.param({"dataset.name": "other.txt"}, "training.resume_from", marks=pytest.mark.soak),
         ({"optim.name": "lion"}, "model.qwen3llada_model_path"),
-        ({"training.grad_clip": 0}, "model.qwen3llada_model_path"),
+        pytest.param({"training.grad_clip": 0}, "model.qwen3llada_model_path", marks=pytest.mark.soak),
     ],
 )
 def test_k14_a_refusal_on_resume_names_the_way_that_works(start, finished, tmp_path, monkeypatch, changes, key):  # noqa: F811

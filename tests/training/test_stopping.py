@@ -270,7 +270,7 @@ run.train(read_config(None, pairs))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["samples", "a new shape's compile"])
+@pytest.mark.parametrize("what", [pytest.param("samples", marks=pytest.mark.soak), "a new shape's compile"])
 def test_k1_a_stuck_run_is_saved_and_goes_on(start, finished, tmp_path, monkeypatch, what):  # noqa: F811
     out = tmp_path / "run"
     more = {"training.save_steps": 2, "evaluation.prompts": '["A"]', "evaluation.max_new_tokens": 2,
