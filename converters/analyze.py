@@ -17,11 +17,10 @@ from qwen3llada_jax.checkpoint import hf_import
 from qwen3llada_jax.checkpoint import model_folder as checkpoint
 from qwen3llada_jax.checkpoint.hf_names import flatten, hf_tensors
 from qwen3llada_jax.cli import Place, flag
+from qwen3llada_jax.families.trained_with import NO_MATTER
 from qwen3llada_jax.io.hub import model_folder
 from qwen3llada_jax.io.safetensors_folder import StoredTensor, reader, stored_tensors
 from qwen3llada_jax.model import model
-
-_SEES = {"visibility": "full"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +37,11 @@ def main() -> int:
 
 def analyze(src: Path, dst: Path | None = None) -> int:
     """Print the table; 0 when all is well, 1 when something is off."""
-    config = checkpoint.read_config(src, _SEES)
+    config = checkpoint.read_config(src, NO_MATTER)
     stored = stored_tensors(src)
     ours = None
     if dst is not None:
-        ours = flatten(checkpoint.load_params(dst, checkpoint.read_config(dst, _SEES)))
+        ours = flatten(checkpoint.load_params(dst, checkpoint.read_config(dst, NO_MATTER)))
     title = f"{src}: a {config.family.name}"
     table = Table("Hugging Face", "shape", "dtype", "ours", "shape ", "dtype ", "verdict", title=title)
     problems: list[str] = []

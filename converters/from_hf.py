@@ -21,7 +21,7 @@ from qwen3llada_jax.checkpoint import hf_import
 from qwen3llada_jax.checkpoint import model_folder as checkpoint
 from qwen3llada_jax.cli import Place, flag
 from qwen3llada_jax.errors import InputError, listed
-from qwen3llada_jax.families.trained_with import trained_with
+from qwen3llada_jax.families.trained_with import NAMES, trained_with
 from qwen3llada_jax.io.atomic_files import expanded, new_folder
 from qwen3llada_jax.io.hub import model_folder
 from qwen3llada_jax.model.config import (
@@ -64,7 +64,7 @@ class Flags:
 
 def main() -> None:
     flags = cli.parse(Flags)
-    said = {name: getattr(flags, name) for name in ("visibility", "block_length", "shift", "block_origin")}
+    said = {name: getattr(flags, name) for name in NAMES}
     convert(
         flags.src,
         flags.dst,

@@ -18,6 +18,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share what the first proc
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jax-")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -29,6 +30,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 from no_skips import (  # noqa: F401 (hooks)
     pytest_collection_modifyitems,
     pytest_make_collect_report,
@@ -36,7 +38,9 @@ from no_skips import (  # noqa: F401 (hooks)
 )
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from qwen3llada_jax.checkpoint.model_folder import load
 from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.text.tokens import load_tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -79,6 +83,28 @@ def save_torch(model: Qwen3ForCausalLM, folder: Path, **options) -> Path:
     """The model as a Hugging Face folder."""
     model.save_pretrained(folder, **options)
     return folder
+
+
+@contextmanager
+def wide_twin(folder: Path, seed: int, vocab_size: int) -> Iterator[tuple[Qwen3ForCausalLM, Qwen3LLaDA]]:
+    """One small model twice, in torch and ours, with wide weights, so that confidences are well spread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the model is too small for two to help, and they wait for each other on a busy machine
+    reference = torch_model(
+        seed, vocab_size=vocab_size, hidden_size=32, num_hidden_layers=2, initializer_range=0.35,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    yield reference, load(save_torch(reference, folder))
+    torch.set_num_threads(threads)
+
+
+def trained(model: Qwen3LLaDA, mask_token_id: int, **facts) -> Qwen3LLaDA:
+    """The same weights of a model that was trained so, its mask token the first id that no token has."""
+    other = nnx.merge(*nnx.split(model))
+    other.config = dataclasses.replace(
+        model.config, mask_token_id=mask_token_id, live_vocab_size=mask_token_id, **facts
+    )
+    return other
 
 
 def logits_of(model: Qwen3ForCausalLM, tokens: np.ndarray, allowed: np.ndarray | None = None) -> np.ndarray:

@@ -130,9 +130,7 @@ def as_stored(folder: Path, config: ModelConfig) -> ModelConfig:
 
     Some families save such heads: PyTorch did not tie them, or they were trained apart.
     """
-    if not (config.family.may_untie and has_tied_head(folder, config)):
-        return config
-    if tied_head_matches(stored_tensors(folder), config.family):
+    if not has_tied_head(folder, config) or tied_head_matches(stored_tensors(folder), config.family):
         return config
     return replace(config, tie_word_embeddings=False)
 

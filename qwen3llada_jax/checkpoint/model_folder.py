@@ -73,10 +73,15 @@ def load(
     """
     path = expanded(path)
     said = {"visibility": visibility, "block_length": block_length, "shift": shift, "block_origin": block_origin}
-    config = with_sampling(with_text_ends(read_config(path, said), path), path)
+    config = whole_config(path, said)
     params = load_params(path, config, dtype, mesh)
     graphdef, _, _ = model.abstract(config, runtime=runtime or Runtime())
     return nnx.merge(graphdef, params)
+
+
+def whole_config(path: Path, said: Mapping[str, Any] | None = None) -> ModelConfig:
+    """The config of a folder as `load` gives it: `read_config`, with text ends, live ids and sampling settings."""
+    return with_sampling(with_text_ends(read_config(path, said), path), path)
 
 
 def read_config(path: Path, said: Mapping[str, Any] | None = None) -> ModelConfig:

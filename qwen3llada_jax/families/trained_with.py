@@ -11,6 +11,8 @@ from qwen3llada_jax.errors import InputError, listed
 from qwen3llada_jax.families.records import AUTOREGRESSIVE, FULL, Family
 
 NAMES = ("visibility", "block_length", "shift", "block_origin")
+# Asked for where only the architecture counts: files that leave open what their model sees are read all the same.
+NO_MATTER = {"visibility": "full"}
 
 
 class Said(NamedTuple):

@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from qwen3llada_jax.errors import InputError, brief
+from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.io.atomic_files import write_text
+from qwen3llada_jax.text.text_ends import read_object
 
 MASK = "<|mask|>"
 
@@ -20,19 +21,19 @@ def add_mask_token(folder: Path, token_id: int, content: str = MASK) -> None:
     if not file.is_file():
         raise InputError(f"{folder}: no tokenizer.json in it, to which a mask token could be added; copy it there")
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
-    tokenizer = _read(file)
+    tokenizer = read_object(file)
     tokenizer["added_tokens"] = [
         *(tokenizer.get("added_tokens") or ()),
         {"id": token_id, "content": content, **flags},
     ]
     _write(file, tokenizer)
     file = folder / "tokenizer_config.json"
-    settings = _read(file) if file.is_file() else {}
+    settings = read_object(file)
     if "added_tokens_decoder" in settings:
         settings["added_tokens_decoder"] |= {str(token_id): {"content": content, **flags}}
     _write(file, settings)
     if (folder / "added_tokens.json").is_file():
-        _write(folder / "added_tokens.json", _read(folder / "added_tokens.json") | {content: token_id})
+        _write(folder / "added_tokens.json", read_object(folder / "added_tokens.json") | {content: token_id})
     name_mask_token(folder, content)
 
 
@@ -43,19 +44,12 @@ def name_mask_token(folder: Path, content: str) -> None:
         InputError: a file that is no JSON object.
     """
     file = folder / "tokenizer_config.json"
-    _write(file, (_read(file) if file.is_file() else {}) | {"mask_token": content})
+    _write(file, read_object(file) | {"mask_token": content})
     if (folder / "special_tokens_map.json").is_file():
-        _write(folder / "special_tokens_map.json", _read(folder / "special_tokens_map.json") | {"mask_token": content})
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: cannot be read as JSON ({brief(error, 100)}); copy it again") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{file}: is no JSON object; copy it again")
-    return found
+        _write(
+            folder / "special_tokens_map.json",
+            read_object(folder / "special_tokens_map.json") | {"mask_token": content},
+        )
 
 
 def _write(file: Path, values: dict[str, Any]) -> None:

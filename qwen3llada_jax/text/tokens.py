@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen3llada_jax.errors import InputError, brief, shown
+from qwen3llada_jax.families.trained_with import NO_MATTER
 from qwen3llada_jax.io.atomic_files import expanded, home
 from qwen3llada_jax.model.config import ModelConfig, read_model_config
 from qwen3llada_jax.text.text_ends import END_OF_TURN, read_object
@@ -62,8 +63,7 @@ def load_tokenizer(folder: Path | str) -> Any:
     else:
         _check_against_vocab_and_merges(folder, tokenizer, vocabulary)
     if (folder / "config.json").is_file():
-        # What the model sees, which its files may leave open, is nothing to a tokenizer.
-        check_vocabulary(tokenizer, read_model_config(folder, {"visibility": "full"}), folder)
+        check_vocabulary(tokenizer, read_model_config(folder, NO_MATTER), folder)
     return tokenizer
 
 

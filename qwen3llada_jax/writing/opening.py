@@ -16,8 +16,6 @@ from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.sampling.config import SamplerConfig
 from qwen3llada_jax.text import mask_token, tokens
-from qwen3llada_jax.text.sampling_defaults import with_sampling
-from qwen3llada_jax.text.text_ends import with_text_ends
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ def open_folder(path: str | Path, mesh: Mesh | None = None) -> Folder:
         InputError: no model there, no tokenizer, or no token of an autoregressive model's that may be its mask.
     """
     path = expanded(path)
-    config = with_sampling(with_text_ends(model_folder.read_config(path), path), path)
+    config = model_folder.whole_config(path)
     tokenizer = tokens.load_tokenizer(path)
     if config.is_autoregressive and config.mask_token_id is None:
         mask = mask_token.choose("auto", path, config, tokenizer, "--mask-token-id")

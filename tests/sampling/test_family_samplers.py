@@ -10,10 +10,8 @@ import random
 
 import jax.numpy as jnp
 import pytest
-import torch
 import torch_families as published
-from conftest import save_torch, torch_model
-from flax import nnx
+from conftest import trained, wide_twin
 
 import qwen3llada_jax as q
 
@@ -24,22 +22,8 @@ MARGIN = 2e-5  # of the port's closest decision: far above what float32 rounds a
 
 @pytest.fixture(scope="module")
 def twin(tmp_path_factory):
-    """One model twice, in torch and ours, with wide weights, so that confidences are well spread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    reference = torch_model(
-        5, vocab_size=V, hidden_size=32, num_hidden_layers=2, initializer_range=0.35, tie_word_embeddings=False
-    )
-    model = q.load(save_torch(reference, tmp_path_factory.mktemp("twin")))
-    yield reference, model
-    torch.set_num_threads(threads)
-
-
-def trained(model, **facts):
-    """The same weights of a model that was trained so."""
-    other = nnx.merge(*nnx.split(model))
-    other.config = dataclasses.replace(model.config, mask_token_id=MASK, live_vocab_size=MASK, **facts)
-    return other
+    with wide_twin(tmp_path_factory.mktemp("twin"), 5, V) as both:
+        yield both
 
 
 def drawn(lengths, seed):
@@ -101,7 +85,7 @@ DYNAMIC = [{"steps": n, "dynamic": level} for n, level in itertools.product((4, 
 @pytest.mark.parametrize("rules", [STATIC, DYNAMIC], ids=["static", "dynamic"])
 def test_sdar(twin, rules, cache):
     reference, model = twin
-    model = trained(model, **SDAR)
+    model = trained(model, MASK, **SDAR)
     for rule in rules:
         found = clear(
             lambda prompt, rule=rule: published.sdar(
@@ -134,7 +118,7 @@ class Rounded:
 @pytest.mark.parametrize("right_shift", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_bd3lm(twin, right_shift, cache):
     reference, model = twin
-    model = trained(model, visibility="block_causal", block_length=8, block_origin="aligned", shift=right_shift)
+    model = trained(model, MASK, visibility="block_causal", block_length=8, block_origin="aligned", shift=right_shift)
     for steps, seed in itertools.product((8, 4, 3, 1), range(2)):
         for attempt in range(20):
             prompts = drawn((1, 7, 16, 11), (steps, seed, attempt))
@@ -160,7 +144,7 @@ def test_bd3lm(twin, right_shift, cache):
 @pytest.mark.parametrize("order", ["maskgit_plus", "entropy", pytest.param("topk_margin", marks=pytest.mark.slow)])
 def test_dream(twin, order):
     reference, model = twin
-    model = trained(model, shift=True)
+    model = trained(model, MASK, shift=True)
     for steps in (1, 2, 5, 7, 8, 11, 16, 40):
         found = clear(
             lambda prompt, steps=steps: published.dream(reference, prompt, 16, steps, order, MASK, [MASK]),
@@ -181,7 +165,7 @@ def test_dream(twin, order):
 @pytest.mark.parametrize("cache", ["prefix", pytest.param("none", marks=pytest.mark.slow)])
 def test_fast_dllm_v2(twin, cache):
     reference, model = twin
-    model = trained(model, visibility="block_causal", block_length=8, block_origin="start", shift=True)
+    model = trained(model, MASK, visibility="block_causal", block_length=8, block_origin="start", shift=True)
     for part, threshold in itertools.product((8, 4, 2), (0.3, 0.6, 0.9)):
         found = clear(
             lambda prompt, part=part, threshold=threshold: published.fast_dllm_v2(

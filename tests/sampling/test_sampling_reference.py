@@ -5,9 +5,8 @@ import itertools
 import random
 
 import pytest
-import torch
 import torch_sampler
-from conftest import save_torch, torch_model
+from conftest import wide_twin
 
 import qwen3llada_jax as q
 
@@ -31,16 +30,9 @@ ENDS = [
 
 @pytest.fixture(scope="module")
 def twin(tmp_path_factory):
-    """One model twice, in torch and ours, with wide weights, so that confidences are well spread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the model is too small for two to help, and they wait for each other on a busy machine
-    reference = torch_model(
-        9, vocab_size=V, hidden_size=32, num_hidden_layers=2, initializer_range=0.35, tie_word_embeddings=False
-    )
-    model = q.load(save_torch(reference, tmp_path_factory.mktemp("twin")))
-    model.config = q.ModelConfig(**{**vars(model.config), "mask_token_id": MASK, "live_vocab_size": LIVE})
-    yield reference, model
-    torch.set_num_threads(threads)
+    with wide_twin(tmp_path_factory.mktemp("twin"), 9, V) as (reference, model):
+        model.config = q.ModelConfig(**{**vars(model.config), "mask_token_id": MASK, "live_vocab_size": LIVE})
+        yield reference, model
 
 
 def expected(reference, options, make, rows, seed):

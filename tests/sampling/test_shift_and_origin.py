@@ -9,10 +9,8 @@ import random
 
 import numpy as np
 import pytest
-import torch
 import torch_sampler
-from conftest import refuses, save_torch, torch_model
-from flax import nnx
+from conftest import refuses, trained, wide_twin
 
 import qwen3llada_jax as q
 from qwen3llada_jax.sampling.config import origin_of
@@ -30,21 +28,8 @@ SHIFT = {"shift": True}
 
 @pytest.fixture(scope="module")
 def twin(tmp_path_factory):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    reference = torch_model(
-        4, vocab_size=V, hidden_size=32, num_hidden_layers=2, initializer_range=0.35, tie_word_embeddings=False
-    )
-    model = q.load(save_torch(reference, tmp_path_factory.mktemp("twin")))
-    yield reference, model
-    torch.set_num_threads(threads)
-
-
-def trained(model, **facts):
-    """The same weights of a model that was trained so."""
-    other = nnx.merge(*nnx.split(model))
-    other.config = dataclasses.replace(model.config, mask_token_id=MASK, live_vocab_size=MASK, **facts)
-    return other
+    with wide_twin(tmp_path_factory.mktemp("twin"), 4, V) as both:
+        yield both
 
 
 def references(reference, facts, options, texts):
@@ -113,7 +98,7 @@ def test_every_option_under_shift_and_origin(twin, facts, options):
     found = references(reference, facts, options, continuations((6, 1, 9, 8), facts, options))
     prompts = [text[: text.index(None)] for text, _ in found]
     config = q.SamplerConfig(gen_length=GEN, **options)
-    assert_equal(q.generate(trained(model, **facts), prompts, config), found, options, GEN)
+    assert_equal(q.generate(trained(model, MASK, **facts), prompts, config), found, options, GEN)
 
 
 def holes(seed):
@@ -141,7 +126,7 @@ def holes(seed):
 )
 def test_holes_under_shift_and_origin(twin, facts, options):
     reference, model = twin
-    model = trained(model, **facts)
+    model = trained(model, MASK, **facts)
     options = {"stop_at_eos": False, **options}
     found = references(reference, facts, options, holes(options))
     config, texts = q.SamplerConfig(**options), [text for text, _ in found]
@@ -160,7 +145,7 @@ def test_holes_under_shift_and_origin(twin, facts, options):
 
 @pytest.mark.slow
 def test_watching_shows_the_answer_alone(twin):
-    model, prompts = trained(twin[1], **SDAR), [[1, 2, 3, 4, 5], [6, 7, 8, 9]]
+    model, prompts = trained(twin[1], MASK, **SDAR), [[1, 2, 3, 4, 5], [6, 7, 8, 9]]
     config = q.SamplerConfig(gen_length=6, stop_at_eos=False)
     whole = q.generate(model, prompts, config)
     *_, last = canvases = list(q.watch(model, prompts, config))
@@ -174,7 +159,7 @@ def test_watching_shows_the_answer_alone(twin):
 
 @pytest.mark.slow
 def test_an_end_in_the_prompts_last_block_ends_nothing(twin):
-    model = trained(twin[1], **SDAR)
+    model = trained(twin[1], MASK, **SDAR)
     config = q.SamplerConfig(gen_length=6, eos_token_ids=(7,), eos="never")
     result = q.generate(model, [[1, 2, 3, 4, 5, 7], [1] * 8], config)
     assert result.nfe.tolist() == [6, 8]
@@ -182,7 +167,7 @@ def test_an_end_in_the_prompts_last_block_ends_nothing(twin):
 
 
 def test_asking_another_visibility_counts_blocks_from_the_prompt(twin):
-    config = trained(twin[1], **SDAR).config
+    config = trained(twin[1], MASK, **SDAR).config
     assert origin_of(q.SamplerConfig(), config) == "start"
     assert origin_of(q.SamplerConfig(visibility="block_causal", block_length=2), config) == "start"
     assert origin_of(q.SamplerConfig(visibility="full"), config) == "prompt"
@@ -195,7 +180,7 @@ def test_asking_another_visibility_counts_blocks_from_the_prompt(twin):
 @pytest.mark.slow
 @pytest.mark.parametrize("cache", ["prefix", "dual"])
 def test_an_approximate_cache_is_exact_where_a_block_takes_one_pass(twin, cache):
-    model, prompts = trained(twin[1], **SHIFT), [[5, 6, 7], [8] * 9, []]
+    model, prompts = trained(twin[1], MASK, **SHIFT), [[5, 6, 7], [8] * 9, []]
     config = q.SamplerConfig(gen_length=12, block_length=4, steps=3, cache=cache, stop_at_eos=False)
     got, whole = (q.generate(model, prompts, dataclasses.replace(config, cache=c)) for c in (cache, "none"))
     assert got.answers() == whole.answers()
@@ -205,9 +190,9 @@ def test_an_approximate_cache_is_exact_where_a_block_takes_one_pass(twin, cache)
 
 
 def test_what_cannot_be_is_refused(twin):
-    bias = trained(twin[1], visibility="block_bias", block_length=4, shift=True).config
+    bias = trained(twin[1], MASK, visibility="block_bias", block_length=4, shift=True).config
     refuses(lambda: q.SamplerConfig(parallel_blocks=True).for_model(bias), "parallel_blocks", "block before")
-    sdar = trained(twin[1], **SDAR)
+    sdar = trained(twin[1], MASK, **SDAR)
     refuses(lambda: q.SamplerConfig(sub_block_length=5).for_model(sdar.config), "sub_block_length 5", "block_length 4")
     refuses(lambda: q.SamplerConfig(gen_length=10, steps=4).for_model(sdar.config), "steps 4", "3 blocks")
     refuses(lambda: q.SamplerConfig(dynamic=0.5, threshold=0.5), "threshold and dynamic both say")
