@@ -72,7 +72,9 @@ def main() -> None:
         found: dict[str, list[float]] = {way: [] for way in WAYS}
         for _ in range(flags.rounds):
             for way in WAYS:
-                done = subprocess.run([*command, "--one", way, str(rows)], check=True, capture_output=True, text=True)
+                done = subprocess.run(
+                    [*command, "--one", way, str(rows)], check=True, stdout=subprocess.PIPE, text=True
+                )
                 found[way].append(json.loads(done.stdout.splitlines()[-1]))
         a, b = (statistics.median(found[way]) for way in WAYS)
         ratios = [x / y for x, y in zip(*found.values(), strict=True)]

@@ -19,7 +19,8 @@ def choice_of(family: Family) -> str:
 CHOICES: tuple[str, ...] = tuple(dict.fromkeys(map(choice_of, FAMILIES.values())))
 
 # Facts that are no keys of the published files: written where the family leaves them open.
-_OURS = ("visibility", "block_length", "shift", "block_origin", "prompt_sees_answer", "enable_thinking")
+_OURS = ("visibility", "block_length", "shift", "block_origin", "prompt_sees_answer", "causal_context",
+         "enable_thinking")  # fmt: skip
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # Families whose published models all have a head of their own, and whose code knows no other.
 _UNTIED = ("sdar", "Dream")
@@ -154,6 +155,8 @@ def _sees_otherwise(config: ModelConfig, family: Family) -> str | None:
         return f"it predicts a token at the position before it (shift), {_a(family)} at its own"
     if kind["shift"] and not config.shift:
         return f"it predicts a token at its own position, {_a(family)} at the one before it (shift)"
+    if config.causal_context:
+        return f"it reads what stands before a block from left to right (causal_context), {_a(family)} in blocks"
     if config.block_origin != kind["block_origin"]:
         ours, theirs = _FROM[config.block_origin], _FROM[kind["block_origin"]]
         return f"its blocks are counted from {ours}, those of {_a(family)} from {theirs}"

@@ -19,7 +19,7 @@ from qwen3llada_jax.errors import InputError
 
 SCHEDULES = ("uniform", "cosine", "md4_cosine", "power", "sigmoid")
 NOISE_TYPES = ("mask", "random_replace")
-WEIGHTS = ("reference", "elbo")
+WEIGHTS = ("reference", "elbo", "none")
 _MOST_ID = 2**31 - 1  # ids are int32
 
 
@@ -34,7 +34,7 @@ class NoiseConfig:
             1/(1 + e^(−12(t − ½))).
         weight: `reference` weighs a noised token by 1/p. `elbo` weighs it by s′/s of the schedule (with
             eps), the weight under which the loss of any schedule bounds the likelihood (without
-            `at_least_one`, spans and random tokens); for `uniform` both agree up to eps.
+            `at_least_one`, spans and random tokens); for `uniform` both agree up to eps. `none`: 1.
         min_masking_rate: p is at least this.
         reweight_cap: the weight is at most this (None: no cap). Biases the loss as a likelihood.
         mask_contiguous_region_prob: share of rows that noise one span instead, of round(p · n) of the n
@@ -73,6 +73,8 @@ class NoiseConfig:
                 raise InputError(f"noise {name} must lie in [0, 1], not {getattr(self, name)}")
         if self.reweight_cap is not None and not self.reweight_cap > 0:
             raise InputError(f"noise reweight_cap must be above 0, not {self.reweight_cap}")
+        if self.weight == "none" and self.reweight_cap is not None:
+            raise InputError("noise reweight_cap has no effect with weight 'none'; leave one of them out")
         if self.weight == "elbo" and (self.min_masking_rate > 0 or self.reweight_cap is not None):
             raise InputError("noise weight 'elbo' is no bound with min_masking_rate or reweight_cap; use 'reference'")
 
@@ -132,6 +134,8 @@ def loss_weight(t: Float[Array, "..."], config: NoiseConfig) -> Float[Array, "..
     if config.weight == "elbo":
         slope = (1 - config.eps) * jax.vmap(jax.grad(lambda t: _schedule(t, config.schedule)))(t.reshape(-1))
         weight = slope.reshape(t.shape) / p
+    elif config.weight == "none":
+        weight = jnp.ones_like(p)
     else:
         weight = 1.0 / p
     return weight if config.reweight_cap is None else jnp.minimum(weight, config.reweight_cap)

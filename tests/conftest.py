@@ -21,6 +21,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 import dataclasses
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -49,6 +50,9 @@ DATA = ROOT / "examples" / "data"
 QWEN3_TEMPLATE = ROOT / "tests" / "data" / "qwen3_chat_template.jinja"
 
 torch.set_num_threads(2)
+# Behind `nohup` or `&` these are ignored, and would be by every program that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def torch_model(seed: int = 0, dtype: torch.dtype = torch.float32, **settings) -> Qwen3ForCausalLM:

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from .config.schema import Config
 from .data import loader
-from .objective import DeviceBatch
+from .objectives.example import DeviceBatch
 from .step import rows_of_a_pass, summarize, to_devices
 
 

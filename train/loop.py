@@ -20,7 +20,7 @@ from .monitor import interval, samples
 from .monitor.profiler import Profile
 from .monitor.run_log import RunLog, info
 from .monitor.throughput import Throughput, peak_of_run
-from .objective import DeviceBatch
+from .objectives.example import DeviceBatch
 from .optim import bad_updates
 from .optim.schedule import schedule
 from .runtime import hints

@@ -40,7 +40,8 @@ from .config.parse import ConfigFlags
 from .config.schema import Config
 from .data.batches import lengths_of
 from .monitor.model_flops import training_flops_per_token
-from .objective import DeviceBatch, objective_of
+from .objective import objective_of
+from .objectives.example import DeviceBatch
 from .optim import bad_updates
 from .planning import hlo_analysis, saved_activations
 from .planning.hardware import Hardware, hardware_of
@@ -180,7 +181,7 @@ def traced_step(config: Config, architecture: ModelConfig, mesh: Mesh) -> tuple[
     live, mask_token = architecture.live_vocab_size, architecture.mask_token_id
     assert live is not None
     assert mask_token is not None
-    objective = objective_of(config, mask_token, live)
+    objective = objective_of(config, mask_token, live, updates=t.max_steps or 1000)
     step = make_train_step(graphdef, config, tx, shardings, jax.random.key(0), objective)
     with jax.set_mesh(mesh):
         return step.trace(state, abstract_batch(config, mesh)), state

@@ -220,7 +220,7 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
     # ---- programs: compiled here, where a stop loses nothing ----------------------------------------------
     live, mask_token = architecture.live_vocab_size or architecture.vocab_size, architecture.mask_token_id
     seed_key = jax.random.key(config.project.seed)
-    objective = objective_of(config, mask_token, live)
+    objective = objective_of(config, mask_token, live, updates=steps)
     step_fn = make_train_step(graphdef, config, tx, shardings, seed_key, objective)
     eval_fn = make_eval_step(graphdef, objective_of(config, mask_token, live, for_evaluation=True))
     compile_step = compiler(step_fn)

@@ -21,7 +21,7 @@ from qwen3llada_jax.model.roles import roles_of
 
 from .config.schema import Config
 from .data.loader import Batch
-from .objective import DeviceBatch, Example, Objective
+from .objectives.example import DeviceBatch, Example, Objective
 from .optim import bad_updates, freeze, optimizer
 
 State = dict[str, Any]  # {"params", "opt", "step"}, and "ema" where an average of the weights is kept
@@ -82,10 +82,16 @@ def eval_params(state: State) -> Any:
 
 def loss_and_sums(network: Qwen3LLaDA, part: Example, *, smoothing: float = 0.0) -> tuple[Array, dict[str, Array]]:
     """This part's share of the batch's loss (shares add up), and sums for the metrics."""
-    hidden = network.hidden(part.inputs, part.mask)
+    hidden = network.hidden(part.inputs, part.mask, part.positions, part.at)
     loss, ce = cross_entropy(hidden, network.head, part.targets, part.weight, part.where, smoothing=smoothing)
     band = jnp.minimum((part.t * BANDS).astype(jnp.int32), BANDS - 1)
-    asked = part.where.astype(jnp.float32)
+    of_next = {}
+    where = part.where
+    if part.is_next is not None:
+        of_next = {"next_ce": jnp.where(part.is_next, ce, 0.0).sum(), "next": (where & part.is_next).sum()}
+        where = where & ~part.is_next
+        ce = jnp.where(part.is_next, 0.0, ce)
+    asked = where.astype(jnp.float32)
 
     def by_band(of_token: Array) -> Array:
         rows = jnp.stack([jnp.where(band == i, of_token, 0.0).sum(axis=1) for i in range(BANDS)], axis=1)
@@ -97,6 +103,7 @@ def loss_and_sums(network: Qwen3LLaDA, part: Example, *, smoothing: float = 0.0)
         "band_ce": by_band(ce),
         "band_noised": by_band(asked),
         "tokens": part.tokens.sum(),
+        **of_next,
     }
     return loss, sums
 
@@ -128,8 +135,8 @@ def make_train_step(
             (loss, sums), gradient = value_and_grad(state["params"], example)
         else:
 
-            def add(total: Any, part: Example) -> tuple[Any, None]:
-                return jax.tree.map(jnp.add, total, value_and_grad(state["params"], part)), None
+            def add(total: Any, part: Any) -> tuple[Any, None]:
+                return jax.tree.map(jnp.add, total, value_and_grad(state["params"], whole(part))), None
 
             def divided(x: Array) -> Array:
                 if x.ndim == 0 or len(x) == 1:  # the same for all rows
@@ -137,8 +144,15 @@ def make_train_step(
                 # Rows are dealt out in turn: a plain reshape would gather a batch that lies on several devices.
                 return x.reshape(-1, pieces, *x.shape[1:]).swapaxes(0, 1)
 
-            parts = jax.tree.map(divided, example)
-            first = jax.tree.map(lambda x: x[0], parts)
+            # What is known while compiling stays so: the rule of a kernel's mask.
+            leaves, structure = jax.tree.flatten(example)
+            known = [x if isinstance(x, np.ndarray) else None for x in leaves]
+            parts = [None if x is not None else divided(leaf) for x, leaf in zip(known, leaves, strict=True)]
+
+            def whole(part: Any) -> Example:
+                return structure.unflatten([b if a is None else a for a, b in zip(known, part, strict=True)])
+
+            first = whole(jax.tree.map(lambda x: x[0], parts))
             zero = jax.tree.map(
                 lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(value_and_grad, state["params"], first)
             )
@@ -190,5 +204,6 @@ def summarize(loss: Array, sums: dict[str, Array]) -> dict[str, Array]:
         "ce": ce,
         "noised_perplexity": jnp.exp(ce),
         "noised_share": sums["noised"] / sums["tokens"],
+        **({"next_ce": sums["next_ce"] / sums["next"]} if "next" in sums else {}),
         **{f"ce_t{i}": bands[i] for i in range(BANDS)},
     }

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float
 from qwen3llada_jax import sharding
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model import coordinates, masks
-from qwen3llada_jax.model.coordinates import Coordinates
+from qwen3llada_jax.model.coordinates import Coordinates, Tiles
 from qwen3llada_jax.model.masks import Mask
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash", "splash_interpret")
@@ -32,7 +32,7 @@ def attention(
     q: Float[Array, "B L N H"],
     k: Float[Array, "B S K H"],
     v: Float[Array, "B S K H"],
-    mask: Mask | Coordinates | Bool[Array, "R L S"] | None = None,
+    mask: Mask | Coordinates | Tiles | Bool[Array, "R L S"] | None = None,
     implementation: str = "auto",
 ) -> Float[Array, "B L N H"]:
     """Attend from every query to the keys its mask allows.
@@ -40,7 +40,8 @@ def attention(
     A query that may see nothing (padding) gets a finite, meaningless value.
 
     Args:
-        mask: a rule, coordinates, or a dense array with R = B or 1, True where a query may attend; None: no mask.
+        mask: a rule, coordinates, or a dense array with R = B or 1, True where a query may attend; None: no mask. Tiles
+            are for `xla`.
         implementation: see the module's table; `auto` picks by platform and shape.
 
     Raises:
@@ -50,10 +51,14 @@ def attention(
         mask = masks.coordinates_of(mask, q.shape[1])
     if isinstance(mask, Coordinates) and mask.sees_everything:
         mask = None
+    if isinstance(mask, Tiles):
+        return _in_runs(q, k, v, mask)
     if mask is not None and not isinstance(mask, Coordinates) and mask.dtype != bool:
         raise InputError(f"a mask must be bool, True where a query may attend, not {mask.dtype}")
     match choose(implementation, q.dtype, q.shape[1], q.shape[3]):
         case "xla":
+            if isinstance(mask, Coordinates) and mask.runs:
+                return _in_runs(q, k, v, coordinates.tiles(mask))
             return _xla(q, k, v, coordinates.dense(mask, q.shape[1]) if isinstance(mask, Coordinates) else mask)
         case "cudnn":
             return _cudnn(q, k, v, coordinates.dense(mask, q.shape[1]) if isinstance(mask, Coordinates) else mask)
@@ -108,6 +113,15 @@ def _xla(q: Array, k: Array, v: Array, allowed: Array | None) -> Array:
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     out = jnp.einsum("bkgls,bskh->blkgh", weights, v)
     return out.reshape(B, L, N, H)
+
+
+def _in_runs(q: Array, k: Array, v: Array, tiles: Tiles) -> Array:
+    """Each run of queries with the keys that it may see, and no others."""
+    found = []
+    for run, allowed in zip(tiles.runs, tiles.allowed, strict=True):
+        keys, values = (coordinates.stretches(x, run.keys) for x in (k, v))
+        found.append(_xla(q[:, run.begin : run.end], keys, values, allowed))
+    return jnp.concatenate(found, axis=1)
 
 
 def _cudnn(q: Array, k: Array, v: Array, allowed: Array | None) -> Array:

@@ -35,7 +35,7 @@ _SIZES = (
     "num_key_value_heads", "head_dim", "max_position_embeddings",
 )  # fmt: skip
 _REALS = ("rms_norm_eps", "rope_theta", "initializer_range")
-_FLAGS = ("tie_word_embeddings", "attention_bias", "prompt_sees_answer", "shift", "enable_thinking")
+_FLAGS = ("tie_word_embeddings", "attention_bias", "prompt_sees_answer", "shift", "causal_context", "enable_thinking")
 _IDS = ("bos_token_id", "pad_token_id", "mask_token_id")
 _MOST_SIZE = 2**31 - 1  # dimensions are counted in 32 bits in a program
 _MOST_LAYERS = 10_000  # beyond it a config is damaged, and going through its layers would take for ever
@@ -57,6 +57,8 @@ class ModelConfig:
         block_origin: where blocks are counted from: the `prompt`'s end, the prompt being one block that sees itself
             whole; the `start`, position 0, so that a prompt is blocks too and the first block to write may begin with
             its tail; or `aligned`: the prompt's end too, with the prompt in blocks counted backward from it.
+        causal_context: of `block_causal`, text before the block that is being written is read from left to right: a
+            token of it sees those before it alone, as in an autoregressive model.
         enable_thinking: its answers in a chat begin with their reasoning.
         sampling: settings of the sampler by which its texts are written unless others are asked for, as
             (name, value); empty: what generation_config.json and its family say (text/sampling_defaults.py).
@@ -86,6 +88,7 @@ class ModelConfig:
     prompt_sees_answer: bool = False
     shift: bool = False
     block_origin: str = "prompt"
+    causal_context: bool = False
     enable_thinking: bool = False
     model_type: str = "qwen3"
     sampling: tuple[tuple[str, float | str], ...] = ()
@@ -134,6 +137,8 @@ class ModelConfig:
             raise InputError(f"block_origin {shown(self.block_origin)} is unknown; choose one of {origins}")
         if self.block_origin != "prompt" and self.visibility != "block_causal":
             raise InputError(f"block_origin {self.block_origin} needs visibility block_causal, not {self.visibility}")
+        if self.causal_context and self.visibility != "block_causal":
+            raise InputError(f"causal_context needs visibility block_causal, not {self.visibility}")
         if self.model_type not in records.FAMILIES:
             raise InputError(f"model_type {shown(self.model_type)} is unknown; known are {', '.join(records.FAMILIES)}")
 

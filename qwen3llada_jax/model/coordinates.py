@@ -22,7 +22,7 @@ Causal attention is one token per block. Documents of a packed row are segments,
 import dataclasses
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,10 +35,18 @@ from qwen3llada_jax.errors import InputError
 _ALL_BLOCKS = np.int32(2**31 - 1)  # no block is numbered higher
 
 
+class Run(NamedTuple):
+    """The tokens `begin` … `end` of every row, and all that any of them may see: stretches of keys, [begin, end)."""
+
+    begin: int
+    end: int
+    keys: tuple[tuple[int, int], ...]
+
+
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["position", "segment", "block", "clean", "until"],
-    meta_fields=[],
+    meta_fields=["runs"],
 )
 @dataclass(frozen=True)
 class Coordinates:
@@ -55,6 +63,8 @@ class Coordinates:
             `block`. None: all are clean.
         until: beside its own block a token sees the clean blocks of lower numbers than this (0: the prompt alone);
             needs `block`. None: its own block's number, so all earlier blocks.
+        runs: what is known of all this while compiling: the tokens in runs, one after another from the first, each with
+            the keys that it may see at most. Attention computes no other pair where its kernel takes no rule.
     """
 
     position: Int[Array | np.ndarray, "R L"] | None = None
@@ -62,6 +72,7 @@ class Coordinates:
     block: Int[Array | np.ndarray, "R L"] | None = None
     clean: Bool[Array | np.ndarray, "R L"] | None = None
     until: Int[Array | np.ndarray, "R L"] | None = None
+    runs: tuple[Run, ...] | None = None
 
     @property
     def sees_everything(self) -> bool:
@@ -91,8 +102,59 @@ def dense(tokens: Coordinates, length: int) -> Bool[Array, "R L L"]:
     return jnp.ones((1, length, length), bool) if allowed is None else allowed
 
 
-def seen_from(mask: Coordinates | Bool[Array, "R L L"] | None, where: Int[Array, "B W"]) -> Bool[Array, "B W L"] | None:
-    """The rows of `dense`, or of a dense mask, that belong to the positions `where`; None: all is seen."""
+@partial(jax.tree_util.register_dataclass, data_fields=["allowed"], meta_fields=["runs"])
+@dataclass(frozen=True)
+class Tiles:
+    """A dense mask in parts: of each run, who of its tokens may see which of its keys.
+
+    Attributes:
+        allowed: [R, tokens of the run, its keys] for each run; None: all.
+    """
+
+    runs: tuple[Run, ...]
+    allowed: tuple[Bool[Array, "R Q K"] | None, ...]
+
+
+def tiles(mask: Coordinates, where: Int[Array, "B W"] | None = None) -> Tiles:
+    """The dense mask of coordinates with `runs`, but for what no run may see.
+
+    Args:
+        where: the positions that look, in the place of all: the n-th of them is the n-th of the runs' tokens.
+    """
+    runs, mask = mask.runs, dataclasses.replace(jax.tree.map(jnp.asarray, mask), runs=None)
+    assert runs is not None
+    queries = mask if where is None else jax.tree.map(lambda x: rows_at(x, where), mask)
+    if where is not None:
+        runs = tuple(run for run in runs if run.end <= where.shape[1])
+    parts = []
+    for run in runs:
+        keys = jax.tree.map(lambda x: stretches(x, run.keys), mask)  # noqa: B023 - called at once
+        parts.append(sees(jax.tree.map(lambda x: x[:, run.begin : run.end], queries), keys))  # noqa: B023
+    return Tiles(runs, tuple(parts))
+
+
+def stretches(array: Array, keys: tuple[tuple[int, int], ...]) -> Array:
+    """Of [R, L, …] the positions of some stretches, one behind the other."""
+    return jnp.concatenate([array[:, begin:end] for begin, end in keys], axis=1)
+
+
+def laid_out(
+    mask: Coordinates | Bool[Array, "R L L"] | None, length: int, *, in_runs: bool
+) -> Tiles | Bool[Array, "R L L"] | None:
+    """A mask as pairs of positions: dense, or in runs where it has any; None: all is seen."""
+    if not isinstance(mask, Coordinates):
+        return mask
+    if mask.sees_everything:
+        return None
+    return tiles(mask) if in_runs and mask.runs else dense(mask, length)
+
+
+def seen_from(
+    mask: Coordinates | Bool[Array, "R L L"] | None, where: Int[Array, "B W"]
+) -> Tiles | Bool[Array, "B W L"] | None:
+    """What the positions `where` may see, as pairs; the n-th of them stands in for the n-th of a mask's runs."""
+    if isinstance(mask, Coordinates) and mask.runs:
+        return tiles(mask, where)
     if isinstance(mask, Coordinates):
         return sees(jax.tree.map(lambda x: rows_at(x, where), mask), mask)
     return None if mask is None else rows_at(mask, where)
@@ -140,14 +202,27 @@ def fitting(tokens: Coordinates, rows: int, length: int) -> Coordinates:
     """
     changed: dict[str, Any] = {}
     for field in dataclasses.fields(Coordinates):
-        if (value := getattr(tokens, field.name)) is not None:
+        if field.name == "runs":
+            _check_runs(tokens.runs, length)
+        elif (value := getattr(tokens, field.name)) is not None:
             take = arguments.truth if field.name == "clean" else arguments.whole_rows
             changed[field.name] = take(field.name, value)
             check_shape(field.name, changed[field.name].shape, (rows, length))
     for name in ("clean", "until"):
         if name in changed and "block" not in changed:
             raise InputError(f"coordinates: {name} has no effect without block; give both")
-    return Coordinates(**changed)
+    return Coordinates(**changed, runs=tokens.runs)
+
+
+def _check_runs(runs: tuple[Run, ...] | None, length: int) -> None:
+    """One behind the other, all tokens in them, and no key outside."""
+    if runs is None:
+        return
+    begins, ends = [run.begin for run in runs], [run.end for run in runs]
+    keys = [stretch for run in runs for stretch in run.keys]
+    whole = begins == [0, *ends[:-1]] and ends[-1:] == [length] and all(map(lambda b, e: b < e, begins, ends))
+    if not whole or not all(0 <= begin < end <= length for begin, end in keys):
+        raise InputError(f"coordinates: runs must be stretches of the tokens 0 … {length}, all of them, in order")
 
 
 def check_shape(name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:

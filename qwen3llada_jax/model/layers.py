@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 from qwen3llada_jax import sharding
 from qwen3llada_jax.model import attention, coordinates
 from qwen3llada_jax.model.config import ModelConfig
-from qwen3llada_jax.model.coordinates import Coordinates
+from qwen3llada_jax.model.coordinates import Coordinates, Tiles
 from qwen3llada_jax.model.roles import Kind, Role
 from qwen3llada_jax.model.rope import apply_rope
 from qwen3llada_jax.sharding import constrain
@@ -75,7 +75,7 @@ class Layers(nnx.Module):
         self,
         x: Float[Array, "B L D"],
         rope: tuple[Array, Array],
-        mask: Coordinates | Bool[Array, "R L L"] | None,
+        mask: Coordinates | Tiles | Bool[Array, "R L L"] | None,
         attention_implementation: str,
     ) -> Float[Array, "B L D"]:
         """One layer (`self` sliced to it)."""
@@ -87,10 +87,13 @@ class Layers(nnx.Module):
         where: Int[Array, "B W"],
         x: Float[Array, "B L D"],
         rope: tuple[Array, Array],
-        mask: Coordinates | Bool[Array, "R L L"] | None,
+        allowed: Tiles | Bool[Array, "B W L"] | None,
     ) -> Float[Array, "B W D"]:
-        """The same, given only at the positions `where`: of the others, keys and values are computed and no more."""
-        allowed = coordinates.seen_from(mask, where)
+        """The same, given only at the positions `where`: of the others, keys and values are computed and no more.
+
+        Args:
+            allowed: which positions each of `where` may attend to.
+        """
         keys, values = self.keys_values(self.normed(x), rope)
         x, *rope_there = (coordinates.rows_at(y, where) for y in (x, *rope))
         queries = self.queries(self.normed(x), (rope_there[0], rope_there[1]))
@@ -110,7 +113,7 @@ class Layers(nnx.Module):
         self,
         x: Float[Array, "B L D"],
         rope: tuple[Array, Array],
-        mask: Coordinates | Bool[Array, "R L L"] | None,
+        mask: Coordinates | Tiles | Bool[Array, "R L L"] | None,
         implementation: str,
     ) -> Float[Array, "B L D"]:
         """Grouped-query attention with normalized, rotated queries and keys."""

@@ -165,6 +165,8 @@ def _with_own_rule(mask: Mask, config: ModelConfig) -> Mask:
     if mask.prompt_sees_answer:
         raise InputError("prompt_sees_answer belongs to visibility block_bias; name the mask's kind")
     own = config.block_length if mask.block_length is None else mask.block_length
+    if config.causal_context and mask.block_length is None:
+        own = 1  # all of it is context
     block = None if config.visibility == "full" else own
     sees = config.prompt_sees_answer and config.visibility == "block_bias"
     return dataclasses.replace(mask, kind=config.visibility, block_length=block, prompt_sees_answer=sees)

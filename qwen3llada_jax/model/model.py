@@ -97,7 +97,7 @@ class Qwen3LLaDA(nnx.Module):
             tokens: ids in [0, V); lists will do.
             mask: who attends to whom: a rule, the coordinates of every token, or a bool array (or one of 0 and 1) with
                 R = B or 1, True = may attend; None: the model's own visibility, with blocks counted from position 0
-                (an empty prompt).
+                (an empty prompt), or from left to right where context is read so.
                 `q.Mask("full")` asks for everyone to see everyone.
             positions: rotary positions; None means those of the mask, which without any are 0 … L-1 in every row
                 (0 … L/2-1 twice under `block_diffusion`).
@@ -127,16 +127,15 @@ class Qwen3LLaDA(nnx.Module):
         """
         tokens = jnp.asarray(arguments.rows("tokens", tokens))
         L = tokens.shape[1]
-        visible: Coordinates | Array | None = masks.for_model(mask, self.config, *tokens.shape)
+        visible: Any = masks.for_model(mask, self.config, *tokens.shape)
         x = constrain(lookup(self.embed_tokens[...], tokens, self.compute_dtype), "batch", "length", "act_embed")
         positions = masks.positions_of(visible, positions, *tokens.shape)
         rope = rope_tables(self.config, positions)
         kind = attention.choose(self.runtime.attention, x.dtype, L, self.config.head_dim)
-        if isinstance(visible, Coordinates) and kind in ("xla", "cudnn"):  # once, not in every layer
-            visible = None if visible.sees_everything else coordinates.dense(visible, L)
+        mask = visible if kind.startswith("splash") else coordinates.laid_out(visible, L, in_runs=kind == "xla")
 
         def layer(x: Array, weights: Layers) -> Array:
-            return weights(x, rope, visible, kind)
+            return weights(x, rope, mask, kind)
 
         if self.runtime.remat != "none" or not jax.sharding.get_abstract_mesh().empty:
             layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT_POLICIES[self.runtime.remat])
@@ -144,7 +143,7 @@ class Qwen3LLaDA(nnx.Module):
         x = self.scan_layers(lambda x, _, weights: layer(x, weights), x, count if where is None else count - 1)
         if where is not None:
             where = jnp.asarray(_places(where, *tokens.shape))
-            x = self._last_layer(x).only_at(where, x, rope, visible)
+            x = self._last_layer(x).only_at(where, x, rope, coordinates.seen_from(visible, where))
         return rms_norm(x, self.norm[...], self.config.rms_norm_eps)
 
     def scan_layers(self, step: Callable[[Any, Array | int, Layers], Any], carry: Any, count: int) -> Any:

@@ -76,11 +76,11 @@ def hidden_of_blocks(
     canvas, cache, L = state.canvas, state.cache, state.canvas.tokens.shape[1]
     if cache is None:
         return _uncached(model, canvas, inputs, where, structure), None
-    before_this_pass = cache
+    before_this_pass, current = cache, _current(inputs, where)
     S, own = where.shape[1], (where < L) & ~state.done[:, None]
 
     def at(where: Array, wanted: Array) -> tuple[Array, kv.Cache]:
-        return _cached(model, canvas, inputs, where, wanted, before_this_pass, structure)
+        return _cached(model, canvas, inputs, where, wanted, before_this_pass, structure, current)
 
     is_exact = prefix_cache_is_exact(structure, model.config)
     if structure.shift:
@@ -207,7 +207,15 @@ def _uncached(
     inside = jnp.repeat(jnp.minimum(where, canvas.tokens.shape[1] - 1), structure.cfg_branches, axis=0)
     if structure.shift:
         inside = jnp.maximum(inside - 1, 0)
-    return _by_branch(model.hidden(*_inputs(model, canvas, inputs, structure), where=inside), structure.cfg_branches)
+    read = _inputs(model, canvas, inputs, structure, _current(inputs, where))
+    return _by_branch(model.hidden(*read, where=inside), structure.cfg_branches)
+
+
+def _current(inputs: GenerationInputs, where: Int[Array, "B S"]) -> Int[Array, " B"] | None:
+    """The number of the block that each row writes; None: there are none."""
+    if inputs.block is None:
+        return None
+    return jnp.take_along_axis(inputs.block, where[:, :1], axis=1, mode="clip")[:, 0]
 
 
 def _cached(
@@ -218,15 +226,20 @@ def _cached(
     wanted: Bool[Array, "B W"],
     cache: kv.Cache,
     structure: Structure,
+    current: Int[Array, " B"] | None = None,
 ) -> tuple[Float[Array, "B W G D"], kv.Cache]:
-    tokens, mask = _inputs(model, canvas, inputs, structure)
+    tokens, mask = _inputs(model, canvas, inputs, structure, current)
     where, wanted = (jnp.repeat(x, structure.cfg_branches, axis=0) for x in (where, wanted))
     hidden, cache = kv.hidden_at(model, tokens, where, wanted, mask, cache)
     return _by_branch(hidden, structure.cfg_branches), cache
 
 
 def _inputs(
-    model: Qwen3LLaDA, canvas: Canvas, inputs: GenerationInputs, structure: Structure
+    model: Qwen3LLaDA,
+    canvas: Canvas,
+    inputs: GenerationInputs,
+    structure: Structure,
+    current: Int[Array, " B"] | None,
 ) -> tuple[Array, Coordinates]:
     """Tokens and visibility; under guidance each row twice, as it is and with masks for what was given."""
     B, L = canvas.tokens.shape
@@ -234,21 +247,32 @@ def _inputs(
     if structure.cfg_branches == 2:
         without = jnp.where(inputs.is_given, structure.mask_token_id, tokens)
         tokens = jnp.stack([tokens, without], axis=1).reshape(2 * B, L)
-        block, length = None if block is None else jnp.repeat(block, 2, axis=0), jnp.repeat(length, 2)
-    return tokens, coordinates_of(model.config, structure, block, length, L)
+        block, current, length = (None if x is None else jnp.repeat(x, 2, axis=0) for x in (block, current, length))
+    return tokens, coordinates_of(model.config, structure, block, length, L, current)
 
 
 def coordinates_of(
-    model: ModelConfig, structure: Structure, block: Int[Array, "B L"] | None, length: Int[Array, " B"], L: int
+    model: ModelConfig,
+    structure: Structure,
+    block: Int[Array, "B L"] | None,
+    length: Int[Array, " B"],
+    L: int,
+    current: Int[Array, " B"] | None = None,
 ) -> Coordinates:
     """Who sees whom in rows of `length` tokens, padded to L.
 
     Args:
         block: each token's (`layout.blocks_of`); None under `full`.
+        current: the block that each row writes, which matters where context is read from left to right; None: all is
+            context.
     """
-    segment = jnp.where(jnp.arange(L)[None] < length[:, None], 0, -1)
+    place = jnp.arange(L)[None]
+    segment = jnp.where(place < length[:, None], 0, -1)
     if block is None:
         return Coordinates(segment=segment)
+    if model.causal_context and structure.visibility == "block_causal":
+        is_context = jnp.ones_like(block, bool) if current is None else block < current[:, None]
+        return Coordinates(segment=segment, block=jnp.where(is_context, place, L + block), clean=is_context)
     until = until_of(structure.visibility, block, prompt_sees_answer=model.prompt_sees_answer)
     return Coordinates(segment=segment, block=block, until=until)
 

@@ -18,7 +18,8 @@ from qwen3llada_jax.text import mask_token, tokens
 from train.checkpoint.base_model import find_base_model, settled
 from train.config.parse import as_yaml, read_config
 from train.monitor import samples
-from train.objective import DeviceBatch, objective_of
+from train.objective import objective_of
+from train.objectives.example import DeviceBatch
 
 
 def changed(source: Path, target: Path, **keys) -> Path:

@@ -19,7 +19,8 @@ from train.config.schema import Config, DatasetConfig, TrainingConfig, flat
 from train.data import loader, shuffle
 from train.data.batches import IndexedBatches, load_eval_rows, training_batches
 from train.monitor.jsonl import read_lines
-from train.objective import DeviceBatch, objective_of
+from train.objective import objective_of
+from train.objectives.example import DeviceBatch
 from train.run import train
 
 

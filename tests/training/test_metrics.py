@@ -32,7 +32,8 @@ from train.monitor.console import Progress
 from train.monitor.jsonl import JsonLines, read_lines
 from train.monitor.profiler import Profile
 from train.monitor.throughput import MEASURED, Throughput, peak_of_run
-from train.objective import DeviceBatch, objective_of
+from train.objective import objective_of
+from train.objectives.example import DeviceBatch
 from train.optim import bad_updates
 from train.optim.optimizer import optimizer
 from train.reporting.html import Run, summary

@@ -15,7 +15,10 @@ from qwen3llada_jax import diffusion, sharding
 from qwen3llada_jax.model import model
 from train import step as training
 from train.config.parse import read_config
-from train.objective import Corruption, DeviceBatch, Example, example_of, objective_of, pretrain
+from train.objective import objective_of
+from train.objectives.example import DeviceBatch, Example
+from train.objectives.masked import example_of, masked
+from train.objectives.noising import Corruption, Learned
 
 SHAPE = q.ModelConfig(64, 32, 48, 2, 4, 2, 8)
 B, L, MASK, LIVE = 4, 16, 63, 60
@@ -58,7 +61,9 @@ def test_an_example_has_the_levels_of_its_tokens():
     batch, t = batch_of(), np.linspace(0, 1, B * L, dtype=np.float32).reshape(B, L)
     for levels in (t, t[:, 0]):
         noised = q.forward_process(3, batch.tokens, MASK, q.NoiseConfig(at_least_one=False), t=levels)
-        example = example_of(batch, noised, noised.weight, batch.real_length, batch.real_length, q.Mask("full"))
+        everything = Learned(*[jnp.ones((B, L), bool)] * 2, *[batch.real_length] * 2, None)
+        how = Corruption(q.NoiseConfig(), MASK, LIVE)
+        example = example_of(batch, noised, everything, q.Mask("full"), how)
         np.testing.assert_array_equal(example.t, levels if levels.ndim == 2 else np.repeat(levels[:, None], L, axis=1))
 
 
@@ -115,7 +120,7 @@ def test_a_schedule_of_block_lengths_is_one_program(pieces):
 
     def scheduled(batch, key, step):
         rule = dataclasses.replace(how.rule, block_length=jnp.array(lengths)[step])
-        return pretrain(batch, key, step, how._replace(rule=rule))
+        return masked(batch, key, step, how._replace(rule=rule))
 
     loss_of = jax.jit(lambda params, example: training.loss_and_sums(network(params), example)[0])
     step_fn, metrics, before = trained(scheduled, updates=len(lengths), pieces=pieces)

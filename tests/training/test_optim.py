@@ -20,7 +20,8 @@ from qwen3llada_jax.model import model
 from train import step as training
 from train.config.parse import read_config
 from train.monitor.jsonl import read_lines
-from train.objective import DeviceBatch, objective_of
+from train.objective import objective_of
+from train.objectives.example import DeviceBatch
 from train.optim import eight_bit, optimizer
 from train.optim import freeze as freezing
 from train.run import train

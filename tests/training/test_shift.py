@@ -31,7 +31,10 @@ from train.checkpoint.base_model import find_base_model, settled
 from train.checkpoint.resume_check import check_fork, check_same_run
 from train.config.parse import as_yaml, read_config
 from train.config.schema import flat
-from train.objective import Corruption, DeviceBatch, example_of, has_predecessor, objective_of, pretrain
+from train.objective import objective_of
+from train.objectives.example import DeviceBatch
+from train.objectives.masked import example_of, masked
+from train.objectives.noising import Corruption, Learned, has_predecessor
 from train.run import Look, train
 
 B, L, V, MASK, S = 5, 24, 97, 96, 5
@@ -184,10 +187,12 @@ def test_levels_move_with_their_tokens():
     """So that the loss by noise level is that of the tokens that were asked."""
     batch, t = batch_of(), np.linspace(0, 1, B * L, dtype=np.float32).reshape(B, L)
     noised = q.forward_process(3, batch.tokens, MASK, can_noise=np.tile(np.arange(L) > 0, (B, 1)), t=t)
-    example = example_of(batch, noised, noised.weight, batch.real_length, batch.real_length, q.Mask("full"), shift=True)
+    everything = Learned(*[jnp.ones((B, L), bool)] * 2, *[jnp.full(B, L)] * 2, None)
+    how = Corruption(q.NoiseConfig(), MASK, MASK, shift=True)
+    example = example_of(batch, noised, everything, q.Mask("full"), how)
     b, i = np.nonzero(np.asarray(noised.is_noised))
     assert len(i)
-    for found, wanted in ((example.t, t), (example.targets, batch.tokens), (example.weight, noised.weight)):
+    for found, wanted in ((example.t, t), (example.targets, batch.tokens), (example.weight, noised.weight / (B * L))):
         np.testing.assert_array_equal(np.asarray(found)[b, i - 1], np.asarray(wanted)[b, i])
     asked = np.asarray(example.where)
     assert asked.sum() == len(i)
@@ -209,7 +214,7 @@ def test_rows_that_ask_nothing_do_not_count():
     np.testing.assert_allclose(np.asarray(example.weight).max(axis=1)[[0, 2, 3, 4]], most[[0, 2, 3, 4]], rtol=1e-5)
     how = Corruption(q.NoiseConfig(random_length_prob=0), MASK, MASK, shift=True)
     alone = one._replace(real_length=jnp.ones(B, jnp.int32), prompt_length=jnp.zeros(B, jnp.int32))
-    empty = pretrain(alone, jax.random.key(0), jnp.int32(0), how)
+    empty = masked(alone, jax.random.key(0), jnp.int32(0), how)
     assert not np.asarray(empty.where).any()
     assert not np.asarray(empty.weight).any()
 

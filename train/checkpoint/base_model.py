@@ -13,6 +13,7 @@ from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.text import mask_token, tokens
 from qwen3llada_jax.text.mask_token import MaskToken
 
+from ..config.block_schedule import read_schedule
 from ..config.schema import BLOCK_LENGTH, BLOCK_ORIGIN, BLOCK_VISIBILITY, BlockAttentionConfig, Config
 from ..monitor.run_log import warn
 
@@ -71,6 +72,7 @@ def find_base_model(config: Config, goes_on: Path | None = None) -> BaseModel:
         prompt_sees_answer=bool(blocks.enabled and blocks.prompt_sees_answer),
         shift=shift,
         block_origin=blocks.origin or BLOCK_ORIGIN,
+        causal_context=bool(blocks.causal_context),
         enable_thinking=_thinks(config, architecture),
     )
     check_length(config.training.max_length, architecture)
@@ -125,10 +127,11 @@ def blocks_of(config: Config, architecture: ModelConfig) -> tuple[BlockAttention
     """
     asked, model = config.training.block_attention, architecture
     was_blocks = model.visibility != "full" and not model.is_autoregressive
-    enabled = was_blocks if asked.enabled is None else asked.enabled
+    in_blocks = config.training.objective == "block_diffusion"
+    enabled = (was_blocks or in_blocks) if asked.enabled is None else asked.enabled
     own = _before(model, _in_words(model.visibility, model.block_length, model.block_origin))
     if not enabled:
-        for name in ("block_length", "origin"):
+        for name in ("block_length", "origin", "schedule"):
             if asked.enabled is None and getattr(asked, name) is not None:
                 raise InputError(
                     f"training.block_attention.{name} has no effect on a model of visibility full; leave it out, or "
@@ -136,15 +139,25 @@ def blocks_of(config: Config, architecture: ModelConfig) -> tuple[BlockAttention
                 )
         said = "the model's own" if model.visibility == "full" else own
         said = f"block_attention.enabled is false; {own}" if was_blocks else said
-        plain = BlockAttentionConfig(False, asked.block_length or BLOCK_LENGTH, BLOCK_VISIBILITY, False, BLOCK_ORIGIN)
+        plain = BlockAttentionConfig(False, asked.block_length or BLOCK_LENGTH, BLOCK_VISIBILITY, False, BLOCK_ORIGIN,
+                                     False)  # fmt: skip
         return plain, f"full ({said})"
-    visibility = asked.visibility or (model.visibility if was_blocks else BLOCK_VISIBILITY)
-    length = asked.block_length or (model.block_length if was_blocks else None) or BLOCK_LENGTH
+    kept = model.visibility if was_blocks else BLOCK_VISIBILITY
+    visibility = asked.visibility or ("block_causal" if in_blocks else kept)
+    last = read_schedule(asked.schedule)[-1][0] if asked.schedule is not None else None
+    length = last or asked.block_length or (model.block_length if was_blocks else None) or BLOCK_LENGTH
     sees = asked.prompt_sees_answer
     if sees is None:
         sees = visibility == model.visibility == "block_bias" and model.prompt_sees_answer
     keeps_origin = was_blocks and visibility == model.visibility
     origin = asked.origin or (model.block_origin if keeps_origin else BLOCK_ORIGIN)
+    causal = keeps_origin and in_blocks and model.causal_context
+    causal = causal if asked.causal_context is None else asked.causal_context
+    if model.causal_context and keeps_origin and not in_blocks:
+        raise InputError(
+            "the model reads what stands before a block from left to right (causal_context), which only "
+            "training.objective block_diffusion trains; set it"
+        )
     only = {"prompt_sees_answer": (sees, "block_bias"), "origin": (origin != BLOCK_ORIGIN, "block_causal")}
     for name, (acts, needed) in only.items():
         if acts and visibility != needed:
@@ -152,12 +165,14 @@ def blocks_of(config: Config, architecture: ModelConfig) -> tuple[BlockAttention
                 f"training.block_attention.{name} has no effect with visibility {visibility}; leave it out, or "
                 f"set visibility: {needed}"
             )
-    is_own = (visibility, length, sees, origin) == (
-        model.visibility, model.block_length, model.prompt_sees_answer, model.block_origin,
+    is_own = (visibility, length, sees, origin, causal) == (
+        model.visibility, model.block_length, model.prompt_sees_answer, model.block_origin, model.causal_context,
     )  # fmt: skip
     said = "the model's own" if is_own and was_blocks else f"training.block_attention; {own}"
     text = _in_words(visibility, length, origin) + (", prompts see answers" if sees else "")
-    return BlockAttentionConfig(True, length, visibility, bool(sees), origin), f"{text} ({said})"
+    text += ", context from left to right" if causal else ""
+    settled = BlockAttentionConfig(True, length, visibility, bool(sees), origin, causal, asked.schedule)
+    return settled, f"{text} ({said})"
 
 
 _AUTOREGRESSIVE = "the model was autoregressive"

@@ -14,10 +14,21 @@ from ..runtime.versions import versions
 
 # A continuation in another folder may be taught another visibility or mask token; its weights stay what they are.
 _FREE_IN_A_FORK = ("mask_token_id", "live_vocab_size", "visibility", "block_length", "prompt_sees_answer", "shift",
-                   "block_origin", "enable_thinking")  # fmt: skip
+                   "block_origin", "causal_context", "enable_thinking")  # fmt: skip
 # What runs did whose version had no choice.
-_SETTINGS_BEFORE = {"training.shift": False, "training.block_attention.origin": "prompt"}
-_MODEL_BEFORE = {"shift": False, "block_origin": "prompt"}
+_SETTINGS_BEFORE = {
+    "training.shift": False,
+    "training.block_attention.origin": "prompt",
+    "training.block_attention.causal_context": False,
+    "training.block_attention.schedule": None,
+    "training.objective": "masked",
+    "training.clean_loss": 0.0,
+    "training.complementary": False,
+    "training.place_bias": 0.0,
+    "training.causal_annealing": 0.0,
+    "training.normalization": None,
+}
+_MODEL_BEFORE = {"shift": False, "block_origin": "prompt", "causal_context": False}
 # What the held-out loss is of.
 _HELD_OUT = ("evaluation.eval_name", "evaluation.eval_split", "evaluation.eval_max_batches")
 # Known to who starts the run, and different for every one.

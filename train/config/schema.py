@@ -65,11 +65,44 @@ class BlockAttentionConfig:
         "new: block_causal: where blocks are counted from: prompt (its end), start (position 0, the prompt in blocks "
         "too) or aligned (trained as start; prompts are padded to whole blocks when it writes) (else prompt)",
     )
+    causal_context: bool | None = key(
+        None,
+        "new: block_diffusion: what stands before the block that is written is read from left to right, as by an "
+        "autoregressive model (else false)",
+    )
+    schedule: str | None = key(
+        None,
+        "new: block lengths in place of block_length, each with the share of the updates until which it holds: "
+        "1@0.2, 4@0.5, 32",
+    )
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     mode: str = key("pretrain", "pretrain or sft")
+    objective: str = key(
+        "masked",
+        "new: masked (noised tokens from the rest of the row) or block_diffusion (each block from clean text before "
+        "it, over [noisy ; clean])",
+    )
+    clean_loss: float = key(
+        0.0,
+        "new: block_diffusion with causal_context: weight of the next-token loss of the clean half (joint training)",
+    )
+    complementary: bool = key(False, "new: read every row twice, the second time with the other tokens noised")
+    place_bias: float = key(
+        0.0,
+        "new: block_diffusion: doublings by which a block's last token is likelier to be noised than its first "
+        "(NeMo: 4)",
+    )
+    causal_annealing: float = key(
+        0.0, "new: masked: share of the updates over which the causal mask of the base model opens"
+    )
+    normalization: str | None = key(
+        None,
+        "new: what the loss is a mean over: tokens (of documents, or of all answers), rows (of their means) or noised "
+        "tokens (default: tokens, in sft rows)",
+    )
     loss_impl: str = key("guidelines", "guidelines, dllm (the same) or soft_ce (label smoothing)")
     loss_smoothing: float = key(0.1, "label smoothing of soft_ce")
     epochs: float = key(1.0, "passes over the data, when max_steps is not set")

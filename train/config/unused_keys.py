@@ -32,6 +32,30 @@ TABLE = (
         "leave it out, or set loss_impl: soft_ce",
     ),
     Inert(
+        "training.place_bias",
+        lambda c: c.training.objective == "masked",
+        "with training.objective masked, which has no places of a block",
+        "leave it out, or set objective: block_diffusion",
+    ),
+    Inert(
+        "training.clean_loss",
+        lambda c: not (c.training.objective == "block_diffusion" and c.training.block_attention.causal_context),
+        "where no clean text is read from left to right",
+        "leave it out, or set objective: block_diffusion and block_attention.causal_context: true",
+    ),
+    Inert(
+        "training.block_attention.causal_context",
+        lambda c: c.training.objective == "masked" and bool(c.training.block_attention.causal_context),
+        "with training.objective masked",
+        "leave it out, or set objective: block_diffusion",
+    ),
+    Inert(
+        "training.causal_annealing",
+        lambda c: c.training.objective != "masked",
+        "with training.objective {t.objective}",
+        "leave it out, or anneal by block_attention.schedule",
+    ),
+    Inert(
         "training.spike_factor",
         lambda c: c.training.on_spike == "none",
         "with training.on_spike none",

@@ -7,11 +7,14 @@ from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model.config import BLOCK_ORIGINS
 from qwen3llada_jax.sampling.rules import CONFIDENCE_RULES
 
+from .block_schedule import read_schedule
 from .schema import Config, DatasetConfig, OptimConfig, TrainingConfig, flat
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "project.device": ("auto", "cpu", "gpu", "cuda", "tpu"),
     "training.mode": ("pretrain", "sft"),
+    "training.objective": ("masked", "block_diffusion"),
+    "training.normalization": ("tokens", "rows", "noised"),
     "training.loss_impl": ("guidelines", "dllm", "soft_ce"),
     "training.remat": ("none", "dots", "full"),
     "training.attention": ("auto", "xla", "cudnn", "splash"),
@@ -27,11 +30,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "evaluation.remasking": tuple(CONFIDENCE_RULES),
     "distributed.initialize": ("auto", "always", "never"),
 }
-LEFT_TO_THE_MODEL = ("training.block_attention.visibility", "training.block_attention.origin")  # where null
+MAY_BE_NULL = ("training.block_attention.visibility", "training.block_attention.origin", "training.normalization")
 AT_LEAST = {
     0: (
-        "project.seed", "project.profile", "training.weight_decay", "training.grad_clip", "evaluation.temperature",
-        "distributed.process_id",
+        "project.seed", "project.profile", "training.weight_decay", "training.clean_loss", "training.place_bias",
+        "training.grad_clip", "evaluation.temperature", "distributed.process_id",
     ),
     1: (
         "training.max_steps", "training.batch_size", "training.micro_batch_size",
@@ -47,7 +50,7 @@ ABOVE = {
     1: ("training.spike_factor",),
 }
 SHARES = {
-    "[0, 1]": ("training.warmup_ratio", "optim.min_lr_ratio"),
+    "[0, 1]": ("training.warmup_ratio", "training.causal_annealing", "optim.min_lr_ratio"),
     "[0, 1)": ("training.ema_decay", "training.loss_smoothing"),
     "(0, 1]": ("optim.decay_ratio",),
 }
@@ -62,7 +65,7 @@ def check(config: Config) -> None:
     """
     values = flat(config)
     for name, known in CHOICES.items():
-        if values[name] not in known and (values[name] is not None or name not in LEFT_TO_THE_MODEL):
+        if values[name] not in known and (values[name] is not None or name not in MAY_BE_NULL):
             raise InputError(f"{name} {values[name]!r} is unknown; choose one of {', '.join(known)}")
     _check_ranges(values)
     t, o = config.training, config.optim
@@ -75,6 +78,7 @@ def check(config: Config) -> None:
     _check_dataset(config.dataset, t)
     _check_batches(t)
     _check_schedule(t, o)
+    _check_objective(t)
     _check_processes(config)
 
 
@@ -135,6 +139,33 @@ def _check_schedule(t: TrainingConfig, o: OptimConfig) -> None:
     fall = o.decay_ratio or 0.1
     if o.scheduler == "wsd" and t.warmup_ratio + fall > 1:
         raise InputError(f"training.warmup_ratio {t.warmup_ratio} and optim.decay_ratio {fall} exceed 1 together")
+
+
+def _check_objective(t: TrainingConfig) -> None:
+    blocks, noise = t.block_attention, t.noise
+    if blocks.schedule is not None:
+        last = read_schedule(blocks.schedule)[-1][0]
+        if blocks.block_length not in (None, last):
+            raise InputError(
+                f"training.block_attention: schedule ends with blocks of {last} and block_length is "
+                f"{blocks.block_length}; leave block_length out"
+            )
+    if t.objective == "block_diffusion":
+        asked = {"enabled": (False, "true"), "visibility": ("block_bias", "block_causal")}
+        for name, (wrong, right) in asked.items():
+            if getattr(blocks, name) == wrong:
+                raise InputError(f"training.objective block_diffusion needs block_attention.{name} {right}, or none")
+        if noise.mask_contiguous_region_prob > 0:
+            raise InputError(
+                "training.objective block_diffusion noises single tokens: leave noise.mask_contiguous_region_prob out"
+            )
+    if t.place_bias and noise.noise_type != "mask":
+        raise InputError("training.place_bias noises with the mask token: leave noise.noise_type out")
+    if t.complementary and (noise.noise_type != "mask" or noise.min_masking_rate > 0 or t.place_bias):
+        raise InputError(
+            "training.complementary noises each token once in two readings, with the mask token: leave out "
+            "noise.noise_type, noise.min_masking_rate and training.place_bias"
+        )
 
 
 def _check_processes(config: Config) -> None:
