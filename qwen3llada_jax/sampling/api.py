@@ -17,6 +17,7 @@ from qwen3llada_jax import sharding
 from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.sampling import layout, loop
 from qwen3llada_jax.sampling.config import SamplerConfig
+from qwen3llada_jax.sampling.speculation import no_draft
 from qwen3llada_jax.sampling.state import (
     Canvas,
     Generation,
@@ -168,5 +169,6 @@ def _started(model: Qwen3LLaDA, canvas: Canvas, inputs: GenerationInputs, config
     if config.cache != "none":
         is_late = loop.is_converted_on_cpu(model)
         cache = loop.begin[is_late](model, canvas, inputs, config.structure(model.config))
-    state: Any = (canvas, zero, zero, zeros, zeros, done, cache)
+    draft = no_draft(model, B, config.parameters(), config.structure(model.config))
+    state: Any = (canvas, zero, zero, zeros, zeros, done, cache, draft)
     return loop.placed(SamplerState(*state), model)

@@ -22,6 +22,7 @@ from qwen3llada_jax.sampling.config import SamplerConfig
 from qwen3llada_jax.sampling.limits import check_memory
 from qwen3llada_jax.sampling.rules import AtEos
 from qwen3llada_jax.sampling.slots import SLOTS, Parameters
+from qwen3llada_jax.sampling.speculation import no_draft
 from qwen3llada_jax.sampling.state import (
     Canvas,
     Generation,
@@ -101,7 +102,8 @@ class Engine:
         if self._structure.cache != "none":
             keys, _ = kv.blank(self._given, slots * self._structure.cfg_branches, self.length)
             cache = kv.Cache(keys, jnp.zeros_like(keys))  # of its own memory, to be given away
-        state: Any = (jax.tree.map(np.copy, self._new), zero, zero, zeros, zeros, np.ones(slots, bool), cache)
+        draft = no_draft(self._given, slots, self._own, self._structure)
+        state: Any = (jax.tree.map(np.copy, self._new), zero, zero, zeros, zeros, np.ones(slots, bool), cache, draft)
         self._state = loop.placed(SamplerState(*state), self._given)
 
     @property
@@ -265,7 +267,7 @@ class Engine:
         pairs: list[Any] = [
             (f"{slot} ({what})", getattr(self._own, slot), getattr(its, slot)) for slot, what in SLOTS.items()
         ]
-        for name in ("block_length", "visibility", "cache", "parallel_blocks", "mask_token_id"):
+        for name in ("block_length", "visibility", "cache", "parallel_blocks", "speculate", "mask_token_id"):
             pairs.append((name, getattr(self.config, name), getattr(config, name)))
         pairs.append(("eos", *(c.eos if c.eos == "last" else "free or never" for c in (self.config, config))))
         for name in ("cfg_scale", "repetition_penalty", "min_length", "sub_block_length"):

@@ -44,6 +44,7 @@ def propose(
     allowed: Bool[Array, "#B V"],
     eos: Bool[Array, "#B V"],
     parameters: Parameters,
+    drafts: Int[Array, "B S"] | None = None,
 ) -> Proposal:
     """A proposal for every position `where`; zeros elsewhere.
 
@@ -51,15 +52,17 @@ def propose(
     numbers, and with them the tokens, are those of one device.
 
     Args:
-        hidden: G is 1, or 2 under guidance: with the prompt and without.
+        hidden: G is 1, or 2 under guidance: with the prompt and without. With `drafts` behind them those that the
+            drafts were drawn from.
         place: position in the answer.
         keys: [B] one a row.
         present: ids that stand in the row, for the repetition penalty; None: no penalty.
         allowed: ids that may be written, of each row or of all; `eos`: those that may not before `min_length`.
+        drafts: tokens that are proposed again where `verified` accepts them; -1: there is none.
     """
     rows, shared = ("batch",), ()
     key_data = jax.random.key_data(keys)
-    per_row = (hidden, where, place, key_data) if present is None else (hidden, where, place, key_data, present)
+    more = {name: x for name, x in {"present": present, "drafts": drafts}.items() if x is not None}
     ids = shared if len(allowed) == 1 else rows
     work = sharding.per_device(
         _local,
@@ -68,15 +71,18 @@ def propose(
             ids,
             ids,
             jax.tree.map(lambda x: rows if jnp.ndim(x) else shared, parameters),
-            *[rows] * len(per_row),
+            *[rows] * 4,
+            dict.fromkeys(more, rows),
         ),
         [rows] * len(Proposal._fields),
     )
-    return Proposal(*work(table, allowed, eos, parameters, *per_row))
+    return Proposal(*work(table, allowed, eos, parameters, hidden, where, place, key_data, more))
 
 
-def _local(table, allowed, eos, parameters, hidden, where, place, key_data, present=None):  # noqa: ANN001, ANN202
+def _local(table, allowed, eos, parameters, hidden, where, place, key_data, more):  # noqa: ANN001, ANN202
     B, S, G, D = hidden.shape
+    present, drafts = more.get("present"), more.get("drafts")
+    branches = G if drafts is None else G // 2
     R = B * S
     vocab, embed = sharding.mesh_axes("vocab"), sharding.mesh_axes("embed")
     table = table.astype(hidden.dtype)
@@ -89,20 +95,28 @@ def _local(table, allowed, eos, parameters, hidden, where, place, key_data, pres
     def work(carry, x, logits, here, into):  # noqa: ANN001, ANN202
         if vocab:
             logits = jax.lax.all_gather(logits, vocab, axis=2, tiled=True)  # C G V
-        guided, its = logits[:, 0], jax.tree.map(lambda x: x[row[here]] if jnp.ndim(x) else x, parameters)
-        if G == 2:
-            guided = logits[:, 1] + (_column(its.cfg_scale) + 1) * (logits[:, 0] - logits[:, 1])
-        if present is not None:
-            penalty = _column(its.repetition_penalty)
-            penalized = jnp.where(guided > 0, guided / penalty, guided * penalty)
-            guided = jnp.where(present[row[here]], penalized, guided)
-        may, ends = (x if len(x) == 1 else x[row[here]] for x in (allowed, eos))
-        may = jnp.broadcast_to(may, guided.shape)
-        if its.min_length is not None:
-            may = may & ~(ends & (place[here] < its.min_length)[:, None])
-        guided = jnp.where(may, guided, -jnp.inf)
-        at = jax.vmap(jax.random.fold_in)(keys[row[here]], place[here])
-        new = jax.vmap(propose_one, (0, 0, 0, slots.row_axes(its)))(guided, place[here], at, its)
+        its = jax.tree.map(lambda x: x[row[here]] if jnp.ndim(x) else x, parameters)
+
+        def final(logits):  # noqa: ANN001, ANN202
+            guided = logits[:, 0]
+            if branches == 2:
+                guided = logits[:, 1] + (_column(its.cfg_scale) + 1) * (logits[:, 0] - logits[:, 1])
+            if present is not None:
+                penalty = _column(its.repetition_penalty)
+                penalized = jnp.where(guided > 0, guided / penalty, guided * penalty)
+                guided = jnp.where(present[row[here]], penalized, guided)
+            may, ends = (x if len(x) == 1 else x[row[here]] for x in (allowed, eos))
+            may = jnp.broadcast_to(may, guided.shape)
+            if its.min_length is not None:
+                may = may & ~(ends & (place[here] < its.min_length)[:, None])
+            return jnp.where(may, guided, -jnp.inf)
+
+        at, axes = jax.vmap(jax.random.fold_in)(keys[row[here]], place[here]), slots.row_axes(its)
+        if drafts is None:
+            new = jax.vmap(propose_one, (0, 0, 0, axes))(final(logits), place[here], at, its)
+        else:
+            of, draft = (final(logits[:, :branches]), final(logits[:, branches:])), drafts.reshape(R)[here]
+            new = jax.vmap(verify_one, (0, 0, 0, 0, 0, axes))(*of, draft, place[here], at, its)
         return jax.tree.map(lambda old, new: old.at[into].set(new, mode="drop"), carry, new)
 
     zeros = Proposal(jnp.zeros(R, jnp.int32), *(jnp.zeros(R) for _ in range(3)))
@@ -131,6 +145,33 @@ def propose_one(
     confidence = slots.decided(parameters.order, "order", log_p, token, place, to_order).astype(jnp.float32)
     is_seen = "entropy" in slots.looks_at(parameters.commit)
     return Proposal(token, jnp.exp(log_p[token]), confidence, rules.entropy_of(log_p) if is_seen else jnp.float32(0))
+
+
+def verify_one(
+    logits: Float[Array, " V"],
+    draft_logits: Float[Array, " V"],
+    draft: Int[Array, ""],
+    place: Int[Array, ""],
+    key: PRNGKeyArray,
+    parameters: Parameters,
+) -> Proposal:
+    """The proposal of one position: its draft, if that is accepted; where there is none (-1), as `propose_one`."""
+    found, of = propose_one(logits, place, key, parameters), parameters.draw.probabilities
+    token = jnp.where(draft < 0, found.token, verified(of(logits), of(draft_logits), draft, key))
+    return found._replace(token=token, probability=jnp.exp(jax.nn.log_softmax(logits)[token]))
+
+
+def verified(p: Float[Array, " V"], q: Float[Array, " V"], draft: Int[Array, ""], key: PRNGKeyArray) -> Int[Array, ""]:
+    """A token distributed as p, made of a draft that is distributed as q (arXiv 2302.01318, algorithm 2 and theorem 1).
+
+    The draft is accepted with probability min(1, p / q); else one is drawn from the positive part of p − q.
+    """
+    to_accept, to_draw = jax.random.split(key)
+    is_accepted = jax.random.uniform(to_accept) * q[draft] < p[draft]
+    rest = jnp.maximum(p - q, 0.0)
+    rest = jnp.where(rest.sum() > 0, rest, p)  # where they are equal but for rounding
+    other = jnp.argmax(jnp.log(rest) + jax.random.gumbel(to_draw, rest.shape))
+    return jnp.where(is_accepted, draft, other).astype(jnp.int32)
 
 
 def allowed_ids(

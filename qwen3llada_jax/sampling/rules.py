@@ -261,6 +261,19 @@ class Sample:
     )
 
     def draw(self, logits: Float[Array, " V"], key: PRNGKeyArray) -> Array:
+        logits, ids = self._candidates(logits)
+        best = jnp.argmax(logits + self.temperature * jax.random.gumbel(key, logits.shape))
+        return best if ids is None else ids[best]
+
+    def probabilities(self, logits: Float[Array, " V"]) -> Float[Array, " V"]:
+        """What `draw` draws from."""
+        kept, ids = self._candidates(logits)
+        likeliest = jnp.arange(len(kept)) == jnp.argmax(kept)
+        p = jnp.where(self.temperature > 0, jax.nn.softmax(kept / self.temperature), likeliest)
+        return p if ids is None else jnp.zeros_like(logits).at[ids].set(p)
+
+    def _candidates(self, logits: Float[Array, " V"]) -> tuple[Float[Array, " n"], Int[Array, " n"] | None]:
+        """(logits of what may be drawn, −∞ of what may not; their ids, None: all, in order)."""
         ids = None
         if self.top_k is not None:
             logits, ids = jax.lax.top_k(logits, self.top_k)
@@ -271,8 +284,7 @@ class Sample:
             before = jnp.cumsum(jax.nn.softmax(logits / self.temperature))
             before = jnp.concatenate([jnp.zeros(1), before[:-1]])
             logits = jnp.where(before < self.top_p, logits, -jnp.inf)
-        best = jnp.argmax(logits + self.temperature * jax.random.gumbel(key, logits.shape))
-        return best if ids is None else ids[best]
+        return logits, ids
 
 
 # ---- what is masked again, and where a row ends --------------------------------------------------------------

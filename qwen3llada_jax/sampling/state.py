@@ -102,6 +102,20 @@ class GenerationInputs(NamedTuple):
     ends: Int[Array, "#B m"]
 
 
+class Draft(NamedTuple):
+    """What was drafted in the pass before, behind the last token that is known (speculation.py).
+
+    Attributes:
+        tokens: [B, S - 1] ids, S being the block length.
+        is_there: [B] the row has a draft.
+        hidden: [B, S - 1, G, D] hidden states that the tokens were drawn from; None: the likeliest were taken.
+    """
+
+    tokens: Int[Array, "B S-1"]
+    is_there: Bool[Array, " B"]
+    hidden: Float[Array, "B S-1 G D"] | None
+
+
 class SamplerState(NamedTuple):
     """Where every row stands.
 
@@ -112,6 +126,7 @@ class SamplerState(NamedTuple):
         revised: [B, G] how many of its tokens have been masked again.
         done: [B].
         cache: keys and values, or None.
+        draft: of self-speculation alone.
     """
 
     canvas: Canvas
@@ -121,6 +136,7 @@ class SamplerState(NamedTuple):
     revised: Int[Array, "B G"]
     done: Bool[Array, " B"]
     cache: Cache | None
+    draft: Draft | None = None
 
     @property
     def begins(self) -> Bool[Array, " B"]:

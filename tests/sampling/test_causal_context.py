@@ -29,17 +29,15 @@ def twin(tmp_path_factory):
     ("facts", "options"),
     [
         ({"block_length": 5, "shift": True}, {"steps": 6, "eos_token_ids": (7, 11, 19)}),
-        ({"block_length": 4, "block_origin": "start"}, {"threshold": 0.5, "stop_at_eos": False}),
-        pytest.param({"block_length": 5}, {"steps": 4, "remasking": "entropy", "stop_at_eos": False},
-                     marks=pytest.mark.slow),
+        pytest.param({"block_length": 4, "block_origin": "start"}, {"threshold": 0.5}, marks=pytest.mark.slow),
+        pytest.param({"block_length": 5}, {"steps": 4, "remasking": "entropy"}, marks=pytest.mark.soak),
         pytest.param({"block_length": 4, "block_origin": "start", "shift": True}, {"cfg_scale": 1.5, "steps": 3},
-                     marks=pytest.mark.slow),
-        pytest.param({"block_length": 5, "shift": True}, {"cfg_scale": 1.0, "threshold": 0.5},
-                     marks=pytest.mark.slow),
+                     marks=pytest.mark.soak),
+        pytest.param({"block_length": 5, "shift": True}, {"cfg_scale": 1.0, "threshold": 0.5}, marks=pytest.mark.soak),
     ],
     ids=str,
 )  # fmt: skip
-@pytest.mark.parametrize("cache", ["prefix", "none"])
+@pytest.mark.parametrize("cache", ["prefix", pytest.param("none", marks=pytest.mark.soak)])
 def test_texts_are_those_of_dense_masks(twin, facts, options, cache):
     reference, model = twin
     facts, options = CAUSAL | facts, {"stop_at_eos": bool(options.get("eos_token_ids")), **options}
@@ -51,7 +49,7 @@ def test_texts_are_those_of_dense_masks(twin, facts, options, cache):
     assert_equal(q.generate(model, prompts, config), found, options, GEN)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_an_engines_rows_come_and_go(twin):
     reference, model = twin
     facts, options = CAUSAL | {"block_length": 5, "shift": True}, {"cfg_scale": 1.0, "stop_at_eos": False}
@@ -89,6 +87,7 @@ def test_holes_anywhere(twin):
     assert_equal(got, found, options)
 
 
+@pytest.mark.slow
 def test_what_a_model_thinks_of_its_text_is_its_likelihood(twin):
     """With shift each written token's, from those before it alone; without, none can be asked in one pass."""
     reference, model = twin
