@@ -177,7 +177,7 @@ class SamplerConfig:
     @property
     def has_budget(self) -> bool:
         """Whether `steps` are shared out; of an adaptive rule they are the most that may be taken."""
-        return slots.has_budget(self._commit())
+        return not self.speculate and slots.has_budget(self._commit())
 
     def _commit(self) -> Rule:
         if self.commit is not None:

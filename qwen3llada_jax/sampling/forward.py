@@ -7,6 +7,7 @@ With a cache (kv_cache.py) a pass computes the current block only:
 | block_bias                       | prefix | prompt                     | never                     | the same    |
 | the same, with shift             | prefix | and the block before       | when a block is finished  | the same    |
 | block_causal                     | prefix | prompt and finished blocks | when a block is finished  | the same    |
+| of a draft (speculation.py)      | prefix | prompt and kept tokens     | as they are verified      | the same    |
 | full, or the prompt sees answers | prefix | what stands before a block | at the block's beginning  | approximate |
 | full, or the prompt sees answers | dual   | also what follows it       | at the block's beginning  | approximate |
 

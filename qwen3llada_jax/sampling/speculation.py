@@ -16,6 +16,8 @@ The text is the autoregressive one: at temperature 0 token for token, above by r
 (`proposals.verified`), exact in distribution. The cache knows the kept tokens, as they were read from left to right.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,7 +40,8 @@ def no_draft(model: Qwen3LLaDA, rows: int, parameters: Parameters, structure: St
     states = (*shape, structure.cfg_branches, model.config.hidden_size)
     is_drawn = isinstance(parameters.draw, rules.Sample)
     hidden = np.zeros(states, model.compute_dtype) if is_drawn else None
-    return Draft(np.zeros(shape, np.int32), np.zeros(rows, bool), hidden)
+    nothing: Any = (np.zeros(shape, np.int32), np.zeros(rows, bool), hidden)
+    return Draft(*nothing)
 
 
 def speculate(

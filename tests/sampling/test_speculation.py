@@ -5,7 +5,9 @@ all first tokens by enumeration. That drafts are kept is seen of a model that le
 """
 
 import dataclasses
+import io
 import itertools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +15,14 @@ import numpy as np
 import optax
 import pytest
 import torch
-from conftest import refuses, trained, wide_twin
+from conftest import TINY, refuses, trained, wide_twin, write
 from flax import nnx
 from torch_sampler import logits_of
 
 import qwen3llada_jax as q
 from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.sampling import proposals
+from sample import chat, compare, generate
 from train import step as training
 from train.objectives.blocks import block_diffusion
 from train.objectives.example import DeviceBatch
@@ -268,6 +271,32 @@ def test_drawn_texts_are_distributed_as_autoregressive_ones(options):
     answers = np.array(result.answers())
     assert abs(fits(np.bincount(answers[:, :3] @ [25, 5, 1], minlength=125), expected)) < 4
     assert len(set(result.nfe.tolist())) > 2  # some drafts were kept, and some were not
+
+
+# ---- the programs ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.soak
+def test_the_programs_write_the_same_in_no_more_passes(tmp_path, capsys, monkeypatch):
+    asked = ["--model", str(TINY), "--mask-token-id", "1050", "--gen-length", "20", "--temperature", "0"]
+    ask = [*asked, "--prompt", "ROMEO:", "--prompt", "My lord,"]
+    generate.main(ask)
+    alone = capsys.readouterr()
+    generate.main([*ask, "--speculate", "--block-length", "4"])
+    drafted = capsys.readouterr()
+    assert drafted.out == alone.out
+    assert "was not trained to draft" in drafted.err
+    assert "tokens per forward" in drafted.err
+    monkeypatch.setattr("sys.stdin", io.StringIO("Who?\n/set speculate=default\n/set block_length=1\n/clear\nWho?\n"))
+    chat.main([*asked, "--speculate", "--block-length", "4"])
+    said = capsys.readouterr().out
+    assert said == 2 * said[: len(said) // 2] != ""
+    data = write(tmp_path / "data.jsonl", [{"prompt": "ROMEO:"}])
+    rules = "low_confidence,speculate=on+block_length=4"
+    compare.main([*asked, "--data", data, "--rules", rules, "--steps", "20", "--out", str(tmp_path / "out")])
+    by_steps, drafting = json.loads((tmp_path / "out" / "compare.json").read_text())["results"]
+    assert (by_steps["nfe"], by_steps["steps"], drafting["steps"]) == (20, 20, None)
+    assert 5 <= drafting["nfe"] <= 20
 
 
 # ---- what it does not go with ------------------------------------------------------------------------------------
