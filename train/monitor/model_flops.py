@@ -4,7 +4,8 @@
 
 (PaLM, arXiv 2204.02311, appendix B): forward 2 and backward 4 for every weight of a matmul, the head included and
 the embedding lookup not; and QKᵀ and its product with V over all L keys, for attention here sees both ways.
-What remat computes twice does not count, nor is anything taken off for positions a mask hides or the loss leaves out.
+What remat computes twice does not count, nor is anything taken off for positions a mask hides or the loss leaves out;
+but for rows of block diffusion, [noisy ; clean], most of whose pairs are hidden by design (`training_flops_of_row`).
 """
 
 from typing import NamedTuple
