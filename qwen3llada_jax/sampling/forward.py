@@ -270,7 +270,8 @@ def _inputs(
     if structure.cfg_branches == 2:
         without = jnp.where(inputs.is_given, structure.mask_token_id, tokens)
         tokens = jnp.stack([tokens, without], axis=1).reshape(2 * B, L)
-        block, current, length = (None if x is None else jnp.repeat(x, 2, axis=0) for x in (block, current, length))
+        block, current = (None if x is None else jnp.repeat(x, 2, axis=0) for x in (block, current))
+        length = jnp.repeat(length, 2, axis=0)
     return tokens, coordinates_of(model.config, structure, block, length, L, current)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 import torch
-from conftest import TINY, refuses, trained, wide_twin, write
+from conftest import TINY, refuses, save_torch, torch_model, trained, wide_twin, write
 from flax import nnx
 from torch_sampler import logits_of
 
@@ -99,6 +99,37 @@ def test_an_autoregressive_model_drafts_too(twin):
     model = trained(model, MASK, visibility="block_causal", block_length=1, shift=True)
     result = q.generate(model, PROMPTS, q.SamplerConfig(gen_length=GEN, block_length=3, speculate=True))
     assert result.answers() == [autoregressive(reference, prompt)[0] for prompt in PROMPTS]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "cfg_scale": 0.5}], ids=str)
+def test_a_mesh_gives_the_same(tmp_path, options):
+    wide = torch_model(4, vocab_size=64, hidden_size=32, num_hidden_layers=2, initializer_range=0.35)
+    alone = trained(q.load(save_torch(wide, tmp_path)), MASK, **FACTS)
+    mesh = q.make_mesh(data=2, fsdp=2, tensor=2)
+    spread = q.load(tmp_path, mesh=mesh)
+    spread.config = alone.config
+    config = q.SamplerConfig(gen_length=GEN, speculate=True, stop_at_eos=False, **options)
+    expected = q.generate(alone, PROMPTS[:4], config, key=3)
+    with jax.set_mesh(mesh):
+        found = q.generate(spread, PROMPTS[:4], config, key=3)
+    assert found.answers() == expected.answers()
+    assert found.nfe.tolist() == expected.nfe.tolist()
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_of_nan_ends_alone(twin, temperature):
+    model, config = trained(twin[1], MASK, **FACTS), q.SamplerConfig(gen_length=GEN, speculate=True, stop_at_eos=False)
+    config = dataclasses.replace(config, temperature=temperature, forbid=(44,))
+    whole = q.generate(model, PROMPTS, config)
+    broken = jax.tree.map(jnp.copy, model)
+    broken.embed_tokens[...] = model.embed_tokens[...].at[44].set(jnp.nan)
+    with pytest.raises(q.InputError, match="not finite") as caught:
+        q.generate(broken, PROMPTS, config)
+    assert caught.value.rows == [3]
+    answers = caught.value.result.answers()
+    assert [answers[row] for row in (0, 1, 2, 4)] == [whole.answers()[row] for row in (0, 1, 2, 4)]
 
 
 # ---- a model that learned to draft and to verify -----------------------------------------------------------------
@@ -321,5 +352,9 @@ def test_what_cannot_be_verified_is_refused(twin):
         refuses(lambda o=other: asked.for_model(o), "speculate", *parts)
     refuses(lambda: q.SamplerConfig(speculate=True, visibility="full").for_model(model.config), "visibility full")
     refuses(lambda: q.infill(model, [[1, None, 2]], asked), "speculate", "holes")
+    own = dataclasses.replace(
+        model.config, sampling=(("threshold", 0.9), ("remasking", "entropy"), ("temperature", 0.5))
+    )
+    assert q.settings_for(own, speculate=True) == q.SamplerConfig(speculate=True, temperature=0.5)
     engine = q.Engine(model, q.SamplerConfig(gen_length=8), slots=1, length=16)
     refuses(lambda: engine.admit(0, [1], q.SamplerConfig(gen_length=8, speculate=True)), "speculate")
