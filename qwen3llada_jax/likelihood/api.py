@@ -7,17 +7,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from qwen3llada_jax import arguments, sharding
 from qwen3llada_jax.errors import InputError, shown
 from qwen3llada_jax.likelihood import noise
 from qwen3llada_jax.likelihood.estimate import Draws, Estimate
 from qwen3llada_jax.likelihood.noise import METHODS
-from qwen3llada_jax.likelihood.reading import Reading, cross_entropies, reading_of
+from qwen3llada_jax.likelihood.reading import Blocks, Reading, cross_entropies, reading_of
 from qwen3llada_jax.model.model import Qwen3LLaDA, check_tokens
 from qwen3llada_jax.sampling.layout import bucket
-from qwen3llada_jax.sampling.limits import check_positions
 
 
 def nelbo(
@@ -90,8 +89,13 @@ def rows_of(model: Qwen3LLaDA, tokens: Any, prompt_length: Any, key: Any) -> Row
     for row in lists:
         check_tokens(np.asarray(row, object), model.config.vocab_size)
     ids = [np.asarray(row, np.int32) for row in lists]
-    lengths = [len(row) for row in ids]
-    check_positions(model.config, lengths, 0)
+    lengths, most = [len(row) for row in ids], model.config.max_position_embeddings
+    too_long = [n for n, length in enumerate(lengths) if length > most and model.config.rope_scaling is None]
+    if too_long:
+        raise InputError(
+            f"row {too_long[0]}: {lengths[too_long[0]]:,} tokens are beyond the {most:,} positions the model was made "
+            "for; shorten it, or measure it in windows"
+        )
     prompts: Any = 0 if prompt_length is None else prompt_length
     if np.ndim(prompts) == 0:
         prompts = np.full(len(ids), arguments.whole("prompt_length", prompts), np.int32)
@@ -132,7 +136,7 @@ def each(
     if arguments.whole("batch_size", batch_size) < 1:
         raise InputError(f"batch_size must be at least 1, not {batch_size}")
     blocks = [how.blocks_of(int(P), len(ids)) for ids, P in zip(rows.ids, rows.prompt_length, strict=True)]
-    counts = [samples if (size > 1).any() else min(size.size, 1) for _, size in blocks]
+    counts = [samples if not b.is_certain.all() else min(b.size.size, 1) for b in blocks]
     ways = sharding.ways("batch")
     R = -(-min(batch_size, max(1, sum(counts))) // ways) * ways
     yield from ((i, _draws_of([], blocks[i], method)) for i, count in enumerate(counts) if not count)
@@ -147,21 +151,21 @@ def each(
             value, level = _read(model, rows, blocks, filled, int(length), how, samples, method)
             for n, (i, _) in enumerate(part):
                 end = len(rows.ids[i])
-                C = blocks[i][0].size
+                C = blocks[i].size.size
                 kept[i].append((value[n, end - C : end], level[n, end - C : end]))
                 if len(kept[i]) == counts[i]:
                     yield i, _draws_of(kept.pop(i), blocks[i], method)
 
 
-def _draws_of(found: list[Any], blocks: tuple[np.ndarray, np.ndarray], method: str) -> Draws:
-    value, level = (np.array([x[n] for x in found]).reshape(len(found), blocks[0].size) for n in (0, 1))
-    return Draws(value, level, *blocks, method)
+def _draws_of(found: list[Any], blocks: Blocks, method: str) -> Draws:
+    value, level = (np.array([x[n] for x in found]).reshape(len(found), blocks.size.size) for n in (0, 1))
+    return Draws(value, level, blocks.start, blocks.size, method)
 
 
 def _read(
     model: Qwen3LLaDA,
     rows: Rows,
-    blocks: list[tuple[np.ndarray, np.ndarray]],
+    blocks: list[Blocks],
     jobs: list[tuple[int, int]],
     length: int,
     how: Reading,
@@ -169,17 +173,18 @@ def _read(
     method: str,
 ) -> tuple[Float[np.ndarray, "R L"], Float[np.ndarray, "R L"]]:
     """(weighted −log p, noise level) of the tokens of some (row, sample)s, padded to one length."""
-    tokens, start, size = (np.full((len(jobs), length), x, np.int32) for x in (0, length, 0))
+    tokens, start, size, is_certain = (np.full((len(jobs), length), x) for x in (0, length, 0, False))
     for n, (i, _) in enumerate(jobs):
         end = len(rows.ids[i])
-        begin = end - blocks[i][0].size
+        here = slice(end - blocks[i].size.size, end)
         tokens[n, :end] = rows.ids[i]
-        start[n, begin:end], size[n, begin:end] = blocks[i]
+        start[n, here], size[n, here], is_certain[n, here] = blocks[i]
     which, sample = np.array(jobs, np.int32).T
     real = np.array([len(rows.ids[i]) for i in which], np.int32)
     origin = np.array([how.counted_from(int(rows.prompt_length[i])) for i in which], np.int32)
     given = origin if origin.any() else None
-    found = _losses(model, tokens, rows.keys[which], sample, start, size, real, given, how, samples, method)
+    tokens, start, size = (x.astype(np.int32) for x in (tokens, start, size))
+    found = _losses(model, tokens, rows.keys[which], sample, start, size, is_certain, real, given, how, samples, method)
     return np.asarray(found[0]), np.asarray(found[1])
 
 
@@ -191,20 +196,20 @@ def _losses(
     sample: Int[Array, " R"],
     start: Int[Array, "R L"],
     size: Int[Array, "R L"],
+    is_certain: Bool[Array, "R L"],
     length: Int[Array, " R"],
     origin: Int[Array, " R"] | None,
     how: Reading,
     samples: int,
     method: str,
 ) -> tuple[Float[Array, "R L"], Float[Array, "R L"]]:
-    def one(key: PRNGKeyArray, sample: Array, start: Array, size: Array) -> tuple[Array, Array, Array]:
-        is_noised, weight, level = noise.draw(key, sample, start, size, method, samples)
-        is_certain = size == 1  # of one token there is one order: nothing to draw
-        return is_noised | is_certain, jnp.where(is_certain, 1.0, weight), jnp.where(is_certain, 1.0, level)
-
-    is_noised, weight, level = jax.vmap(one)(keys, sample, start, size)
-    ce = cross_entropies(model, tokens, is_noised, length, origin, how)
-    return jnp.where(is_noised, weight * ce, 0.0), level
+    draw = functools.partial(noise.draw, method=method, samples=samples)
+    is_noised, weight, level = jax.vmap(draw)(keys, sample, start, size)
+    is_alone = size == 1
+    is_noised, level = is_noised | is_alone, jnp.where(is_alone, 1.0, level)
+    asked, weight = is_noised | is_certain, jnp.where(is_certain, 1.0, weight)
+    ce = cross_entropies(model, tokens, is_noised, length, origin, how, asked)
+    return jnp.where(asked, weight * ce, 0.0), level
 
 
 @functools.partial(jax.jit, static_argnames="rows")

@@ -12,7 +12,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -55,20 +55,36 @@ class Reading:
             return 0
         return prompt_length % self.block_length if self.block_origin == "aligned" else prompt_length
 
-    def blocks_of(self, prompt_length: int, length: int) -> tuple[Int[np.ndarray, " C"], Int[np.ndarray, " C"]]:
-        """(start, size) of the block of each token that is asked for, as `noise.draw` takes them.
+    def blocks_of(self, prompt_length: int, length: int) -> "Blocks":
+        """The block of each token that is asked for.
 
         With shift, a row's first token has no position before it and is given, as a prompt is.
         """
         begin = max(prompt_length, int(self.shift))
         place = np.arange(begin, length, dtype=np.int32)
         if not self.in_blocks:
-            return np.zeros_like(place), np.full_like(place, len(place))
+            return Blocks(np.zeros_like(place), np.full_like(place, len(place)), np.full(len(place), len(place) == 1))
         assert self.block_length is not None
-        origin, size = self.counted_from(prompt_length), self.block_length
-        first = origin + (place - origin) // size * size
+        origin, S = self.counted_from(prompt_length), self.block_length
+        first = origin + (place - origin) // S * S
         start = np.maximum(first, begin)
-        return start - begin, np.minimum(first + size, length) - start
+        size = np.minimum(first + S, length) - start
+        return Blocks(start - begin, size, (size == 1) | (self.shift & (first == place)))
+
+
+class Blocks(NamedTuple):
+    """Of each of the C tokens that a row is asked for, which block it is in.
+
+    Attributes:
+        start: how many tokens are asked for before the block.
+        size: how many of the block.
+        is_certain: no noise changes what it is predicted from: it is alone, or, with shift, the first of a block, which
+            is predicted at clean text. Its mean over the noise is known and needs no draw.
+    """
+
+    start: Int[np.ndarray, " C"]
+    size: Int[np.ndarray, " C"]
+    is_certain: Bool[np.ndarray, " C"]
 
 
 def reading_of(config: ModelConfig, **said: Any) -> Reading:
@@ -101,10 +117,12 @@ def cross_entropies(
     length: Int[Array, " B"],
     origin: Int[Array, " B"] | None,
     how: Reading,
+    asked: Bool[Array, "B L"] | None = None,
 ) -> Float[Array, "B L"]:
     """−log p of each noised token, in nats, given the others; elsewhere 0. Which are noised is said, not read off ids.
 
     Args:
+        asked: tokens to give it of, in the place of the noised ones.
         length: real tokens of each row.
         origin: the position that each row's blocks are counted from; None: 0.
     """
@@ -125,7 +143,7 @@ def cross_entropies(
         else:
             hidden = model.hidden(noisy, mask)
             hidden = _left(hidden) if how.shift else hidden
-    return cross_entropy(hidden, model.head, tokens, jnp.zeros(tokens.shape), is_noised)[1]
+    return cross_entropy(hidden, model.head, tokens, jnp.zeros(tokens.shape), is_noised if asked is None else asked)[1]
 
 
 def _left(hidden: Float[Array, "B L D"]) -> Float[Array, "B L D"]:

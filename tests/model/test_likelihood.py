@@ -61,7 +61,7 @@ CASES = {
     "bias, prompt sees": Case(BLOCKS | {"visibility": "block_bias", "prompt_sees_answer": True}, 2),
     "one, no shift": Case(BLOCKS | {"block_length": 1}, 1),
 }
-OFTEN = {"full, shift, prompt": (), "blocks, shift, prompt": pytest.mark.slow, "bias, prompt": pytest.mark.slow}
+OFTEN = {"full, shift, prompt": (), "blocks, shift, prompt": pytest.mark.slow}
 
 
 def in_order(facts: dict, prompt: int, length: int) -> list[tuple[int, int]]:
@@ -291,7 +291,7 @@ def test_antithetic_draws_ask_for_each_token_once():
 # ---- batches -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["full, shift, prompt", pytest.param("blocks, shift, prompt", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["full, shift, prompt", pytest.param("blocks, shift, prompt", marks=pytest.mark.soak)])
 def test_a_row_gives_in_a_batch_what_it_gives_alone(model, name):
     """Whatever stands beside it, how long it is and on how many devices."""
     trained = with_facts(model, CASES[name].facts)
