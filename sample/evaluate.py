@@ -189,7 +189,7 @@ def report(results: Mapping[str, Any], said: str, how: Reading, flags: Flags) ->
         ("bits_per_byte", "bits/byte", f"{results['bytes']:,} bytes", 4),
         ("perplexity", "perplexity", "", 2),
     ):
-        table.add_row(title, *_numbers(results[name], digits), unit)
+        table.add_row(title, *_numbers(results[name] | {"is_exact": results["is_exact"]}, digits), unit)
     if not results["is_exact"]:
         table.add_section()
         for band in results["by_level"]:
@@ -214,9 +214,8 @@ def report(results: Mapping[str, Any], said: str, how: Reading, flags: Flags) ->
 
 def _numbers(found: Mapping[str, Any], digits: int) -> tuple[str, str]:
     mean, error = found["mean"], found["standard_error"]
-    if mean is None or error is None:
-        return "—", "—"
-    return f"{mean:.{digits}f}", f"{error:.{digits}f}" if error else "exact"
+    said = "exact" if found["is_exact"] else "—" if error is None else f"{error:.{digits}f}"
+    return "—" if mean is None else f"{mean:.{digits}f}", said
 
 
 def draw(results: Mapping[str, Any], path: Path) -> None:
@@ -228,7 +227,7 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
         (axes[0], levels, [(b["above"] + b["up_to"]) / 2 for b in levels], f"noise level, in {BANDS} bands"),
         (axes[1], results["by_place"], [p["place"] + 1 for p in results["by_place"]], "place in the block"),
     ):
-        errors = [2 * x["standard_error"] for x in found]
+        errors = [2 * (x["standard_error"] or 0.0) for x in found]
         axis.errorbar(at, [x["mean"] for x in found], errors, fmt="o-", capsize=3)
         axis.axhline(results["nats_per_token"]["mean"], color="gray", linewidth=1, linestyle="--")
         axis.set(xlabel=label)

@@ -20,10 +20,11 @@ class Tally:
 
     def __init__(self, block_length: int | None):
         self.nats = self.variance = 0.0
-        self.tokens = self.bytes = self.rows = 0
-        # Of each band of levels: nats and tokens of the draws in it, and the squares and products of their differences.
-        self.bands = np.zeros((BANDS, 5))
-        self.places = np.zeros((block_length or 0, 3))  # nats, tokens, variance of the nats
+        self.tokens = self.bytes = self.rows = self.drawn = 0
+        # Of each band of levels: nats and tokens of the draws in it, the squares and products of their differences, and
+        # how many draws there are.
+        self.bands = np.zeros((BANDS, 6))
+        self.places = np.zeros((block_length or 0, 4))  # nats, tokens, variance of the nats, tokens left to chance
 
     def add(self, draws: Draws, place: Int[np.ndarray, " C"] | None, size: int) -> None:
         """Add a row.
@@ -35,12 +36,13 @@ class Tally:
         nats, variance = draws.nats
         self.nats, self.variance = self.nats + nats, self.variance + variance
         self.tokens, self.bytes, self.rows = self.tokens + draws.start.size, self.bytes + size, self.rows + 1
+        self.drawn += int((~draws.is_certain).sum())
         if not draws.start.size:
             return
         self._add_levels(draws)
         if place is not None:
-            by_token = np.stack([draws.value.mean(axis=0), np.ones(place.size), _variances(draws.value)], axis=1)
-            np.add.at(self.places, place, by_token)
+            of_token = draws.value.mean(axis=0), np.ones(place.size), _variances(draws.value), ~draws.is_certain
+            np.add.at(self.places, place, np.stack(of_token, axis=1))
 
     def _add_levels(self, draws: Draws) -> None:
         """Each block's draws, in the bands of their levels: n/l · Σ ce of n tokens."""
@@ -51,7 +53,8 @@ class Tally:
         for n in range(BANDS):
             x, w = (np.where(band == n, value, 0.0) / S for value in (nats, draws.size[begins]))
             dx, dw = (value[0::2] - value[1::2] if S > 1 else np.zeros(1) for value in (x, w))
-            self.bands[n] += x.sum(), w.sum(), (dx * dx).sum(), (dx * dw).sum(), (dw * dw).sum()
+            count = (w > 0).sum() if S > 1 else 0
+            self.bands[n] += x.sum(), w.sum(), (dx * dx).sum(), (dx * dw).sum(), (dw * dw).sum(), count
 
     def results(self) -> dict[str, Any]:
         """Everything that was measured, as a file has it; None where there is nothing to take the mean of."""
@@ -62,26 +65,39 @@ class Tally:
             "rows": self.rows,
             "tokens": self.tokens,
             "bytes": self.bytes,
-            "is_exact": self.variance == 0,
+            "is_exact": not self.drawn,
             "nats": _with(self.nats, error),
             "nats_per_token": _with(per_token, its_error),
             "bits_per_byte": _with(_ratio(self.nats / bits, self.bytes), _ratio(error / bits, self.bytes)),
             "perplexity": _with(perplexity, None if perplexity is None else perplexity * (its_error or 0.0)),
             "by_level": [self._band(n) for n in range(BANDS)],
             "by_place": [
-                {"place": n, "tokens": int(count), **_with(_ratio(nats, count), _ratio(math.sqrt(variance), count))}
-                for n, (nats, count, variance) in enumerate(self.places)
+                {
+                    "place": n,
+                    "tokens": int(count),
+                    "is_exact": not drawn,
+                    **_with(_ratio(nats, count), _ratio(math.sqrt(variance), count)),
+                }
+                for n, (nats, count, variance, drawn) in enumerate(self.places)
                 if count
             ],
         }
 
     def _band(self, n: int) -> dict[str, Any]:
-        nats, tokens, xx, xw, ww = self.bands[n]
-        mean = _ratio(nats, tokens)
-        variance = 0.0 if mean is None else max(xx - 2 * mean * xw + mean**2 * ww, 0.0)
+        """One band; a single draw says nothing of its error."""
+        nats, tokens, xx, xw, ww, draws = self.bands[n]
+        mean, error = _ratio(nats, tokens), None
+        if mean is not None and draws != 1:
+            variance = max(xx - 2 * mean * xw + mean**2 * ww, 0.0) * (draws / (draws - 1) if draws else 0)
+            error = math.sqrt(variance) / tokens
         share = _ratio(tokens, self.tokens)
-        return {"above": n / BANDS, "up_to": (n + 1) / BANDS, "share": share,
-                **_with(mean, _ratio(math.sqrt(variance), tokens))}  # fmt: skip
+        return {
+            "above": n / BANDS,
+            "up_to": (n + 1) / BANDS,
+            "share": share,
+            "is_exact": not draws,
+            **_with(mean, error),
+        }
 
 
 def grouped(places: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
@@ -93,7 +109,8 @@ def grouped(places: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
         tokens = sum(p["tokens"] for p in group)
         mean = sum(p["mean"] * p["tokens"] for p in group) / tokens
         error = math.sqrt(sum((p["standard_error"] * p["tokens"]) ** 2 for p in group)) / tokens
-        found.append({"first": group[0]["place"], "last": group[-1]["place"], "tokens": tokens, **_with(mean, error)})
+        about = {"first": group[0]["place"], "last": group[-1]["place"], "tokens": tokens}
+        found.append(about | {"is_exact": all(p["is_exact"] for p in group), **_with(mean, error)})
     return found
 
 

@@ -159,7 +159,7 @@ def each(
 
 def _draws_of(found: list[Any], blocks: Blocks, method: str) -> Draws:
     value, level = (np.array([x[n] for x in found]).reshape(len(found), blocks.size.size) for n in (0, 1))
-    return Draws(value, level, blocks.start, blocks.size, method)
+    return Draws(value, level, *blocks, method)
 
 
 def _read(

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 
 class Estimate(NamedTuple):
@@ -41,7 +41,7 @@ class Draws:
         value: [S, C] weighted −log p of the noised tokens of each draw, 0 at the others: its mean over the draws is
             each token's part of the bound.
         level: [S, C] noise level of each token's block.
-        start, size: [C] its block (`noise.draw`).
+        start, size, is_certain: [C] its block (`reading.Blocks`).
         method: how they were drawn.
     """
 
@@ -49,6 +49,7 @@ class Draws:
     level: Float[np.ndarray, "S C"]
     start: Int[np.ndarray, " C"]
     size: Int[np.ndarray, " C"]
+    is_certain: Bool[np.ndarray, " C"]
     method: str
 
     @property

@@ -213,7 +213,7 @@ def test_blocks_of_one_token_with_shift_are_the_chain_rule(model, causal, prompt
     [
         ("full", "stratified", 32),
         pytest.param("blocks", "stratified", 16, marks=pytest.mark.slow),
-        pytest.param("full, shift, prompt", "antithetic", 64, marks=pytest.mark.slow),
+        pytest.param("full, shift, prompt", "antithetic", 64, marks=pytest.mark.soak),
     ],
 )
 def test_standard_errors_cover_the_truth_as_often_as_they_say(model, name, method, samples):

@@ -66,7 +66,8 @@ def drawn(generator, samples: int) -> Draws:
             level[s, begin : begin + n] = count / n
         begin += n
     start = np.repeat(np.cumsum([0, *SIZES[:-1]]), SIZES)
-    return Draws(value, level, start, np.repeat(SIZES, SIZES), "stratified")
+    size = np.repeat(SIZES, SIZES)
+    return Draws(value, level, start, size, size == 1, "stratified")
 
 
 def test_sums_by_level_and_place_and_their_errors():
@@ -110,6 +111,20 @@ def test_sums_by_level_and_place_and_their_errors():
         both = grouped(f["by_place"], 2)
         assert [(g["first"], g["last"], g["tokens"]) for g in both] == [(0, 2, 21), (3, 4, 6)]
         assert np.average([g["mean"] for g in both], weights=[21, 6]) == pytest.approx(f["nats_per_token"]["mean"])
+
+
+def test_one_draw_says_nothing_of_its_error():
+    level = np.array([[0.2] * 5, [0.6] * 5])
+    draws = Draws(np.ones((2, 5)), level, np.zeros(5, int), np.full(5, 5), np.zeros(5, bool), "stratified")
+    tally = Tally(None)
+    tally.add(draws, None, 9)
+    found = tally.results()["by_level"]
+    assert [(band["mean"], band["standard_error"]) for band in found] == [
+        (1, None),
+        (None, None),
+        (1, None),
+        (None, None),
+    ]
 
 
 # ---- the program ---------------------------------------------------------------------------------------------
@@ -167,8 +182,9 @@ def test_answers_are_measured_behind_their_prompts(tmp_path, tokenizer):
     assert results["nats"]["mean"] == pytest.approx(estimate.mean[0], rel=1e-6)
     assert results["nats"]["standard_error"] == pytest.approx(estimate.standard_error[0], rel=1e-6)
     assert results["tokens"] == estimate.tokens[0] == sum(len(a) for _, a in encoded) - 1
-    exact = [place["standard_error"] == 0 for place in results["by_place"]]
-    assert exact == [True, False, False, False]  # a block's first token is predicted at clean text
+    assert [place["standard_error"] == 0 for place in results["by_place"]] == [True, False, False, False]
+    # A block's first token is predicted at clean text.
+    assert [place["is_exact"] for place in results["by_place"]] == [True, False, False, False]
     assert found["reading"]["block_length"] == 4
 
     turns = zip(["user", "assistant"] * 2, ["Who?", "I.", "Where?", "There."], strict=True)
