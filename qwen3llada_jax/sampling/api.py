@@ -2,7 +2,7 @@
 
 A canvas holds a row's tokens, masks where something is to be written. The places to write are cut into blocks of
 `block_length` that are filled one after another. Each pass runs the model once, proposes a token for every masked
-position of the row's current block (proposals.py), and writes those that the rules choose (rules.py). Which positions
+position of the row's current block (proposals.py), and writes those that the rules choose (rules/). Which positions
 are masked is carried along, never read back from the ids. Rows go on by themselves, each with its own block, pass
 and end; the whole trajectory of all rows is one compiled program, and watching it runs the same one pass by pass.
 """

@@ -27,7 +27,7 @@ def _of(kind: Any, name: str, default: Any = None) -> Any:
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """How to sample. Formulas and sources of the rules: `rules.py`.
+    """How to sample. Formulas and sources of the rules: `rules/`.
 
     Every rule has short names here (`threshold=0.9`); or it is given as such (`commit=Threshold(0.9)`), with numbers
     for all rows or one for each, and from a user's own class or function too.
