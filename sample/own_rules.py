@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from qwen3llada_jax import cli
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.io.atomic_files import expanded
-from qwen3llada_jax.sampling import proposals, rules, slots, step
+from qwen3llada_jax.sampling import choice, proposals, rules, slots, step
 from qwen3llada_jax.sampling.config import SETTINGS, SamplerConfig
-from qwen3llada_jax.sampling.slots import Parameters
+from qwen3llada_jax.sampling.parameters import Parameters
 from qwen3llada_jax.sampling.state import Canvas
 
 _BLOCK, _VOCAB = 32, 1 << 17  # shapes to try a rule on: as large as those it meets
@@ -169,7 +169,7 @@ def _try(slot: str, rule: Any) -> None:
                 return proposals.propose_one(jnp.zeros(_VOCAB), row[0], key, of._replace(**{slot: rule}))
             case "commit":
                 order, proposal = a.astype(jnp.int32), proposals.Proposal(a.astype(jnp.int32), a, a, a)
-                return step.number_to_unmask(proposal, a == 0, None, order, b, row, row + 1, rule)
+                return choice.to_unmask(proposal, a == 0, None, order, b, row, row + 1, rule)
             case "remask":
                 return step.certainty(rule, key[None], flat.astype(jnp.int32), flat)
             case _:

@@ -25,7 +25,7 @@ from qwen3llada_jax.io.jsonl import shortened
 from qwen3llada_jax.sampling.config import SamplerConfig
 from qwen3llada_jax.sampling.forward import coordinates_of
 from qwen3llada_jax.sampling.layout import blocks_of
-from qwen3llada_jax.sampling.slots import Structure
+from qwen3llada_jax.sampling.parameters import Structure
 
 KINDS = ("exact", "contains", "last-number", "regex=PATTERN")
 Match = Callable[[str, str], bool]

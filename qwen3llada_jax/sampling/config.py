@@ -13,8 +13,9 @@ from qwen3llada_jax.commands import as_typed
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model.config import VISIBILITIES, ModelConfig
 from qwen3llada_jax.sampling import rules, slots
+from qwen3llada_jax.sampling.parameters import Parameters, Structure
 from qwen3llada_jax.sampling.setting import Setting, field, setting_of
-from qwen3llada_jax.sampling.slots import ConfidenceRule, Parameters, Rule, Structure
+from qwen3llada_jax.sampling.slots import ConfidenceRule, Rule
 
 _NO_CAP = 1 << 30  # steps of a block when nothing limits them
 
@@ -46,8 +47,8 @@ class SamplerConfig:
         cfg_scale: strength w of classifier-free guidance, l_u + (w + 1)(l − l_u); 0: off, half the work.
         repetition_penalty: divides (above 0) or multiplies (below) the logits of ids that stand in the row.
         remasking: who is written first, a name of `rules.CONFIDENCE_RULES` or a function like those.
-        threshold, factor, entropy_bound, dynamic, timesteps: how many tokens a pass writes; at most one. None: an even
-            share.
+        threshold, factor, entropy_bound, dynamic, timesteps, local_leap: how many tokens a pass writes, or which; at
+            most one. None: an even share.
         revise: tokens of each block that may be masked again after they were written (ReMDM, arXiv 2503.00307).
         revise_by: which: those that were least certain when written, or random ones.
         eos: EOS is a token like others, is `never` written, or is written `last` in a block.
@@ -93,6 +94,7 @@ class SamplerConfig:
     entropy_bound: float | None = _of(rules.EntropyBound, "entropy_bound")
     dynamic: float | None = _of(rules.Dynamic, "dynamic")
     timesteps: float | None = _of(rules.Timesteps, "timesteps")
+    local_leap: float | None = _of(rules.LocalLeap, "local_leap")
     revise: int = _of(rules.LeastCertain, "revise", 0)
     revise_by: str = field(
         Setting(

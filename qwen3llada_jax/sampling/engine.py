@@ -20,8 +20,9 @@ from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.sampling import layout, loop
 from qwen3llada_jax.sampling.config import SamplerConfig
 from qwen3llada_jax.sampling.limits import check_memory
+from qwen3llada_jax.sampling.parameters import Parameters
 from qwen3llada_jax.sampling.rules import AtEos
-from qwen3llada_jax.sampling.slots import SLOTS, Parameters
+from qwen3llada_jax.sampling.slots import SLOTS
 from qwen3llada_jax.sampling.state import (
     Canvas,
     Generation,

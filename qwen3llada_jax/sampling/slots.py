@@ -6,7 +6,8 @@ structure. What a rule decides is said by the one method it has, which looks at 
 
 order(log_p, token, place, key): who is written first. A number, higher is sooner, from log_p [V] of what may be
     written there (at temperature 1), the proposed token, and its place in the answer.
-commit(…): how many masked positions of a block are written; one at least. It takes those of `SEEN` that it names.
+commit(…): how many masked positions of a block are written, or which of them, [S] booleans; one at least, the first.
+    It takes those of `SEEN` that it names.
 draw(logits, key): the token, from the final logits [V]. One that may not be written (its logit is −∞) or is none of V
     never is: the likeliest is taken instead.
 remask(confidence, key): what is masked again, `revise` of a block at most. A number, lower is sooner.
@@ -17,8 +18,7 @@ stop(is_end, is_masked): where the row ends. A place in the answer, whose token 
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Optional, TypeVar, dataclass_transform
+from typing import Any, Optional, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,7 @@ SEEN = {
     "probability": "[S] of the proposed tokens, best first (masked ones stand before all others)",
     "entropy": "[S] of the distributions there, in nats",
     "is_masked": "[S]",
+    "place": "[S] of each in its block",
     "even_share": "of the block's masks over its steps; a rule that looks at it has a budget of steps",
     "step": "the block's passes so far",
     "steps": "the block's passes in all; a rule that looks at it has a budget of steps",
@@ -239,7 +240,10 @@ def decided(rule: Rule, slot: str, *seen: Any, **named: Any) -> Array:
     Raises:
         InputError: it gives none, or several.
     """
-    found = getattr(rule, slot)(*seen, **named)
+    return _number(getattr(rule, slot)(*seen, **named), rule, slot)
+
+
+def _number(found: Any, rule: Rule, slot: str) -> Array:
     try:
         number = jnp.asarray(found)
     except (TypeError, ValueError):
@@ -250,9 +254,25 @@ def decided(rule: Rule, slot: str, *seen: Any, **named: Any) -> Array:
     return number
 
 
+def chosen(commit: Rule, block_length: int, **seen: Any) -> Array:
+    """How many a commit rule writes, or which: [S] booleans in the order of what it is shown.
+
+    Raises:
+        InputError: it says neither.
+    """
+    found = commit.commit(**seen)
+    is_which = isinstance(found, jax.Array) and found.dtype == jnp.bool and found.shape == (block_length,)
+    return found if is_which else _number(found, commit, "commit")
+
+
 def has_budget(commit: Rule) -> bool:
     """Whether a commit rule shares out a number of steps; all others are adaptive and have at most so many."""
     return not {"even_share", "steps"}.isdisjoint(looks_at(commit))
+
+
+def tie_of(rule: Rule) -> float:
+    """How near to each other a rule's numbers are equal."""
+    return getattr(rule, "tie", 0.0)
 
 
 def row_axes(rule: Any) -> Any:
@@ -271,51 +291,3 @@ class OwnOrder:
 
     def order(self, log_p: Array, token: Array, place: Array, key: Array) -> Array:
         return self.function(log_p, token, place, key)
-
-
-# ---- what a program takes, and what it is compiled for --------------------------------------------------------
-
-
-class Parameters(NamedTuple):
-    """The rules, and the numbers beside them; None: off. Each number is one for all rows, or [B].
-
-    Attributes:
-        order, commit, draw, remask, stop: rules.
-    """
-
-    order: Rule
-    commit: Rule
-    draw: Rule
-    remask: Rule | None
-    stop: Rule | None
-    cfg_scale: Float[Array, "..."] | None
-    repetition_penalty: Float[Array, "..."] | None
-    min_length: Int[Array, "..."] | None
-    sub_block_length: Int[Array, "..."] | None = None
-
-
-@dataclass(frozen=True)
-class Structure:
-    """What a program is compiled for, beside shapes and rules: of `SamplerConfig`, complete, and of the model.
-
-    Attributes:
-        shift: the token of a position is predicted at the position before it; position 0 keeps its own.
-        block_origin: where blocks are counted from (`config.origin_of`).
-        is_eos_last: EOS is written last in its block.
-        cfg_branches: forward passes of a step; guidance needs one more, without the prompt.
-    """
-
-    block_length: int
-    visibility: str
-    cache: str
-    parallel_blocks: bool
-    is_eos_last: bool
-    cfg_branches: int
-    mask_token_id: int
-    shift: bool
-    block_origin: str
-
-    @property
-    def is_autoregressive(self) -> bool:
-        """Whether a token sees those before it alone, and is predicted by the last of them."""
-        return self.shift and self.block_length == 1 and self.visibility == "block_causal"

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model.kv_cache import Cache
-from qwen3llada_jax.sampling.slots import Structure
+from qwen3llada_jax.sampling.parameters import Structure
 
 
 class Canvas(NamedTuple):

@@ -8,9 +8,11 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.sampling import slots
+from qwen3llada_jax.sampling.choice import best_first, first_of, of_first_part, to_unmask
 from qwen3llada_jax.sampling.forward import hidden_of_blocks
-from qwen3llada_jax.sampling.proposals import Proposal, allowed_ids, propose
-from qwen3llada_jax.sampling.slots import Parameters, Rule, Structure
+from qwen3llada_jax.sampling.parameters import Parameters, Structure
+from qwen3llada_jax.sampling.proposals import allowed_ids, propose
+from qwen3llada_jax.sampling.slots import Rule, tie_of
 from qwen3llada_jax.sampling.state import Canvas, GenerationInputs, SamplerState
 
 _NOT_A_PLACE = 1 << 30  # beyond every place in an answer
@@ -65,8 +67,8 @@ def unmask(
     masked = blocks(is_masked)
     to_write = jnp.where(state.begins[:, None], blocks(waits).sum(axis=2), state.to_write)
     goes_last = blocks(_is_in(eos, proposal.token)) if structure.is_eos_last else jnp.zeros_like(masked)
-    order = best_first(blocks(proposal.confidence), masked, goes_last, _tie(parameters.order))
-    count = number_to_unmask(
+    order = best_first(blocks(proposal.confidence), masked, goes_last, tie_of(parameters.order))
+    count, order = to_unmask(
         jax.tree.map(blocks, proposal),
         masked,
         goes_last if structure.is_eos_last else None,
@@ -87,7 +89,7 @@ def unmask(
         extra = jnp.minimum(rate, budget - revised)
         extra = jnp.minimum(extra, jnp.minimum(written.sum(axis=2), masked.sum(axis=2) - count))
         sure = blocks(certainty(parameters.remask, keys, place, at(canvas.confidence, 0.0)))
-        again = best_first(-sure, written, jnp.zeros_like(written), _tie(parameters.remask))
+        again = best_first(-sure, written, jnp.zeros_like(written), tie_of(parameters.remask))
         again = first_of(again, extra) & written
         count, revised = count + extra, revised + extra
     keep = (first_of(order, count) & masked).reshape(B, G * S) & ~is_broken[:, None]
@@ -117,98 +119,6 @@ def unmask(
         state.done | is_broken | ~canvas.is_masked.any(axis=1),
         cache,
     )
-
-
-def of_first_part(
-    is_masked: Bool[Array, "B G S"], length: Int[Array, "..."], structure: Structure
-) -> Bool[Array, "B G S"]:
-    """The masked places of the first part of each block that has any, of parts of so many places.
-
-    The first token of a block is known best before anything in it is: of a model with shift it is a part by itself.
-    """
-    place = jnp.arange(is_masked.shape[2])
-    part = place // (length[:, None] if length.ndim else length)
-    if structure.shift:
-        part = jnp.where(place == 0, -1, part)
-    part = jnp.where(is_masked, part[:, None] if length.ndim else part, is_masked.shape[2])
-    return is_masked & (part == part.min(axis=2, keepdims=True))
-
-
-def best_first(
-    confidence: Float[Array, "B G S"],
-    eligible: Bool[Array, "B G S"],
-    goes_last: Bool[Array, "B G S"],
-    tie: float = 0.0,
-) -> Int[Array, "B G S"]:
-    """The positions of each block by falling confidence, the first of equals first; the ineligible at the end.
-
-    Args:
-        tie: a position is equal to the one before it in that order when it is behind by no more than this.
-    """
-    rank = jnp.where(eligible, goes_last.astype(jnp.int32), 2)
-    order = jnp.lexsort((-confidence, rank), axis=-1)
-    if not tie:
-        return order
-    sorted_confidence, sorted_rank = (jnp.take_along_axis(x, order, axis=-1) for x in (confidence, rank))
-    falls = sorted_confidence[..., :-1] - sorted_confidence[..., 1:] > tie
-    is_next = falls | (sorted_rank[..., :-1] != sorted_rank[..., 1:])
-    group = jnp.pad(jnp.cumsum(is_next, axis=-1), [(0, 0)] * (order.ndim - 1) + [(1, 0)])
-    by_place = jnp.lexsort((order, group), axis=-1)
-    return jnp.take_along_axis(order, by_place, axis=-1)
-
-
-def first_of(order: Int[Array, "B G S"], count: Int[Array, "B G"]) -> Bool[Array, "B G S"]:
-    """True at the first `count` positions of `order`."""
-    return jnp.argsort(order, axis=-1) < count[..., None]
-
-
-def number_to_unmask(
-    proposal: Proposal,
-    is_masked: Bool[Array, "B G S"],
-    goes_last: Bool[Array, "B G S"] | None,
-    order: Int[Array, "B G S"],
-    to_write: Int[Array, "B G"],
-    step: Int[Array, " B"],
-    steps: Int[Array, " B"],
-    rule: Rule,
-    shared: Int[Array, "B G"] | None = None,
-) -> Int[Array, "B G"]:
-    """How many masked positions of each block are written in this pass, by a commit rule.
-
-    Without a budget of its own it writes at least an even share of what was masked when the block began, so that
-    `steps` are enough.
-
-    Args:
-        goes_last: positions that wait for all others; None: no position does.
-        shared: what is shared out evenly, where a block may begin with the prompt's tail its whole length (SDAR); None:
-            `to_write`.
-    """
-    shared = to_write if shared is None else shared
-    step, steps = (jnp.broadcast_to(x[:, None], to_write.shape) for x in (step, steps))
-    even_share = shared // steps + (step < shared % steps)
-
-    def best_first(x: Array) -> Array:
-        return jnp.take_along_axis(x, order, axis=2)
-
-    seen = {
-        "probability": best_first(proposal.probability),
-        "entropy": best_first(proposal.entropy),
-        "is_masked": best_first(is_masked),
-        "even_share": even_share,
-        "step": step,
-        "steps": steps,
-        "to_write": to_write,
-    }
-    seen = {name: seen[name] for name in slots.looks_at(rule)}
-    B, G = to_write.shape
-    of_block = jax.vmap(lambda rule, seen: slots.decided(rule, "commit", **seen), (None, 0), axis_size=G)
-    count = jax.vmap(of_block, (slots.row_axes(rule), 0), axis_size=B)(rule, seen).astype(jnp.int32)
-    if not slots.has_budget(rule):
-        if goes_last is not None:
-            others = (is_masked & ~goes_last).sum(axis=2)
-            count = jnp.where(others > 0, jnp.minimum(count, others), count)
-        count = jnp.maximum(count, even_share)
-    return jnp.minimum(jnp.maximum(count, 1), is_masked.sum(axis=2))
 
 
 def stopped(canvas: Canvas, eos: Bool[Array, "#B V"], rule: Rule, block_origin: str = "prompt") -> Canvas:
@@ -260,11 +170,6 @@ def certainty(
 def _is_in(ids: Bool[Array, "#B V"], tokens: Int[Array, "B S"]) -> Bool[Array, "B S"]:
     """Whether each token is one of its row's ids."""
     return ids[0][tokens] if len(ids) == 1 else jnp.take_along_axis(ids, tokens, axis=1)
-
-
-def _tie(rule: Rule) -> float:
-    """How near to each other a rule's numbers are equal."""
-    return getattr(rule, "tie", 0.0)
 
 
 def _present(canvas: Canvas, vocab_size: int) -> Bool[Array, "B V"]:

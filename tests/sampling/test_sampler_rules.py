@@ -39,6 +39,7 @@ BOTH = [
     ({"entropy_bound": 0.4}, {"commit": rules.EntropyBound(0.4)}),
     ({"dynamic": 0.4}, {"commit": rules.Dynamic(0.4)}),
     ({"timesteps": 0.01}, {"commit": rules.Timesteps(0.01)}),
+    ({"local_leap": 0.4}, {"commit": rules.LocalLeap(0.4)}),
     ({"temperature": 0.7, "top_k": 9, "top_p": 0.8}, {"draw": rules.Sample(0.7, 9, 0.8)}),
     ({"revise": 2}, {"remask": rules.LeastCertain(2)}),
     ({"revise": 2, "revise_by": "random"}, {"remask": rules.AtRandom(2)}),
@@ -175,8 +176,8 @@ class Broken:
 
 @q.rule
 class Many:
-    def commit(self, is_masked):
-        return is_masked
+    def commit(self, probability):
+        return probability
 
 @q.rule
 class Blind:
@@ -376,8 +377,8 @@ class One:
 
 @q.rule
 class Every:
-    def commit(self, is_masked):
-        return is_masked
+    def commit(self, probability):
+        return probability
 
 
 @q.rule

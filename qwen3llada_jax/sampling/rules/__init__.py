@@ -18,11 +18,20 @@
 | Dynamic θ       | max(even share, how many have p(token) > θ)         | SDAR, arXiv 2510.06303                       |
 | Timesteps ε     | ⌊masks (1 − s / t)⌋, t → s one of `steps` even steps| Dream, arXiv 2508.15487                      |
 |                 | from 1 to ε; what would write nothing is passed over|                                              |
+| LocalLeap       | p(token) ≥ 0.9, and ≥ 0.75 within 4 places of these | LocalLeap, arXiv 2510.07081                  |
 """
 
 from typing import Any
 
-from qwen3llada_jax.sampling.rules.commit import Dynamic, EntropyBound, EvenShare, Factor, Threshold, Timesteps
+from qwen3llada_jax.sampling.rules.commit import (
+    Dynamic,
+    EntropyBound,
+    EvenShare,
+    Factor,
+    LocalLeap,
+    Threshold,
+    Timesteps,
+)
 from qwen3llada_jax.sampling.rules.draw import Greedy, Sample
 from qwen3llada_jax.sampling.rules.order import (
     CONFIDENCE_RULES,
@@ -51,6 +60,7 @@ __all__ = [
     "Greedy",
     "LeastCertain",
     "LeftToRight",
+    "LocalLeap",
     "LowConfidence",
     "Margin",
     "Random",
@@ -63,5 +73,6 @@ __all__ = [
 
 # By the field that is the rule's short name: its first.
 COMMIT_RULES: dict[str, Any] = {
-    next(iter(kind.__dataclass_fields__)): kind for kind in (Threshold, Factor, EntropyBound, Dynamic, Timesteps)
+    next(iter(kind.__dataclass_fields__)): kind
+    for kind in (Threshold, Factor, EntropyBound, Dynamic, Timesteps, LocalLeap)
 }

@@ -116,3 +116,34 @@ class Timesteps:
             return at[0] + 1, at[1] - count(*at)
 
         return count(*jax.lax.while_loop(is_past, next_step, (jnp.zeros_like(steps), to_write)))
+
+
+@rule
+class LocalLeap:
+    """All as sure as an anchor, and within a few places of one those that are nearly as sure.
+
+    LocalLeap (arXiv 2510.07081): anchors are masked positions with a probability of at least 0.9, and within 4 places
+    of one all with at least 0.75 are written with it. With no anchor, the first alone.
+
+    Attributes:
+        local_leap: probability of an anchor.
+        near: probability that is enough beside one.
+        radius: how many places that is.
+    """
+
+    local_leap: float = field(
+        Setting(
+            "number",
+            "adaptive: write all as sure as this, and within 4 places of one those of at least 0.75 (published: 0.9)",
+            range="above 0 and at most 1",
+        )
+    )
+    near: float = field(Setting("number", range="above 0 and at most 1"), 0.75)
+    radius: int = field(Setting("whole", least=0), 4)
+
+    def commit(
+        self, probability: Float[Array, " S"], is_masked: Bool[Array, " S"], place: Int[Array, " S"]
+    ) -> Bool[Array, " S"]:
+        is_anchor = (probability >= self.local_leap) & is_masked
+        is_near = jnp.abs(place[:, None] - place[None]) <= self.radius
+        return is_anchor | ((probability >= self.near) & is_masked & (is_near & is_anchor[None]).any(axis=1))
