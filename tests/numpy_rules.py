@@ -84,3 +84,119 @@ class LocalLeap:
                     if masked[j] and sure[j] >= self.near:
                         found.add(j)
         return Pass(sorted(found) or [surest(p, masked, self.close)])
+
+
+class KLASS:
+    def __init__(self, close: Close, level: float, kl: float, passes: int):
+        self.close, self.level, self.kl, self.passes = close, level, kl, passes
+        self.before, self.history = None, []
+
+    def look(self, p, masked, tokens):
+        """Stable are places whose last few KL(now ‖ before) are all small."""
+        if self.before is not None:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                self.history.append(np.where(p > 0, p * np.log(p / self.before), 0.0).sum(1))
+            for value in self.history[-1][masked]:
+                self.close.between(value, self.kl)
+        self.before = p
+        is_sure = above(p.max(1), self.level, self.close) & masked
+        recent = self.history[-self.passes :]
+        if len(recent) < self.passes:
+            is_sure[:] = False
+        for changed in recent:
+            is_sure &= changed < self.kl
+        return Pass(np.flatnonzero(is_sure).tolist() or [surest(p, masked, self.close)])
+
+
+class LESS:
+    def __init__(self, close: Close, level: float, js: float, passes: int, top: int):
+        self.close, self.level, self.js, self.passes, self.top = close, level, js, passes, top
+        self.before, self.still = None, None
+
+    def look(self, p, masked, tokens):
+        shares = []
+        for row in p:
+            ids = np.argsort(-row)[: self.top]
+            shares.append({int(i): row[i] / row[ids].sum() for i in ids})
+            self.close.between(*np.log(row[np.argsort(-row)[: self.top + 1]]))
+        if self.before is None:
+            self.still = np.zeros(len(p), int)
+        else:
+            for i, (now, then) in enumerate(zip(shares, self.before, strict=True)):
+                js = 0.0
+                for token in {*now, *then}:
+                    a, b = now.get(token, 0.0), then.get(token, 0.0)
+                    js += sum(x / 2 * np.log(2 * x / (a + b)) for x in (a, b) if x)
+                if masked[i]:
+                    self.close.between(js, self.js)
+                is_same = max(now, key=now.get) == max(then, key=then.get)
+                self.still[i] = self.still[i] + 1 if js < self.js and is_same else 0
+        self.before = shares
+        is_sure = above(p.max(1), self.level, self.close) & masked & (self.still >= self.passes)
+        return Pass(np.flatnonzero(is_sure).tolist() or [surest(p, masked, self.close)])
+
+
+class StableAndConfident:
+    """Of a block that is otherwise written one by one."""
+
+    def __init__(self, close: Close, entropy: float, passes: int):
+        self.close, self.entropy, self.passes, self.seen = close, entropy, passes, []
+
+    def look(self, p, masked, tokens):
+        self.seen.append(p.argmax(1))
+        recent = self.seen[-self.passes - 1 :]
+        is_stable = len(recent) == self.passes + 1 and all((x == recent[-1])[masked].all() for x in recent)
+        mean = np.mean([-(row[row > 0] * np.log(row[row > 0])).sum() for row in p[masked]])
+        self.close.between(mean, self.entropy)
+        if is_stable and mean < self.entropy:
+            return Pass(np.flatnonzero(masked).tolist())
+        return Pass([surest(p, masked, self.close)])
+
+
+class WINO:
+    """The published code's counts, with what the model says at the token itself in the place of a shadow block."""
+
+    def __init__(self, close: Close, wide: float, narrow: float):
+        self.close, self.wide, self.narrow, self.last = close, wide, narrow, 30
+
+    def look(self, p, masked, tokens):
+        sure = np.where(masked, p.max(1), -np.inf)
+        back = np.where(masked, np.inf, p[np.arange(len(p)), tokens])
+        most = min(max(int(masked.sum() * 0.7), 5), 20)
+        write = np.flatnonzero(sure > self.wide)
+        for value in sure[masked]:
+            self.close.between(value, self.wide)
+        for value in back[~masked]:
+            self.close.between(value, self.narrow)
+        if len(write) > most:
+            order = np.argsort(-sure, kind="stable")
+            self.close.between(*sure[order[most - 1 : most + 1]])
+            write = np.sort(order[:most])
+        elif not len(write):
+            write = np.array([surest(p, masked, self.close)])
+        again = np.array([], int)
+        if len(write) > 1:
+            again = np.flatnonzero(back < self.narrow)
+            if len(again) >= self.last:
+                order = np.argsort(back, kind="stable")
+                self.close.between(*back[order[max(self.last - 2, 0) : self.last]])
+                again = order[: self.last - 1]
+        self.last = len(write)
+        return Pass(write.tolist(), again.tolist())
+
+
+class Edits:
+    """Threshold decoding in which written tokens are replaced."""
+
+    def __init__(self, close: Close, level: float, edit: float):
+        self.close, self.level, self.edit = close, level, edit
+
+    def look(self, p, masked, tokens):
+        write = np.flatnonzero((p.max(1) > self.level) & masked).tolist()
+        for i, value in enumerate(p.max(1)):
+            self.close.between(value, self.level if masked[i] else self.edit)
+        if masked.any():
+            write = write or [surest(p, masked, self.close)]
+        best = p.argmax(1)
+        surer = np.flatnonzero(~masked & (p.max(1) > self.edit) & (best != tokens))
+        return Pass(write, edit={int(i): int(best[i]) for i in surer})

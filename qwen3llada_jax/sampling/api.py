@@ -16,6 +16,7 @@ from jaxtyping import Array, Int, PRNGKeyArray
 from qwen3llada_jax import sharding
 from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.sampling import layout, loop
+from qwen3llada_jax.sampling import memory as memories
 from qwen3llada_jax.sampling.config import SamplerConfig
 from qwen3llada_jax.sampling.state import (
     Canvas,
@@ -168,5 +169,7 @@ def _started(model: Qwen3LLaDA, canvas: Canvas, inputs: GenerationInputs, config
     if config.cache != "none":
         is_late = loop.is_converted_on_cpu(model)
         cache = loop.begin[is_late](model, canvas, inputs, config.structure(model.config))
-    state: Any = (canvas, zero, zero, zeros, zeros, done, cache)
+    parameters = config.parameters()
+    memory = memories.blank(parameters, B, G * config.block_length, model.config.vocab_size)
+    state: Any = (canvas, zero, zero, zeros, zeros, done, cache, memory, None if parameters.edit is None else zero)
     return loop.placed(SamplerState(*state), model)

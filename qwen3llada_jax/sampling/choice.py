@@ -63,10 +63,11 @@ def to_unmask(
     steps: Int[Array, " B"],
     rule: Rule,
     shared: Int[Array, "B G"] | None = None,
+    finish: Rule | None = None,
 ) -> tuple[Int[Array, "B G"], Int[Array, "B G S"]]:
     """(how many masked positions of each block are written in this pass, in which order), by a commit rule.
 
-    A rule that says which comes first in the order with those. Without a budget of its own it writes at least an even
+    Those that a rule names come first in the order. Without a budget of its own it writes at least an even
     share of what was masked when the block began, so that `steps` are enough.
 
     Args:
@@ -74,13 +75,14 @@ def to_unmask(
         order: best first, what is not masked behind all others.
         shared: what is shared out evenly, where a block may begin with the prompt's tail its whole length (SDAR); None:
             `to_write`.
+        finish: the rule by which a block is written whole.
     """
     shared = to_write if shared is None else shared
     step, steps = (jnp.broadcast_to(x[:, None], to_write.shape) for x in (step, steps))
     even_share = shared // steps + (step < shared % steps)
 
     def best_first(x: Array) -> Array:
-        return jnp.take_along_axis(x, order, axis=2)
+        return jnp.take_along_axis(x, order.reshape(order.shape + (1,) * (x.ndim - 3)), axis=2)
 
     seen = {
         "probability": best_first(proposal.probability),
@@ -92,10 +94,15 @@ def to_unmask(
         "steps": steps,
         "to_write": to_write,
     }
-    seen = {name: seen[name] for name in slots.looks_at(rule)}
     B, (G, S) = len(to_write), is_masked.shape[1:]
-    of_block = jax.vmap(lambda rule, seen: slots.chosen(rule, S, **seen), (None, 0), axis_size=G)
-    found = jax.vmap(of_block, (slots.row_axes(rule), 0), axis_size=B)(rule, seen)
+
+    def asked(rule: Rule, slot: str) -> Array:
+        memory = {} if proposal.memory is None else {"memory": jax.tree.map(best_first, proposal.memory.get(slot))}
+        shown = {name: (seen | memory)[name] for name in slots.looks_at(rule, slot)}
+        of_block = jax.vmap(lambda rule, shown: slots.chosen(rule, slot, S, **shown), (None, 0), axis_size=G)
+        return jax.vmap(of_block, (slots.row_axes(rule), 0), axis_size=B)(rule, shown)
+
+    found = asked(rule, "commit")
     others = None if goes_last is None else is_masked & ~goes_last
     if found.ndim == 3:
         found &= best_first(is_masked)
@@ -106,7 +113,11 @@ def to_unmask(
     count = found.astype(jnp.int32)
     if not slots.has_budget(rule):
         if others is not None:
-            many = others.sum(axis=2)
-            count = jnp.where(many > 0, jnp.minimum(count, many), count)
+            before = others.sum(axis=2)
+            count = jnp.where(before > 0, jnp.minimum(count, before), count)
         count = jnp.maximum(count, even_share)
-    return jnp.minimum(jnp.maximum(count, 1), is_masked.sum(axis=2)), order
+    many = is_masked.sum(axis=2)
+    count = jnp.minimum(jnp.maximum(count, 1), many)
+    if finish is not None:
+        count = jnp.where(asked(finish, "finish") != 0, many, count)
+    return count, order

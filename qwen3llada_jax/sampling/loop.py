@@ -133,6 +133,7 @@ def served(
 
     zero = jnp.zeros_like(state.block)
     first = SamplerState(new, zero, zero, zero[:, None], zero[:, None], ~new.is_masked.any(axis=1), None)
+    first = first._replace(memory=state.memory, full=state.full)  # of the row before; its first pass forgets them
     state = jax.tree.map(begun, state, first)
     if cache is not None:
         cache = jax.lax.cond(

@@ -12,7 +12,7 @@ class Parameters(NamedTuple):
     """The rules, and the numbers beside them; None: off. Each number is one for all rows, or [B].
 
     Attributes:
-        order, commit, draw, remask, stop: rules.
+        order, commit, draw, remask, stop, finish, edit: rules.
     """
 
     order: Rule
@@ -24,6 +24,8 @@ class Parameters(NamedTuple):
     repetition_penalty: Float[Array, "..."] | None
     min_length: Int[Array, "..."] | None
     sub_block_length: Int[Array, "..."] | None = None
+    finish: Rule | None = None
+    edit: Rule | None = None
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,15 @@
 | Timesteps ε     | ⌊masks (1 − s / t)⌋, t → s one of `steps` even steps| Dream, arXiv 2508.15487                      |
 |                 | from 1 to ε; what would write nothing is passed over|                                              |
 | LocalLeap       | p(token) ≥ 0.9, and ≥ 0.75 within 4 places of these | LocalLeap, arXiv 2510.07081                  |
+| KLASS, LESS     | what is sure and has not changed for some passes    | arXiv 2511.05664, arXiv 2606.16908           |
+| WideIn          | p(token) > 0.6, at most 0.7 of the masks            | WINO, arXiv 2507.18578                       |
+
+| beside them        | does                                                | source                                 |
+|--------------------|-----------------------------------------------------|----------------------------------------|
+| NarrowOut          | masks again what is less likely now than 0.9        | WINO                                   |
+| StableAndConfident | writes a stable block of low entropy whole          | DiffusionGemma                         |
+| Surer              | replaces a token where another one is surer than 0.9| LLaDA 2.1, arXiv 2602.08676            |
+| Annealed           | draws at a temperature that falls                   | DiffusionGemma                         |
 """
 
 from typing import Any
@@ -31,8 +40,11 @@ from qwen3llada_jax.sampling.rules.commit import (
     LocalLeap,
     Threshold,
     Timesteps,
+    WideIn,
 )
-from qwen3llada_jax.sampling.rules.draw import Greedy, Sample
+from qwen3llada_jax.sampling.rules.draw import Annealed, Greedy, Sample
+from qwen3llada_jax.sampling.rules.edit import Surer
+from qwen3llada_jax.sampling.rules.finish import StableAndConfident
 from qwen3llada_jax.sampling.rules.order import (
     CONFIDENCE_RULES,
     Entropy,
@@ -43,13 +55,18 @@ from qwen3llada_jax.sampling.rules.order import (
     RandomTopk,
     entropy_of,
 )
-from qwen3llada_jax.sampling.rules.remask import REMASK_RULES, AtRandom, LeastCertain
+from qwen3llada_jax.sampling.rules.remask import NO_LIMIT, REMASK_RULES, AtRandom, LeastCertain, NarrowOut
+from qwen3llada_jax.sampling.rules.stable import KLASS, LESS
 from qwen3llada_jax.sampling.rules.stop import AtEos
 
 __all__ = [
     "COMMIT_RULES",
     "CONFIDENCE_RULES",
+    "KLASS",
+    "LESS",
+    "NO_LIMIT",
     "REMASK_RULES",
+    "Annealed",
     "AtEos",
     "AtRandom",
     "Dynamic",
@@ -63,16 +80,20 @@ __all__ = [
     "LocalLeap",
     "LowConfidence",
     "Margin",
+    "NarrowOut",
     "Random",
     "RandomTopk",
     "Sample",
+    "StableAndConfident",
+    "Surer",
     "Threshold",
     "Timesteps",
+    "WideIn",
     "entropy_of",
 ]
 
 # By the field that is the rule's short name: its first.
 COMMIT_RULES: dict[str, Any] = {
     next(iter(kind.__dataclass_fields__)): kind
-    for kind in (Threshold, Factor, EntropyBound, Dynamic, Timesteps, LocalLeap)
+    for kind in (Threshold, Factor, EntropyBound, Dynamic, Timesteps, LocalLeap, KLASS, LESS, WideIn)
 }

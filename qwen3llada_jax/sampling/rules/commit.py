@@ -138,8 +138,8 @@ class LocalLeap:
             range="above 0 and at most 1",
         )
     )
-    near: float = field(Setting("number", range="above 0 and at most 1"), 0.75)
-    radius: int = field(Setting("whole", least=0), 4)
+    near: float = field(Setting("number", range="above 0 and at most 1"), default=0.75)
+    radius: int = field(Setting("whole", least=0), default=4)
 
     def commit(
         self, probability: Float[Array, " S"], is_masked: Bool[Array, " S"], place: Int[Array, " S"]
@@ -147,3 +147,24 @@ class LocalLeap:
         is_anchor = (probability >= self.local_leap) & is_masked
         is_near = jnp.abs(place[:, None] - place[None]) <= self.radius
         return is_anchor | ((probability >= self.near) & is_masked & (is_near & is_anchor[None]).any(axis=1))
+
+
+@rule
+class WideIn:
+    """All surer than a low threshold, but no more than 0.7 of what is masked; up to 5 always may, and 20 at most.
+
+    The draft of WINO (arXiv 2507.18578): threshold 0.6, to be verified by `NarrowOut`.
+    """
+
+    wide_in: float = field(
+        Setting(
+            "number",
+            "adaptive: write all surer than this, at most 0.7 of the masks (WINO: 0.6, with --narrow-out 0.9)",
+            range="above 0 and at most 1",
+        )
+    )
+
+    def commit(self, probability: Float[Array, " S"], is_masked: Bool[Array, " S"]) -> Array:
+        sure = (probability > self.wide_in) & is_masked
+        most = jnp.clip(is_masked.sum() * 7 // 10, 5, 20)
+        return sure & (jnp.cumsum(sure) <= most)
