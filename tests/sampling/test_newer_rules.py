@@ -159,6 +159,7 @@ def test_wino(twin):
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_a_token_failing_late_is_left_where_the_passes_would_not_suffice(twin):
     """`steps` are the most that may be taken, whatever is masked again."""
     _, model = twin
@@ -191,6 +192,7 @@ def test_edits(twin):
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_the_temperature_falls_over_a_blocks_passes(twin):
     _, model = twin
     logits = jax.random.normal(jax.random.key(1), (V,))
@@ -251,6 +253,7 @@ def test_a_mesh_changes_no_token(twin, folder):
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_a_request_without_a_rule_is_written_without_it_in_an_engine_that_has_it(twin):
     _, model = twin
     plain = settings(threshold=0.3, temperature=0.7)
