@@ -20,7 +20,7 @@ from qwen3llada_jax import cli
 from qwen3llada_jax.checkpoint import hf_import
 from qwen3llada_jax.checkpoint import model_folder as checkpoint
 from qwen3llada_jax.cli import Place, flag
-from qwen3llada_jax.errors import InputError, listed
+from qwen3llada_jax.errors import InputError, listed, shown
 from qwen3llada_jax.families.trained_with import NAMES, trained_with
 from qwen3llada_jax.io.atomic_files import expanded, new_folder
 from qwen3llada_jax.io.hub import model_folder
@@ -32,7 +32,7 @@ from qwen3llada_jax.model.config import (
     read_config_json,
     unknown_keys,
 )
-from qwen3llada_jax.text import added_token, mask_token, tokens
+from qwen3llada_jax.text import added_token, mask_token, sampling_defaults, tokens
 from qwen3llada_jax.text.mask_token import MaskToken
 
 from . import model_card
@@ -105,6 +105,9 @@ def convert(
     ignored = unknown_keys(source)
     if ignored:
         _notice(f"config.json has keys that a {config.family.name} does not use, left out: {listed(ignored)}")
+    if strange := sampling_defaults.unread(folder):
+        asked = listed(f"{name} {shown(value)}" for name, value in strange.items())
+        _notice(f"generation_config.json asks for what the sampler has not: {asked}; texts are written without")
     if dst.resolve() == folder.resolve() or dst.resolve() in folder.resolve().parents:
         raise InputError(f"{dst}: would overwrite its own source {folder}; choose another --dst")
     with new_folder(dst, overwrite=overwrite) as target:

@@ -22,7 +22,7 @@ from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model.coordinates import Coordinates, Run, block_of, module_of
 from qwen3llada_jax.model.masks import Mask, coordinates_of
 
-_RUNS = 8  # the more, the fewer pairs are computed that nobody sees, and the longer it compiles
+_RUNS = 4  # the more, the fewer pairs are computed that nobody sees, and the longer it compiles
 
 
 class NoisyClean(NamedTuple):

@@ -4,7 +4,8 @@ import os
 import tempfile
 
 # Most of a test is compiling, which without LLVM's optimizations takes a sixth of the time; what is computed stays the
-# same. The programs that tests start are compiled as a user's.
+# same. The programs that tests start are compiled so too, but for those of soak tests and those that ask for it
+# (`run_program(…, as_users=True)`).
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=2"
@@ -44,6 +45,7 @@ from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.text.tokens import load_tokenizer
 
+SOON_COMPILED = " ".join(x for x in os.environ["XLA_FLAGS"].split() if "device_count" not in x)
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "examples" / "tiny-qwen3"
 DATA = ROOT / "examples" / "data"
@@ -134,10 +136,22 @@ def rule(kind: str, i: int, j: int, prompt: int, block: int) -> bool:
     return block_of(j) <= block_of(i)
 
 
-def run_program(*arguments: str | Path, check: int | None = 0, **options) -> subprocess.CompletedProcess:
+@pytest.fixture(autouse=True)
+def _programs_of_soak_as_users(request, monkeypatch):
+    if request.node.get_closest_marker("soak"):
+        monkeypatch.setitem(_FLAGS, "programs", "")
+
+
+_FLAGS = {"programs": SOON_COMPILED}
+
+
+def run_program(
+    *arguments: str | Path, check: int | None = 0, as_users: bool = False, **options
+) -> subprocess.CompletedProcess:
     """Run `python -m …` from the repository's root, as a user would."""
     command = [sys.executable, "-m", *map(str, arguments)]
-    environment = {**os.environ, "XLA_FLAGS": "", **options.pop("env", {})}
+    flags = "" if as_users else _FLAGS["programs"]
+    environment = {**os.environ, "XLA_FLAGS": flags, **options.pop("env", {})}
     done = subprocess.run(
         command, check=False, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, **options
     )

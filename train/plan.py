@@ -26,7 +26,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from qwen3llada_jax import cli, sharding
-from qwen3llada_jax.checkpoint.model_folder import read_model_config
+from qwen3llada_jax.checkpoint.model_folder import read_config
 from qwen3llada_jax.cli import flag
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.io.atomic_files import check_file, write_text
@@ -214,7 +214,7 @@ def architecture_of(config: Config, preset: str | None) -> ModelConfig:
                 f"{' and '.join(names)}: no such folder on this disk, and a plan downloads nothing; name an "
                 f"architecture with --model: {', '.join(PRESETS)}"
             )
-        found = read_model_config(folder)
+        found = read_config(folder)
     live = found.live_vocab_size or found.vocab_size
     return dataclasses.replace(found, mask_token_id=min(live, found.vocab_size - 1), live_vocab_size=live)
 

@@ -172,6 +172,8 @@ class ModelConfig:
         family = records.family_of(source)
         source = family.read(source)
         source |= {name: fact.value for name, fact in trained_with(family, source, said).items()}
+        if source["visibility"] != "block_causal":  # asked to see otherwise: it is a way to see
+            source.pop("causal_context", None)
         _refuse_what_we_do_not_do(source)
         theta, scaling = read_rope(source, family)
         fields = {f.name for f in dataclasses.fields(cls)} - {"rope_theta", "rope_scaling", "model_type"}

@@ -195,7 +195,7 @@ def _fitting(mask: Mask, rows: int, length: int) -> Mask:
 
 def dense(mask: Mask | Coordinates, length: int) -> Bool[Array, "R L L"]:
     """allowed[r, i, j]: may position i of row r attend to position j? R is B, or 1 when all rows agree."""
-    rows = max((np.shape(x)[0] for x in vars(mask).values() if np.ndim(x)), default=1)
+    rows = max((np.shape(x)[0] for x in jax.tree.leaves(mask) if np.ndim(x)), default=1)
     if isinstance(mask, Mask):
         return coordinates.dense(coordinates_of(_fitting(mask, rows, length), length), length)
     return coordinates.dense(fitting(mask, rows, length), length)

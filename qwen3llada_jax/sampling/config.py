@@ -376,6 +376,15 @@ def origin_of(config: SamplerConfig, model: ModelConfig) -> str:
     return model.block_origin if visibility == model.visibility == "block_causal" else "prompt"
 
 
+def whole_blocks(config: SamplerConfig, model: ModelConfig) -> int:
+    """Rows end at a multiple of so many tokens (config complete): where blocks are counted from position 0, a model's
+    tokens were trained to see all of their last one."""
+    if origin_of(config, model) != "start":
+        return 1
+    assert config.block_length is not None
+    return config.block_length
+
+
 def prefix_cache_is_exact(config: SamplerConfig | Structure, model: ModelConfig) -> bool:
     """Do keys and values of the prompt and of finished blocks never change again?"""
     visibility = config.visibility or model.visibility

@@ -15,7 +15,7 @@ from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.model.coordinates import block_of
 from qwen3llada_jax.model.model import check_tokens
-from qwen3llada_jax.sampling.config import SamplerConfig, origin_of
+from qwen3llada_jax.sampling.config import SamplerConfig, origin_of, whole_blocks
 from qwen3llada_jax.sampling.limits import check_memory, check_positions
 from qwen3llada_jax.sampling.state import Canvas, GenerationInputs
 
@@ -35,14 +35,14 @@ def continuation(
 ) -> tuple[Canvas, GenerationInputs]:
     """Prompts followed by `gen_length` masks, on a canvas for prompts of at least `room` tokens.
 
-    Where blocks are counted from position 0, masks fill the last block up: its tokens were trained to see all of it.
+    Where blocks are counted from position 0, masks fill the last block up (`config.whole_blocks`).
     """
     rows = [_ids(p, model.vocab_size) for p in arguments.rows_of_ids("prompts", prompts)]
     if not rows:
         raise InputError("no prompt to write after")
     assert config.block_length is not None
     lengths, S = [len(row) for row in rows], config.block_length
-    whole = S if origin_of(config, model) == "start" else 1
+    whole = whole_blocks(config, model)
     check_positions(model, lengths, config.gen_length, whole_blocks=whole)
     places = -(-(config.gen_length + whole - 1) // S) * S  # of a prompt that leaves most of its last block given
     length = max(bucket(max(lengths)), room) + places

@@ -35,6 +35,31 @@ def with_sampling(config: ModelConfig, folder: Path) -> ModelConfig:
     return dataclasses.replace(config, sampling=tuple(sorted(found.items())))
 
 
+# What of a generation_config.json has no say in which tokens are written, or is read elsewhere.
+_READ_OR_INERT = frozenset(
+    "temperature top_k top_p repetition_penalty do_sample bos_token_id eos_token_id pad_token_id mask_token_id "  # noqa: SIM905
+    "decoder_start_token_id transformers_version use_cache cache_implementation cache_config return_dict_in_generate "
+    "output_scores output_logits output_attentions output_hidden_states max_length max_new_tokens "
+    "return_legacy_cache prefill_chunk_size compile_config disable_compile".split()
+)
+# Values under which a key changes nothing, beside null, false and 0.
+_NEUTRAL = {
+    "num_beams": 1, "num_beam_groups": 1, "num_return_sequences": 1, "typical_p": 1, "length_penalty": 1,
+    "encoder_repetition_penalty": 1, "guidance_scale": 1,
+}  # fmt: skip
+
+
+def unread(folder: Path) -> dict[str, Any]:
+    """What a folder's generation_config.json asks for and no setting of the sampler stands for.
+
+    Raises:
+        InputError: a file that is no JSON object.
+    """
+    said = read_object(home(folder) / _FILE)
+    found = {k: v for k, v in said.items() if k not in _READ_OR_INERT and not k.startswith("_")}
+    return {k: v for k, v in found.items() if v and _NEUTRAL.get(k) != v}
+
+
 def _as_transformers_draws(said: Mapping[str, Any]) -> dict[str, Any]:
     """What its `generate` does: nothing is drawn unless `do_sample` is true."""
     return _drawn({"temperature": 1.0, "top_k": _TOP_K} | dict(said)) if said.get("do_sample") is True else {}

@@ -14,7 +14,7 @@ from jaxtyping import Array, Int, PRNGKeyArray
 from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.sampling import api
-from qwen3llada_jax.sampling.config import SamplerConfig
+from qwen3llada_jax.sampling.config import SamplerConfig, whole_blocks
 from qwen3llada_jax.sampling.layout import for_holes
 from qwen3llada_jax.sampling.limits import check_memory, check_positions
 from qwen3llada_jax.sampling.state import Canvas, Generation, NotFiniteError, to_host
@@ -70,13 +70,14 @@ def check(
     Raises:
         InputError: they do not fit together, or positions or memory do not hold them, in any batch.
     """
-    texts, to_write = [request.ids for request in requests], 0
+    texts, to_write, whole = [request.ids for request in requests], 0, 1
     if requests[0].kind == "infill":
         complete, *_ = [for_holes(config, texts[i : i + rows], settings) for i in range(0, len(texts), rows)]
     else:
         complete, to_write = settings.for_model(config), settings.gen_length
+        whole = whole_blocks(complete, config)
     lengths = [len(text) for text in texts]
-    check_positions(config, lengths, to_write, what)
+    check_positions(config, lengths, to_write, what, whole)
     check_memory(config, rows, max(lengths) + to_write, complete)
     return complete
 

@@ -145,6 +145,13 @@ def test_mask_token_that_is_real_text_gets_a_notice(tmp_path, capsys):
     assert "a token of real text" in capsys.readouterr().err
 
 
+def test_what_its_publishers_sample_by_and_the_sampler_has_not_is_named(hf, tmp_path, capsys):
+    folder = shutil.copytree(hf, tmp_path / "hf")
+    (folder / "generation_config.json").write_text('{"min_p": 0.05, "temperature": 0.6, "num_beams": 1}')
+    import_(folder, tmp_path / "ours")
+    assert "asks for what the sampler has not: min_p 0.05; texts" in capsys.readouterr().err
+
+
 def test_mask_token_travels_to_the_export_and_back(tmp_path):
     import_(TINY, tmp_path / "ours", mask_token_id="auto")
     export(tmp_path / "ours", tmp_path / "back")

@@ -9,7 +9,7 @@ import pytest
 import qwen3llada_jax as q
 from qwen3llada_jax import cli
 from qwen3llada_jax.model.config import read_model_config
-from qwen3llada_jax.text.sampling_defaults import with_sampling
+from qwen3llada_jax.text.sampling_defaults import unread, with_sampling
 from qwen3llada_jax.writing.settings import in_force
 from sample import chat, compare, flags, generate
 
@@ -54,6 +54,17 @@ def test_what_a_models_files_say(tmp_path):
     for wrong in ({"top_k": [5]}, "greedy", [1]):
         with pytest.raises(q.InputError, match="config: sampling"):
             sampling(tmp_path, ADAPTED | {"sampling": wrong}, None)
+
+
+def test_what_no_setting_stands_for_is_named(tmp_path):
+    """Beside what the sampler reads, what only keeps books, and what would change nothing."""
+    inert = {"_from_model_config": True, "transformers_version": "5", "pad_token_id": 0, "max_new_tokens": 64}
+    neutral = {"num_beams": 1, "no_repeat_ngram_size": 0, "min_p": None, "typical_p": 1.0, "early_stopping": False}
+    sampling(tmp_path, AUTOREGRESSIVE, DRAWS | inert | neutral)
+    assert unread(tmp_path) == {}
+    strange = {"min_p": 0.05, "num_beams": 4, "alg": "entropy", "steps": 128}
+    sampling(tmp_path, AUTOREGRESSIVE, DRAWS | inert | neutral | strange)
+    assert unread(tmp_path) == strange
 
 
 def config_of(**own) -> q.ModelConfig:

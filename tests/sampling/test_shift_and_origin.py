@@ -15,6 +15,8 @@ from conftest import refuses, trained, wide_twin
 import qwen3llada_jax as q
 from qwen3llada_jax.sampling.config import origin_of
 from qwen3llada_jax.sampling.limits import check_positions
+from qwen3llada_jax.writing import completions
+from qwen3llada_jax.writing.requests import Request
 
 V, MASK = 61, 60
 EOS = (7, 11, 19)
@@ -201,3 +203,6 @@ def test_what_cannot_be_is_refused(twin):
     check_positions(short, [2], 10, whole_blocks=4)
     sdar.config = short
     refuses(lambda: q.generate(sdar, [[1] * 5], q.SamplerConfig(gen_length=8)), "whole blocks of 4", "15 positions")
+    asked = [Request(0, 0, "prompt", "", (1,) * 5)]  # as programs ask, before weights are read
+    settings = q.SamplerConfig(gen_length=8, mask_token_id=MASK)
+    refuses(lambda: completions.check(asked, settings, short, 1), "prompt 1", "whole blocks of 4", "15 positions")

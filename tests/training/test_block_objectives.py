@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
-from test_shift import MASK, B, L, S, batch_of, configured, twin
+from test_shift import MASK, PROMPTS, B, L, S, batch_of, configured, twin
 
+import qwen3llada_jax as q
 from qwen3llada_jax.checkpoint.hf_names import flatten
+from qwen3llada_jax.model.masks import dense
 from train import step as training
+from train.config.block_schedule import read_schedule
 from train.objective import objective_of
+from train.objectives.example import DeviceBatch
 
 DIFFUSION = {"training.objective": "block_diffusion", "training.block_attention.block_length": S}
 FROM_0 = {"training.block_attention.origin": "start"}
@@ -108,3 +112,195 @@ def test_loss_and_gradients_are_pytorchs(kind, mode, shift, causal, from_0, divi
 def settled(config):
     """Its blocks, as a run has them."""
     return dataclasses.replace(config.training.block_attention, enabled=True, visibility="block_causal")
+
+
+# ---- expectations --------------------------------------------------------------------------------------------
+
+SMALL = q.ModelConfig(5, 8, 12, 1, 2, 1, 4, rope_theta=100.0, mask_token_id=4)
+ROW = 6
+
+
+@pytest.fixture(scope="module")
+def small():
+    model = q.Qwen3LLaDA(SMALL, rngs=nnx.Rngs(2))
+    return jax.tree.map(lambda w: 8 * w if w.ndim > 2 else w, model)  # far from uniform
+
+
+def pieces_of(size: int, length: int, first: int = 0) -> list[tuple[int, int]]:
+    return [(b, min(b + size, length)) for b in range(first, length, size)]
+
+
+def expected_loss(model, tokens, *, S, shift, causal, complementary=False, eps=0.1) -> float:
+    """Σ over blocks and all their noise patterns, each with its probability (by quadrature over t) and weight."""
+    nodes, weights = np.polynomial.legendre.leggauss(24)
+    p = eps + (1 - eps) * (nodes + 1) / 2
+    if complementary:
+        p = eps + (1 - eps) * (1 - eps) * (nodes + 1) / 2
+    read = jax.jit(lambda ids, allowed: jax.nn.log_softmax(model(ids, allowed)))
+    total = 0.0
+    for begin, end in pieces_of(S, ROW):
+        can = [i for i in range(begin, end) if i or not shift]
+        for chosen in itertools.product([False, True], repeat=len(can)):
+            noised = [i for i, is_in in zip(can, chosen, strict=True) if is_in]
+            if not noised:
+                continue
+            k, n = len(noised), len(can)
+            probability = (weights / 2 * p**k * (1 - p) ** (n - k) / p).sum()
+            if complementary:
+                others = (weights / 2 * (1 - p) ** k * p ** (n - k) / (1 - p)).sum()
+                probability = (probability + others) / 2
+            ids = np.array(tokens)
+            ids[noised] = 4
+            number = np.arange(ROW) // S * S
+            if causal:
+                number = np.where(np.arange(ROW) < begin, np.arange(ROW), number)
+            allowed = number[:, None] >= number
+            log_p = np.asarray(read(ids[None], allowed[None]))[0]
+            total -= probability * sum(log_p[i - shift, tokens[i]] for i in noised)
+    return total / (ROW - shift)
+
+
+@pytest.mark.parametrize(
+    ("S", "shift", "causal", "complementary"),
+    [
+        (1, True, False, False),
+        (2, False, False, False),
+        (3, True, True, False),
+        (6, False, False, False),
+        (2, True, False, True),
+    ],
+)
+def test_expectation_is_that_of_all_noise_patterns(small, S, shift, causal, complementary):
+    tokens = np.array([0, 3, 1, 1, 2, 0])
+    more = DIFFUSION | {"training.block_attention.block_length": S, "training.shift": shift}
+    more |= {"training.complementary": complementary, "training.block_attention.causal_context": causal}
+    config = configured(**more, **{"training.noise.at_least_one": False, "training.max_length": ROW})
+    config = dataclasses.replace(config, training=dataclasses.replace(config.training, block_attention=settled(config)))
+    objective = objective_of(config, 4, 4)
+    rows = 512
+    batch = DeviceBatch(*(jnp.asarray(x, jnp.int32) for x in (
+        np.tile(tokens, (rows, 1)), np.zeros(rows), np.full(rows, ROW), np.arange(rows))))  # fmt: skip
+
+    @jax.jit
+    def losses(step):
+        example = objective(batch, jax.random.key(7), step)
+        hidden = small.hidden(example.inputs, example.mask, where=example.at)
+        _, ce = q.cross_entropy(hidden, small.head, example.targets, example.weight, example.where)
+        return (example.weight * ce).reshape(rows, -1).sum(axis=1) * rows  # of each row, as if it stood alone
+
+    found = np.concatenate([np.asarray(losses(jnp.int32(i))) for i in range(16)])
+    expected = expected_loss(small, tokens, S=S, shift=shift, causal=causal, complementary=complementary)
+    error = found.std() / np.sqrt(len(found))
+    assert error < 0.03 * expected
+    assert abs(found.mean() - expected) < 3 * error
+
+
+def test_later_places_of_a_block_are_noised_more_often():
+    """Exactly round(p n) of each block, by weights that bend towards its end where p is small."""
+    S, rows, eps = 8, 4000, 1e-3
+    config = configured(**DIFFUSION | {"training.block_attention.block_length": S, "training.place_bias": 4.0,
+                                       "training.max_length": 16, "training.noise.eps": eps})  # fmt: skip
+    config = dataclasses.replace(config, training=dataclasses.replace(config.training, block_attention=settled(config)))
+    batch = DeviceBatch(*(jnp.asarray(x, jnp.int32) for x in (
+        np.zeros((rows, 16)), np.zeros(rows), np.full(rows, 16), np.arange(rows))))  # fmt: skip
+    example = objective_of(config, MASK, MASK)(batch, jax.random.key(0), jnp.int32(0))
+    noised = np.asarray(example.where).reshape(rows, 2, S)
+    p = (1 - eps) * np.asarray(example.t).reshape(rows, 2, S)[..., 0] + eps
+    np.testing.assert_array_equal(noised.sum(axis=2), np.round(p.astype(np.float32) * S))
+    one = noised[noised.sum(axis=2) == 1]  # a single draw: its probabilities are the weights'
+    bend = 4 * (1 - p[noised.sum(axis=2) == 1])
+    weights = 2.0 ** (bend[:, None] * np.arange(S) / S)
+    weights = (weights / weights.sum(axis=1, keepdims=True)).mean(axis=0)
+    error = np.sqrt(weights * (1 - weights) / len(one))
+    assert (np.abs(one.mean(axis=0) - weights) < 4 * error).all()
+    assert weights[-1] > 5 * weights[0]
+
+
+def test_two_readings_noise_every_token_once():
+    config = configured("sft", **{"training.complementary": True, "training.noise.at_least_one": False})
+    example = objective_of(config, MASK, MASK)(batch_of("sft"), jax.random.key(0), jnp.int32(0))
+    first, second = np.asarray(example.where)[0::2], np.asarray(example.where)[1::2]
+    answers = (np.arange(L) >= PROMPTS[:, None]) & (np.arange(L) < np.asarray(batch_of("sft").real_length)[:, None])
+    np.testing.assert_array_equal(first ^ second, answers)
+    np.testing.assert_array_equal(first & second, False)
+    assert example.share.tolist() == [1, 0] * B
+    p = 0.9 * np.asarray(example.t)[0::2, :1] + 0.1
+    lengths = answers.sum(axis=1, keepdims=True)
+    weight = np.asarray(example.weight)
+    np.testing.assert_allclose(weight[0::2][first], (0.5 / p / lengths / B * first)[first], rtol=1e-5)
+    np.testing.assert_allclose(weight[1::2][second], (0.5 / (1 - p) / lengths / B * second)[second], rtol=1e-5)
+
+
+def test_means_that_others_take():
+    """dllm's over all answer tokens, and the plain one over noised tokens, which weighs them alike."""
+    batch = batch_of("sft")
+    for normalization, weight in (("tokens", "reference"), ("noised", "none")):
+        config = configured("sft", **{"training.normalization": normalization, "training.noise.weight": weight})
+        example = objective_of(config, MASK, MASK)(batch, jax.random.key(0), jnp.int32(0))
+        asked, found = np.asarray(example.where), np.asarray(example.weight)
+        p = 0.9 * np.asarray(example.t) + 0.1
+        answers = (np.asarray(batch.real_length) - np.asarray(batch.prompt_length)).sum()
+        wanted = 1 / p / answers if weight == "reference" else np.full_like(p, 1 / asked.sum())
+        np.testing.assert_allclose(found[asked], wanted[asked], rtol=1e-5)
+
+
+# ---- what changes while training -----------------------------------------------------------------------------
+
+
+def test_a_causal_mask_opens_little_by_little():
+    config = configured(**{"training.causal_annealing": 0.5, "dataset.pack_to_max_length": False})
+    objective = objective_of(config, MASK, MASK, updates=100)
+    real = np.arange(L) < np.asarray(batch_of().real_length)[:, None]
+    pairs = real[:, :, None] & real[:, None]
+    behind = np.triu(np.ones((L, L), bool), 1)
+    for step, share in ((0, 0.0), (10, 0.2), (25, 0.5), (50, 1.0), (99, 1.0)):
+        allowed = np.asarray(objective(batch_of(), jax.random.key(0), jnp.int32(step)).mask)
+        assert (allowed | ~pairs)[:, ~behind].all()
+        assert not (allowed & (real[:, :, None] != real[:, None])).any()
+        opened = allowed[0][behind[:, :] & pairs[0]].mean()
+        assert abs(opened - share) < 4 * np.sqrt(share * (1 - share) / 276) + 1e-9
+
+
+def test_a_schedule_is_read_and_followed():
+    assert read_schedule("1@0.2, 4@0.5, 32") == ((1, 0.2), (4, 0.5), (32, 1.0))
+    for wrong in ("1@0.2", "1, 2", "a@0.2, 4", "4@0.5, 8@0.5, 2", "4@0, 8", "4@x, 8", "0@0.5, 4", "4@1, 8"):
+        with pytest.raises(q.InputError, match="schedule"):
+            read_schedule(wrong)
+    config = configured(
+        **{"training.objective": "block_diffusion", "training.block_attention.schedule": "1@0.2, 4@0.5, 6"}
+    )
+    blocks = dataclasses.replace(settled(config), block_length=6)
+    config = dataclasses.replace(config, training=dataclasses.replace(config.training, block_attention=blocks))
+    objective = jax.jit(objective_of(config, MASK, MASK, updates=50))
+    for step, length in ((0, 1), (9, 1), (10, 4), (24, 4), (25, 6), (49, 6)):
+        example = objective(batch_of(), jax.random.key(0), jnp.int32(step))
+        noisy = np.asarray(dense(example.mask, 2 * L))[0, :L, :L]
+        np.testing.assert_array_equal(noisy, np.arange(L)[:, None] // length == np.arange(L) // length)
+    assert objective._cache_size() == 1
+    last = objective_of(config, MASK, MASK, for_evaluation=True)(batch_of(), jax.random.key(0), jnp.int32(0))
+    np.testing.assert_array_equal(np.asarray(dense(last.mask, 2 * L))[0, 0, :L], np.arange(L) < 6)
+
+
+# ---- what cannot be ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"training.objective": "blocks"}, "choose one of masked, block_diffusion"),
+        (DIFFUSION | {"training.block_attention.visibility": "block_bias"}, "block_attention.visibility block_causal"),
+        (DIFFUSION | {"training.block_attention.enabled": False}, "block_attention.enabled true"),
+        (DIFFUSION | {"training.noise.mask_contiguous_region_prob": 0.5}, "mask_contiguous_region_prob"),
+        (DIFFUSION | {"training.causal_annealing": 0.5}, "no effect"),
+        (DIFFUSION | {"training.clean_loss": 0.5}, "no effect"),
+        ({"training.place_bias": 1}, "no effect"),
+        ({"training.complementary": True, "training.noise.min_masking_rate": 0.5}, "min_masking_rate"),
+        ({"training.noise.weight": "none", "training.noise.reweight_cap": 2}, "reweight_cap"),
+        ({"training.normalization": "mean"}, "choose one of tokens, rows, noised"),
+        (DIFFUSION | {"training.block_attention.schedule": "1@0.5, 8"}, "leave block_length out"),
+        ({"training.block_attention.causal_context": True}, "no effect"),
+    ],
+)  # fmt: skip
+def test_settings_that_do_not_go_together_are_refused(keys, words):
+    with pytest.raises(q.InputError, match=words):
+        configured(**keys)

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-from conftest import ROOT
+from conftest import ROOT, SOON_COMPILED
 from test_train import assert_same, finished, params_of, run, settings  # noqa: F401
 
 import qwen3llada_jax as q
@@ -473,7 +473,7 @@ def test_two_processes_stop_after_the_same_update_and_take_the_same_checkpoint(t
         port = free.getsockname()[1]
 
     def begin(what: str) -> list[subprocess.Popen]:
-        environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "XLA_FLAGS": SOON_COMPILED, "PYTHONPATH": str(ROOT)}
         return [
             subprocess.Popen(
                 [sys.executable, "-c", TWO_PROCESSES, str(number), str(port), str(tmp_path), what],

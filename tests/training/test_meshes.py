@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT, assert_one_line_error, run_program
+from conftest import ROOT, SOON_COMPILED, assert_one_line_error, run_program
 from test_train import run, settings
 
 import qwen3llada_jax as q
@@ -106,7 +106,7 @@ def test_two_processes_train_as_one(start, alone, tmp_path, pieces):
     }  # fmt: skip
     flags = [f"--{k}={v}" for k, v in settings(start, tmp_path / "run", **more)]
     join = ["--coordinator_address", f"localhost:{port}", "--num_processes", "2", "--timeout", "120"]
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count=4 {SOON_COMPILED}"}
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "train.run", *flags, *join, "--process_id", str(number)],

@@ -432,7 +432,7 @@ def test_program_as_typed(start, tmp_path):
     typo = run_program("train.run", "--mode", "pretrain", "--training.batchsize", "4", check=None)
     assert_one_line_error(typo, "unknown key 'training.batchsize'", "did you mean")
     flags = [f"--{k}={v}" for k, v in settings(start, tmp_path / "run", **{"training.max_steps": 2, "mesh.data": 1})]
-    run_program("train.run", "--mode", "pretrain", *flags)
+    run_program("train.run", "--mode", "pretrain", *flags, as_users=True)
     run_program("train.report", tmp_path / "run", "--out", tmp_path / "loss.png")
     assert (tmp_path / "loss.png").stat().st_size > 5000
     assert json.loads((tmp_path / "run" / "config.json").read_text())["mask_token_id"] == 1050
