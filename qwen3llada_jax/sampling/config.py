@@ -17,6 +17,7 @@ from qwen3llada_jax.sampling.parameters import Parameters, Structure
 from qwen3llada_jax.sampling.setting import Setting, field, setting_of
 from qwen3llada_jax.sampling.slots import ConfidenceRule, Rule
 
+OF_A_DRAW = ("top_k", "top_p", "anneal_to")  # settings that need a temperature
 _NO_CAP = 1 << 30  # steps of a block when nothing limits them
 
 
@@ -84,9 +85,9 @@ class SamplerConfig:
         None,
     )
     temperature: float = _of(rules.Sample, "temperature", 0.0)
-    anneal_to: float | None = _of(rules.Annealed, "anneal_to")
     top_k: int | None = _of(rules.Sample, "top_k")
     top_p: float | None = _of(rules.Sample, "top_p")
+    anneal_to: float | None = _of(rules.Annealed, "anneal_to")
     cfg_scale: float = field(Setting("number", "classifier-free guidance; 0: off (default: 0)", range="0 or more"), 0.0)
     repetition_penalty: float = field(
         Setting("number", "above 1: ids that stand in the text become less likely (default: 1)", range="above 0"), 1.0
@@ -162,7 +163,7 @@ class SamplerConfig:
             elif value is not None:
                 object.__setattr__(self, f.name, slots.checked(f.name, value))
         self._check_given_once()
-        for name in ("top_k", "top_p", "anneal_to"):
+        for name in OF_A_DRAW:
             if getattr(self, name) is not None and self.temperature == 0:
                 does = "is what it falls to" if name == "anneal_to" else "chooses what to draw from"
                 raise InputError(f"{name} {does}; it needs a temperature above 0")

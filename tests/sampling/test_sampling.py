@@ -437,7 +437,9 @@ def test_confidence_rules_are_their_formulas(name):
 
 
 @given(
-    st.lists(st.floats(0, 1, width=32), min_size=6, max_size=6), st.integers(1, 6), st.floats(0.0078125, 3, width=32)
+    st.lists(st.floats(0, 1, width=32, allow_subnormal=False), min_size=6, max_size=6),  # XLA takes those for 0
+    st.integers(1, 6),
+    st.floats(0.0078125, 3, width=32),
 )
 @settings(max_examples=200, deadline=None)
 def test_counting_rules_are_their_formulas(values, masked, level):
