@@ -138,8 +138,8 @@ def unmask(
         passes=canvas.passes + alive,
         nfe=canvas.nfe + alive * structure.cfg_branches,
     )
-    goes_on, full = jnp.zeros_like(alive), None  # rows whose block is full, and may be replaced in
-    if edits is not None:
+    goes_on, full = None, None
+    if edits is not None:  # a full block may go on for a while
         assert state.full is not None
         assert parameters.edit is not None
         was_full, is_full = (~x.any(axis=1) for x in (waits, at(canvas.is_masked, False)))
@@ -148,17 +148,17 @@ def unmask(
         goes_on = is_full & (full < most) & ~(was_full & ~edits.any(axis=1)) & ~is_broken
     if parameters.stop is not None:
         ended = stopped(canvas, eos, parameters.stop, structure.block_origin)
-        canvas = ended if edits is None else memories.of_those(is_full & ~goes_on, ended, canvas)
-    block_is_full = ~at(canvas.is_masked, False).any(axis=1)
-    if edits is not None:
-        block_is_full &= ~goes_on
+        canvas = ended if goes_on is None else memories.of_those(is_full & ~goes_on, ended, canvas)
+    block_is_full, row_is_full = ~at(canvas.is_masked, False).any(axis=1), ~canvas.is_masked.any(axis=1)
+    if goes_on is not None:
+        block_is_full, row_is_full = block_is_full & ~goes_on, row_is_full & ~goes_on
     return SamplerState(
         canvas,
         state.block + (block_is_full & alive),
         jnp.where(block_is_full, 0, state.step + 1),
         to_write,
         revised,
-        state.done | is_broken | (~canvas.is_masked.any(axis=1) & ~goes_on),
+        state.done | is_broken | row_is_full,
         cache,
         proposal.memory,
         full,
