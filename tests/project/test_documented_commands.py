@@ -102,6 +102,12 @@ COMMANDS: dict[str, dict[str, Run | Left]] = {
         "python -m sample.compare --model runs/sort --data held_out.jsonl --chat --gen-length 16 --rules "
         "low_confidence,margin,threshold=0.9,entropy+entropy_bound=0.3 --steps 16,8,4 --out out/compare": Run(),
     },
+    "docs/training.md": {
+        "python -m train.run --mode pretrain --model.base_model_path examples/tiny-qwen3 --model.mask_token_id auto "
+        "--dataset.name examples/data/shakespeare/valid.txt --training.max_length 64 --training.max_steps 20 "
+        "--objective block_diffusion --causal_context true --clean_loss 0.2 --shift true "
+        "--training.block_attention.block_length 4 --do_eval_loss false --project.output_dir runs/joint": Run(),
+    },
 }  # fmt: skip
 
 # Names that a page's Python examples take for granted.
