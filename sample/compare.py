@@ -5,36 +5,34 @@
 
 --data is a .jsonl (.json, .csv, .parquet, .arrow) with `prompt` and, if there is a right answer, `completion`,
 `response` or `answer`; or with conversations in any format that training reads, whose last turn, if the assistant's, is
-the answer. Quality is then the share of right answers: --match exact, contains, last-number (for GSM8K), or
-regex=PATTERN, looked for in the text and in the answer alike; an empty think block at the head of a text is left out.
-Without answers it is the model's own opinion of the finished text: the mean log-probability of its tokens, each given
-all others (quality.py), together with the share of distinct 4-grams, because a text that repeats itself is likely too.
+the answer. Quality is then the share of right answers: --match exact, contains, last-number, regex=PATTERN, or
+gsm8k-strict and gsm8k-flexible, as lm-evaluation-harness judges GSM8K, looked for in the text and in the answer alike;
+an empty think block at the head of a text is left out. Without answers it is the model's own opinion of the finished
+text: the mean log-probability of its tokens, each given all others (quality.py), together with the share of distinct
+4-grams, because a text that repeats itself is likely too. Intervals are 95%, by drawing prompts anew (frontier.py).
 
 A rule is a confidence rule, or SETTING=VALUE (threshold=0.9, factor=1, cache=dual, temperature=0.7), or one of your own
 (my.py:Halves:share=0.3, as --rule takes it), or several joined by `+`; steps= is no part of one. Rules with a fixed
-budget run once for each of --steps, adaptive ones once, without a limit on their steps.
+budget run once for each of --steps, adaptive ones once, without a limit on their steps. Levels of one rule
+(threshold=0.9,threshold=0.7,…, or several --steps) are one line of the picture, and with answers one AUP.
 """
 
 import dataclasses
-import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.progress import track
-from rich.table import Column, Table
 
 import qwen3llada_jax as q
 from qwen3llada_jax import cli
-from qwen3llada_jax.cli import flag, whole
+from qwen3llada_jax.cli import flag
 from qwen3llada_jax.errors import InputError, brief
-from qwen3llada_jax.io.atomic_files import check_folder, make_folder, write_text
-from qwen3llada_jax.pictures import pyplot, write_picture
-from qwen3llada_jax.sampling.config import SETTINGS, SamplerConfig
-from qwen3llada_jax.sampling.rules import COMMIT_RULES, CONFIDENCE_RULES
+from qwen3llada_jax.io.atomic_files import check_folder, make_folder
+from qwen3llada_jax.pictures import pyplot
 from qwen3llada_jax.text.conversations import answer_of
 from qwen3llada_jax.text.tokens import up_to_stop
 from qwen3llada_jax.writing import completions
@@ -46,19 +44,10 @@ from qwen3llada_jax.writing.settings import settings_for
 from . import inputs, quality
 from .answers import check_place
 from .clock import Timed, timed
-from .flags import THINKING, MeshFlags, SamplerFlags, changed, check_counts, own_settings, settings_of
-from .own_rules import is_own
-
-_SPEED = {"nfe": "NFE", "tokens_per_forward": "tokens a forward", "tokens_per_second": "tokens/s"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Variant:
-    """One way to sample: a rule, and its budget of steps (None: adaptive, or one for each token)."""
-
-    rule: str
-    steps: int | None
-    settings: SamplerConfig
+from .flags import THINKING, MeshFlags, SamplerFlags, check_counts, own_settings, settings_of
+from .frontier import Points
+from .frontier_report import report
+from .variants import Variant, budgets_of, variants_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,19 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         measure(model, folder, requests, answers, variant, flags)
         for variant in track(variants, "comparing", console=Console(stderr=True), disable=quiet, transient=True)
     ]
-    report(found, flags)
-
-
-def budgets_of(text: str | None) -> list[int | None]:
-    """Read the budgets of steps.
-
-    Raises:
-        InputError: what is no number.
-    """
-    try:
-        return [whole(n) for n in text.split(",")] if text else [None]
-    except ValueError as error:
-        raise InputError(f"--steps takes numbers joined by commas, not {text!r}") from error
+    rows, of_each = zip(*found, strict=True)
+    report(rows, Points(*(np.stack(x) for x in zip(*of_each, strict=True))), flags)
 
 
 def read(path: Path, limit: int | None) -> tuple[list[dict[str, Any]], list[str | None]]:
@@ -168,48 +146,6 @@ def read(path: Path, limit: int | None) -> tuple[list[dict[str, Any]], list[str 
     return rows, answers
 
 
-def variants_of(
-    base: SamplerConfig, rules: str, steps: list[int | None], default: SamplerConfig = SamplerConfig()
-) -> list[Variant]:
-    """Everything that is compared.
-
-    Args:
-        default: the model's settings, which hold again where a rule takes one back.
-
-    Raises:
-        InputError: a rule that does not exist, has steps of its own or stands there twice, or an impossible value.
-    """
-    known: dict[SamplerConfig, Variant] = {}
-    for rule in [r.strip() for r in rules.split(",")]:
-        change: dict[str, str] = {}
-        own: list[str] = []
-        for part in rule.split("+"):
-            if is_own(part):
-                own.append(part.strip())
-                continue
-            name, equals, value = part.partition("=")
-            name = name.strip().replace("-", "_")
-            if name == "steps":
-                raise InputError(f"--rules: {part!r} is no rule; --steps says the steps of all, as --steps 16,8")
-            if not equals and part not in CONFIDENCE_RULES:
-                words = [*CONFIDENCE_RULES, *(f"{n}=" for n in SETTINGS)]
-                raise InputError(f"--rules: unknown rule {part!r}" + cli.nearest(part, words))
-            change |= {name: value} if equals else {"remasking": part}
-        if any(name in change for name in COMMIT_RULES):  # instead of the one that the flags set
-            change = dict.fromkeys(COMMIT_RULES, "none") | change
-        try:
-            settings = changed(base, change, own, default)
-        except InputError as error:
-            raise InputError(f"--rules: {error}") from error
-        for budget in steps if settings.has_budget else [None]:
-            variant = Variant(rule, budget, dataclasses.replace(settings, steps=budget))
-            if variant.settings in known:
-                same, of = known[variant.settings].rule, f" of {budget} steps" if budget else ""
-                raise InputError(f"--rules: {same!r} and {rule!r}{of} are the same here; leave one of the two out")
-            known[variant.settings] = variant
-    return list(known.values())
-
-
 def measure(
     model: q.Qwen3LLaDA,
     folder: Folder,
@@ -217,12 +153,12 @@ def measure(
     answers: Sequence[str | None],
     variant: Variant,
     flags: Flags,
-) -> dict[str, Any]:
-    """Quality, forward passes and speed of one way to sample. The tokens are those before the end of a text."""
+) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """(quality, forward passes and speed of one way to sample, what `Points` has of it). Tokens end with the text."""
     size = completions.rows_of_a_batch(len(requests), flags.batch_size, folder.ways)
     written: list[Completion] = []
     seconds = 0.0
-    log_p: list[np.ndarray] = []
+    log_p: list[np.ndarray] = []  # of each text's tokens
     stops, distinct = variant.settings.eos_token_ids or (), []
 
     def write() -> Iterator[Timed]:
@@ -248,57 +184,16 @@ def measure(
     if answers[0] is not None:
         name, match = quality.match_of(flags.match)
         pairs = [(quality.without_empty_thought(w.text), str(a)) for w, a in zip(written, answers, strict=True)]
-        right = sum(match(text, quality.without_empty_thought(answer)) for text, answer in pairs) / n
+        good = np.array([match(text, quality.without_empty_thought(answer)) for text, answer in pairs], np.float64)
+        right, out_of = int(good.sum()) / n, np.ones(n)
         result |= {name: right, "standard_error": (right * (1 - right) / n) ** 0.5}
     else:
         every = np.concatenate(log_p)
+        good, out_of = (np.array([f(x) for x in log_p], np.float64) for f in (np.sum, np.size))
         result |= {"log_probability": float(every.mean()) if every.size else None}
     speed = {"nfe": nfe / n, "tokens_per_forward": tokens / nfe, "tokens_per_second": tokens / seconds}
-    return {**result, "distinct_4grams": float(np.mean(distinct)), **speed}
-
-
-def report(found: list[dict[str, Any]], flags: Flags) -> None:
-    """The table, and with --out the figures and their picture."""
-    measure = flags.match.partition("=")[0]
-    has_answers = measure in found[0]
-    measured = measure if has_answers else "log p a token"
-    table = Table(
-        Column("rule", overflow="fold", min_width=14), "steps", measured, "distinct 4-grams", *_SPEED.values()
-    )
-    for row in found:
-        if has_answers:
-            good = f"{row[measure]:.1%} ± {row['standard_error']:.1%}"
-        else:
-            good = "—" if row["log_probability"] is None else f"{row['log_probability']:.3f}"
-        numbers = [f"{row['nfe']:.1f}", f"{row['tokens_per_forward']:.2f}", f"{row['tokens_per_second']:.1f}"]
-        table.add_row(row["rule"], str(row["steps"] or "—"), good, f"{row['distinct_4grams']:.1%}", *numbers)
-    # A pipe has no columns to be cut at.
-    Console(width=None if sys.stdout.isatty() else 1 << 12).print(table)
-    if flags.out:
-        asked = {name: str(value) if isinstance(value, Path) else value for name, value in vars(flags).items()}
-        asked |= {"steps": None, "steps_list": budgets_of(flags.steps)}
-        write_text(
-            flags.out / "compare.json", json.dumps({"flags": asked, "results": found}, indent=1, allow_nan=False) + "\n"
-        )
-        draw(found, measure if has_answers else "log_probability", flags.out / "compare.png")
-        print(f"{flags.out}: compare.json, compare.png", file=sys.stderr)
-
-
-def draw(found: Sequence[Mapping[str, Any]], measure: str, path: Path) -> None:
-    """Quality against forward passes, and against speed; a line for each rule."""
-    plt = pyplot()
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained", sharey=True)
-    for rule in dict.fromkeys(row["rule"] for row in found):
-        rows = sorted((r for r in found if r["rule"] == rule and r[measure] is not None), key=lambda r: r["nfe"])
-        for axis, name in zip(axes, ("nfe", "tokens_per_second"), strict=True):
-            errors = [r.get("standard_error", 0.0) for r in rows]
-            axis.errorbar([r[name] for r in rows], [r[measure] for r in rows], errors, fmt="o-", capsize=2, label=rule)
-    what = "log p a token, given all others (nats)" if measure == "log_probability" else f"right answers ({measure})"
-    axes[0].set(xlabel="forward passes a text (NFE)", ylabel=what, xscale="log")
-    axes[1].set(xlabel="tokens/s", xscale="log")
-    axes[0].legend(fontsize="small")
-    write_picture(figure, path)
-    plt.close(figure)
+    of_each = [good, out_of, *(np.array([getattr(w, x) for w in written], np.float64) for x in ("tokens", "nfe"))]
+    return {**result, "distinct_4grams": float(np.mean(distinct)), **speed}, of_each
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from qwen3llada_jax import cli
 from qwen3llada_jax.cli import Place, flag, ids, whole
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model.config import ModelConfig
-from qwen3llada_jax.sampling.config import SETTINGS, SamplerConfig
+from qwen3llada_jax.sampling.config import OF_A_DRAW, SETTINGS, SamplerConfig
 from qwen3llada_jax.sampling.setting import Setting
 from qwen3llada_jax.sampling.slots import SLOTS
 from qwen3llada_jax.writing.settings import in_force
@@ -107,7 +107,7 @@ def settings_of(flags: Any, config: ModelConfig | None = None) -> SamplerConfig:
         given["visibility"] = "block_bias"
     if config is not None:
         given = own_settings(flags, config) | given
-    elif flags.temperature is None and (flags.top_k is not None or flags.top_p is not None):
+    elif flags.temperature is None and any(getattr(flags, name) is not None for name in OF_A_DRAW):
         given["temperature"] = 1.0  # the model may have one
     settings = SamplerConfig(**given)
     try:
@@ -152,7 +152,7 @@ def changed(
         is_taken_back = value == "default" or (value == "none" and not (isinstance(kind, tuple) and "none" in kind))
         new[field] = getattr(default, field) if is_taken_back else _value(field, value)
     if new.get("temperature") == 0:  # what the model draws from has no meaning then
-        own = {name: getattr(default, name) for name in ("top_k", "top_p")}
+        own = {name: getattr(default, name) for name in OF_A_DRAW}
         new |= {name: None for name, value in own.items() if name not in new and getattr(settings, name) == value}
     given = {name for name, value in new.items() if value != getattr(SamplerConfig(), name)}
     new |= {slot: None for slot in SLOTS if any(SETTINGS[name].slot == slot for name in given)}

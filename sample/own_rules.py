@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from qwen3llada_jax import cli
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.io.atomic_files import expanded
-from qwen3llada_jax.sampling import proposals, rules, slots, step
+from qwen3llada_jax.sampling import choice, memory, proposals, rules, slots, step
 from qwen3llada_jax.sampling.config import SETTINGS, SamplerConfig
-from qwen3llada_jax.sampling.slots import Parameters
+from qwen3llada_jax.sampling.parameters import Parameters
 from qwen3llada_jax.sampling.state import Canvas
 
 _BLOCK, _VOCAB = 32, 1 << 17  # shapes to try a rule on: as large as those it meets
@@ -160,18 +160,27 @@ def _try(slot: str, rule: Any) -> None:
     rule = slots.numbers_of(rule)
     a, b = jnp.zeros((1, 1, _BLOCK)), jnp.zeros((1, 1), jnp.int32)
     flat, row = a[0], b[0]
+    others = Parameters(rules.LowConfidence(), rules.EvenShare(), rules.Greedy(), *[None] * 5)
+    before = memory.blank(others._replace(**{slot: rule}), 1, _BLOCK, _VOCAB)
 
     def run(rule: Any) -> Any:
         key = jax.random.key(0)
+        of = others._replace(**{slot: rule})
         match slot:
             case "order" | "draw":
-                of = Parameters(rules.LowConfidence(), rules.EvenShare(), rules.Greedy(), *[None] * 5)
-                return proposals.propose_one(jnp.zeros(_VOCAB), row[0], key, of._replace(**{slot: rule}))
-            case "commit":
-                order, proposal = a.astype(jnp.int32), proposals.Proposal(a.astype(jnp.int32), a, a, a)
-                return step.number_to_unmask(proposal, a == 0, None, order, b, row, row + 1, rule)
+                return proposals.propose_one(jnp.zeros(_VOCAB), row[0], key, of, passes=(row[0], row[0] + 1))
+            case "commit" | "finish":
+                seen = None
+                if before is not None:
+                    one = jax.tree.map(lambda x: jnp.asarray(x)[0, 0], before)
+                    seen = proposals.propose_one(jnp.zeros(_VOCAB), row[0], key, of, before=one).memory
+                    seen = jax.tree.map(lambda new, x: jnp.broadcast_to(new, x.shape)[None], seen, before)
+                order, proposal = a.astype(jnp.int32), proposals.Proposal(a.astype(jnp.int32), a, a, a, None, seen)
+                return choice.to_unmask(proposal, a == 0, None, order, b, row, row + 1, of.commit, None, of.finish)
             case "remask":
-                return step.certainty(rule, key[None], flat.astype(jnp.int32), flat)
+                return step.certainty(rule, key[None], flat.astype(jnp.int32), flat, flat)
+            case "edit":
+                return step.replaced(rule, proposals.Proposal(flat.astype(jnp.int32), flat, flat, flat, flat))
             case _:
                 tokens = flat.astype(jnp.int32)
                 canvas = Canvas(tokens, flat == 0, tokens, flat, tokens, *[row] * 4)

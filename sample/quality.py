@@ -6,6 +6,12 @@ exact         the texts, blanks at both ends aside
 contains      the reference stands somewhere in the text
 last-number   their last numbers, by value: `#### 1,800`, `$1800.` and `1800.00` are the same
 regex=…       the first match of a pattern (its first group, if it has one), blanks at both ends aside
+
+and as lm-evaluation-harness does for GSM8K, by its task's two filters; the reference is what stands behind its `#### `,
+and commas, dollars and a last point do not count:
+
+gsm8k-strict     the first number behind `#### `
+gsm8k-flexible   the last number of the text
 """
 
 import functools
@@ -26,11 +32,13 @@ from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.sampling.config import SamplerConfig
 from qwen3llada_jax.sampling.forward import coordinates_of
 from qwen3llada_jax.sampling.layout import blocks_of
-from qwen3llada_jax.sampling.slots import Structure
+from qwen3llada_jax.sampling.parameters import Structure
 
-KINDS = ("exact", "contains", "last-number", "regex=PATTERN")
+KINDS = ("exact", "contains", "last-number", "gsm8k-strict", "gsm8k-flexible", "regex=PATTERN")
 Match = Callable[[str, str], bool]
 _NUMBER = re.compile(r"[-−]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)", re.ASCII)
+_BEHIND_HASHES = re.compile(r"#### (-?[0-9.,]+)")
+_ANY_NUMBER = re.compile(r"-?[$0-9.,]{2,}|-?[0-9]+")
 _EMPTY_THOUGHT = re.compile(r"\s*<think>\s*</think>\s*")
 
 
@@ -52,6 +60,8 @@ def match_of(text: str) -> tuple[str, Match]:
         return name, lambda written, right: written.strip() == right.strip()
     if text == "last-number":
         return name, _same(last_number)
+    if text in ("gsm8k-strict", "gsm8k-flexible"):
+        return name, _gsm8k(_BEHIND_HASHES if text == "gsm8k-strict" else _ANY_NUMBER, 0 if "strict" in text else -1)
     raise InputError(f"--match {text!r} is unknown; choose one of {', '.join(KINDS)}")
 
 
@@ -86,6 +96,21 @@ def _first_match(pattern: re.Pattern[str]) -> Callable[[str], str | None]:
         return None if found is None else (found[1 if pattern.groups else 0] or "").strip()
 
     return find
+
+
+def _gsm8k(pattern: re.Pattern[str], which: int) -> Match:
+    """The first or last match of the written text is the reference's number."""
+
+    def match(written: str, right: str) -> bool:
+        found = pattern.findall(written)
+        return bool(found) and _bare(found[which]) == _bare(right) != ""
+
+    return match
+
+
+def _bare(text: str) -> str:
+    """What the task compares: without commas, dollars, all before `#### `, and a point at the end."""
+    return re.sub(r"\.$", "", re.sub(r"(?s).*#### ", "", re.sub(r"[,$]", "", text))).strip()
 
 
 def _same(look: Callable[[str], Any]) -> Match:

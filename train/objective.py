@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +73,7 @@ def reading_of(config: Config) -> Reading:
 
 
 def _scheduled(
-    batch: DeviceBatch, key: PRNGKeyArray, step: Int[Array, ""], *, function: functools.partial[Example] | Objective,
+    batch: DeviceBatch, key: PRNGKeyArray, step: Int[Array, ""], *, function: Callable[..., Example],
     how: Corruption, stages: tuple[tuple[int, float], ...], updates: int,
 ) -> Example:  # fmt: skip
     """Blocks as long as it is their turn: the length is data, one program for all of them."""
@@ -89,9 +90,10 @@ def _annealed(
     """What stands behind a token comes into its sight little by little: each pair with a probability that grows from 0
     to 1 (DiffuLLaMA, arXiv 2410.17891, section 3.3)."""
     example = objective(batch, key, step)
-    L = example.inputs.shape[1]
+    rule, L = example.mask, example.inputs.shape[1]
+    assert isinstance(rule, Mask)
     share = jnp.minimum(step / updates, 1.0)
     is_open = jax.random.bernoulli(jax.random.fold_in(jax.random.fold_in(key, step), 11), share, (1, L, L))
     place = jnp.arange(L)
-    allowed: Bool[Array, "R L L"] = masks.dense(example.mask, L) & (is_open | (place[:, None] >= place))
-    return example._replace(mask=allowed, positions=example.mask.positions)
+    allowed: Bool[Array, "R L L"] = masks.dense(rule, L) & (is_open | (place[:, None] >= place))
+    return example._replace(mask=allowed, positions=rule.positions)

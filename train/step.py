@@ -149,7 +149,7 @@ def make_train_step(
             parts = [None if x is not None else divided(leaf) for x, leaf in zip(known, leaves, strict=True)]
 
             def whole(part: Any) -> Example:
-                return structure.unflatten([b if a is None else a for a, b in zip(known, part, strict=True)])
+                return jax.tree.unflatten(structure, [b if a is None else a for a, b in zip(known, part, strict=True)])
 
             first = whole(jax.tree.map(lambda x: x[0], parts))
             zero = jax.tree.map(

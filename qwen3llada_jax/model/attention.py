@@ -119,11 +119,11 @@ def _in_runs(q: Array, k: Array, v: Array, tiles: Tiles) -> Array:
     found = []
     for run, allowed, own in zip(tiles.runs, tiles.allowed, tiles.own, strict=True):
         here = slice(run.begin, run.end)
-        there = [coordinates.stretches(x, run.keys) if run.keys else x[:, :0] for x in (k, v)]
+        keys, values = (coordinates.stretches(x, run.keys) if run.keys else x[:, :0] for x in (k, v))
         if run.own is None:
-            found.append(_xla(q[:, here], *there, allowed))
+            found.append(_xla(q[:, here], keys, values, allowed))
         else:
-            found.append(_with_own_parts(q[:, here], k[:, here], v[:, here], run.own, own, *there, allowed))
+            found.append(_with_own_parts(q[:, here], k[:, here], v[:, here], run.own, own, keys, values, allowed))
     return jnp.concatenate(found, axis=1)
 
 

@@ -132,10 +132,11 @@ class Qwen3LLaDA(nnx.Module):
         positions = masks.positions_of(visible, positions, *tokens.shape)
         rope = rope_tables(self.config, positions)
         kind = attention.choose(self.runtime.attention, x.dtype, L, self.config.head_dim)
-        mask = visible if kind.startswith("splash") else coordinates.laid_out(visible, L, in_runs=kind == "xla")
+        # Once, not in every layer; splash takes coordinates.
+        pairs = visible if kind.startswith("splash") else coordinates.laid_out(visible, L, in_runs=kind == "xla")
 
         def layer(x: Array, weights: Layers) -> Array:
-            return weights(x, rope, mask, kind)
+            return weights(x, rope, pairs, kind)
 
         if self.runtime.remat != "none" or not jax.sharding.get_abstract_mesh().empty:
             layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT_POLICIES[self.runtime.remat])

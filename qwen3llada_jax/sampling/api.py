@@ -2,7 +2,7 @@
 
 A canvas holds a row's tokens, masks where something is to be written. The places to write are cut into blocks of
 `block_length` that are filled one after another. Each pass runs the model once, proposes a token for every masked
-position of the row's current block (proposals.py), and writes those that the rules choose (rules.py). Which positions
+position of the row's current block (proposals.py), and writes those that the rules choose (rules/). Which positions
 are masked is carried along, never read back from the ids. Rows go on by themselves, each with its own block, pass
 and end; the whole trajectory of all rows is one compiled program, and watching it runs the same one pass by pass.
 """
@@ -16,6 +16,7 @@ from jaxtyping import Array, Int, PRNGKeyArray
 from qwen3llada_jax import sharding
 from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.sampling import layout, loop
+from qwen3llada_jax.sampling import memory as memories
 from qwen3llada_jax.sampling.config import SamplerConfig
 from qwen3llada_jax.sampling.speculation import no_draft
 from qwen3llada_jax.sampling.state import (
@@ -169,6 +170,9 @@ def _started(model: Qwen3LLaDA, canvas: Canvas, inputs: GenerationInputs, config
     if config.cache != "none":
         is_late = loop.is_converted_on_cpu(model)
         cache = loop.begin[is_late](model, canvas, inputs, config.structure(model.config))
-    draft = no_draft(model, B, config.parameters(), config.structure(model.config))
-    state: Any = (canvas, zero, zero, zeros, zeros, done, cache, draft)
+    parameters = config.parameters()
+    memory = memories.blank(parameters, B, G * config.block_length, model.config.vocab_size)
+    full = None if parameters.edit is None else zero
+    draft = no_draft(model, B, parameters, config.structure(model.config))
+    state: Any = (canvas, zero, zero, zeros, zeros, done, cache, memory, full, draft)
     return loop.placed(SamplerState(*state), model)

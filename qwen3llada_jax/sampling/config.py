@@ -13,9 +13,11 @@ from qwen3llada_jax.commands import as_typed
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model.config import VISIBILITIES, ModelConfig
 from qwen3llada_jax.sampling import drafting, rules, slots
+from qwen3llada_jax.sampling.parameters import Parameters, Structure
 from qwen3llada_jax.sampling.setting import Setting, field, setting_of
-from qwen3llada_jax.sampling.slots import ConfidenceRule, Parameters, Rule, Structure
+from qwen3llada_jax.sampling.slots import ConfidenceRule, Rule
 
+OF_A_DRAW = ("top_k", "top_p", "anneal_to")  # settings that need a temperature
 _NO_CAP = 1 << 30  # steps of a block when nothing limits them
 
 
@@ -27,7 +29,7 @@ def _of(kind: Any, name: str, default: Any = None) -> Any:
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """How to sample. Formulas and sources of the rules: `rules.py`.
+    """How to sample. Formulas and sources of the rules: `rules/`.
 
     Every rule has short names here (`threshold=0.9`); or it is given as such (`commit=Threshold(0.9)`), with numbers
     for all rows or one for each, and from a user's own class or function too.
@@ -40,16 +42,21 @@ class SamplerConfig:
             more, where blocks are counted from position 0 and the prompt ends within one, takes as many more.
             Under an adaptive rule the most that may be taken; None: as many as it takes.
         temperature: 0 takes the likeliest token; above, one is drawn from softmax(logits / temperature).
+        anneal_to: what the temperature falls to over a block's passes.
         top_k, top_p: draw from the k likeliest, from the smallest set of tokens with probability p.
         sub_block_length: a block is written in parts of so many places, from left to right; of a model with shift its
             first token alone before them, by the clean block before it (Fast-dLLM v2, arXiv 2509.26328).
         cfg_scale: strength w of classifier-free guidance, l_u + (w + 1)(l − l_u); 0: off, half the work.
         repetition_penalty: divides (above 0) or multiplies (below) the logits of ids that stand in the row.
         remasking: who is written first, a name of `rules.CONFIDENCE_RULES` or a function like those.
-        threshold, factor, entropy_bound, dynamic, timesteps: how many tokens a pass writes; at most one. None: an even
-            share.
+        threshold, factor, entropy_bound, dynamic, timesteps, local_leap, klass, less, wide_in: how many tokens a pass
+            writes, or which; at most one. None: an even share.
+        finish_below: a block is written whole once it is stable and its mean entropy is below this.
         revise: tokens of each block that may be masked again after they were written (ReMDM, arXiv 2503.00307).
         revise_by: which: those that were least certain when written, or random ones.
+        narrow_out: written tokens that a later pass finds less likely than this are masked again; `revise` of a block
+            at most, if that is given.
+        edit_above: a written token is replaced where another one is surer than this.
         eos: EOS is a token like others, is `never` written, or is written `last` in a block.
         min_length: no EOS among so many first tokens of the answer.
         stop_at_eos: a row ends at an EOS with nothing masked before it; the rest of it becomes EOS.
@@ -62,7 +69,7 @@ class SamplerConfig:
         speculate: draft a block by diffusion and verify it from left to right: the autoregressive text in fewer passes
             (speculation.py); `block_length` is the draft's.
         mask_token_id: None: the model's.
-        order, commit, draw, remask, stop: rules (slots.py); None: what the short names say.
+        order, commit, draw, remask, stop, finish, edit: rules (slots.py); None: what the short names say.
     """
 
     gen_length: int = field(Setting("whole", "tokens to write (default: 128)", least=1), 128)
@@ -82,6 +89,7 @@ class SamplerConfig:
     temperature: float = _of(rules.Sample, "temperature", 0.0)
     top_k: int | None = _of(rules.Sample, "top_k")
     top_p: float | None = _of(rules.Sample, "top_p")
+    anneal_to: float | None = _of(rules.Annealed, "anneal_to")
     cfg_scale: float = field(Setting("number", "classifier-free guidance; 0: off (default: 0)", range="0 or more"), 0.0)
     repetition_penalty: float = field(
         Setting("number", "above 1: ids that stand in the text become less likely (default: 1)", range="above 0"), 1.0
@@ -95,6 +103,11 @@ class SamplerConfig:
     entropy_bound: float | None = _of(rules.EntropyBound, "entropy_bound")
     dynamic: float | None = _of(rules.Dynamic, "dynamic")
     timesteps: float | None = _of(rules.Timesteps, "timesteps")
+    local_leap: float | None = _of(rules.LocalLeap, "local_leap")
+    klass: float | None = _of(rules.KLASS, "klass")
+    less: float | None = _of(rules.LESS, "less")
+    wide_in: float | None = _of(rules.WideIn, "wide_in")
+    finish_below: float | None = _of(rules.StableAndConfident, "finish_below")
     revise: int = _of(rules.LeastCertain, "revise", 0)
     revise_by: str = field(
         Setting(
@@ -104,6 +117,8 @@ class SamplerConfig:
         ),
         "confidence",
     )
+    narrow_out: float | None = _of(rules.NarrowOut, "narrow_out")
+    edit_above: float | None = _of(rules.Surer, "edit_above")
     eos: str = field(
         Setting(("free", "never", "last"), "EOS: as any token, never, or last in a block (default: free)"), "free"
     )
@@ -143,6 +158,8 @@ class SamplerConfig:
     draw: Rule | None = None
     remask: Rule | None = None
     stop: Rule | None = None
+    finish: Rule | None = None
+    edit: Rule | None = None
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
@@ -158,9 +175,10 @@ class SamplerConfig:
         self._check_given_once()
         if self.speculate:
             drafting.check_settings(self)
-        for name in ("top_k", "top_p"):
+        for name in OF_A_DRAW:
             if getattr(self, name) is not None and self.temperature == 0:
-                raise InputError(f"{name} chooses what to draw from; it needs a temperature above 0")
+                does = "is what it falls to" if name == "anneal_to" else "chooses what to draw from"
+                raise InputError(f"{name} {does}; it needs a temperature above 0")
 
     def _check_given_once(self) -> None:
         """Refuse two ways to say one rule."""
@@ -168,7 +186,9 @@ class SamplerConfig:
             given = [name for name, setting in SETTINGS.items() if setting.slot == slot and self._is_given(name)]
             if getattr(self, slot) is not None:
                 given = [slot, *given][:2]
-            if len(given) > 1 and given[0] in (slot, *rules.COMMIT_RULES):
+            if slot == "remask" and {"revise_by", "narrow_out"} <= {*given}:
+                given = ["revise_by", "narrow_out"]
+            if len(given) > 1 and given[0] in (slot, "revise_by", *rules.COMMIT_RULES):
                 raise InputError(f"{' and '.join(given)} both say {what}; give one of them")
 
     def _is_given(self, name: str) -> bool:
@@ -194,24 +214,44 @@ class SamplerConfig:
         likes = (self,) if like is None else (self, like)
         named = self.remasking
         order = rules.CONFIDENCE_RULES[named]() if isinstance(named, str) else slots.OwnOrder(named)
-        is_drawn, drawn = any(c.temperature for c in likes), self if self.temperature else likes[-1]
         stops = any(c.stop_at_eos and (c.eos_token_ids or like) for c in likes)
-        revises = any(c.revise for c in likes)
-        kind = next((c.revise_by for c in likes if c.revise), self.revise_by)
         chosen = (
             self.order or order,
             self._commit(),
-            self.draw or (rules.Sample(self.temperature, drawn.top_k, drawn.top_p) if is_drawn else rules.Greedy()),
-            self.remask or (rules.REMASK_RULES[kind](self.revise) if revises else None),
+            self.draw or self._draw(likes),
+            self.remask or self._remask(likes),
             self.stop or (rules.AtEos() if stops else None),
         )
+        finish, edit = self.finish, self.edit
+        if finish is None and any(c.finish_below for c in likes):
+            finish = rules.StableAndConfident(self.finish_below or 0.0)
+        if edit is None and any(c.edit_above for c in likes):
+            edit = rules.Surer(self.edit_above) if self.edit_above else rules.Surer(2.0, 0)
         numbers: list[Any] = [
             np.float32(self.cfg_scale) if self.cfg_scale else None,
             np.float32(self.repetition_penalty) if any(c.repetition_penalty != 1 for c in likes) else None,
             np.int32(self.min_length) if any(c.min_length for c in likes) else None,
             np.int32(self.sub_block_length) if self.sub_block_length else None,
         ]
-        return Parameters(*(None if rule is None else slots.numbers_of(rule) for rule in chosen), *numbers)
+        typed = [None if rule is None else slots.numbers_of(rule) for rule in (*chosen, finish, edit)]
+        return Parameters(*typed[:5], *numbers, *typed[5:])
+
+    def _draw(self, likes: "Sequence[SamplerConfig]") -> Rule:
+        if not any(c.temperature for c in likes):
+            return rules.Greedy()
+        of = self if self.temperature else likes[-1]
+        if not any(c.anneal_to is not None for c in likes):
+            return rules.Sample(self.temperature, of.top_k, of.top_p)
+        to = self.temperature if self.anneal_to is None else self.anneal_to
+        return rules.Annealed(self.temperature, to, of.top_k, of.top_p)
+
+    def _remask(self, likes: "Sequence[SamplerConfig]") -> Rule | None:
+        if any(c.narrow_out for c in likes):
+            return rules.NarrowOut(self.narrow_out or 0.0, self.revise or rules.NO_LIMIT)
+        if not any(c.revise for c in likes):
+            return None
+        kind = next((c.revise_by for c in likes if c.revise), self.revise_by)
+        return rules.REMASK_RULES[kind](self.revise)
 
     def structure(self, model: ModelConfig) -> Structure:
         """What of a complete config a program is compiled for, its rules apart."""
@@ -286,6 +326,10 @@ class SamplerConfig:
         if self.parallel_blocks and self.repetition_penalty != 1:
             raise InputError(
                 "parallel_blocks: blocks written at once cannot know what others repeat; leave out repetition_penalty"
+            )
+        if self.parallel_blocks and (self.edit or self.edit_above):
+            raise InputError(
+                "parallel_blocks: blocks written at once cannot end their edits one by one; leave out edit_above"
             )
         known = dataclasses.replace(
             self, mask_token_id=mask, eos_token_ids=eos, block_length=block, visibility=visibility

@@ -1,10 +1,12 @@
 """What self-speculation (speculation.py) goes with: models that can verify, and settings that do not contradict it."""
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.sampling import rules
+from qwen3llada_jax.sampling.setting import setting_of
 
 if TYPE_CHECKING:
     from qwen3llada_jax.sampling.config import SamplerConfig
@@ -18,16 +20,15 @@ def check_settings(config: "SamplerConfig") -> None:
     Raises:
         InputError: naming the setting.
     """
+    slots = ("order", "commit", "remask", "finish", "edit")
+    of_rules = {
+        f.name: getattr(config, f.name) != f.default
+        for f in dataclasses.fields(config)
+        if f.name in slots or ((setting := setting_of(f)) and setting.slot in slots)
+    }
     given = {
-        "steps": config.steps,
-        "sub_block_length": config.sub_block_length,
-        **{name: getattr(config, name) for name in rules.COMMIT_RULES},
-        "commit": config.commit,
-        "remasking": config.remasking != "low_confidence",
-        "order": config.order,
-        "revise": config.revise,
-        "remask": config.remask,
-        "parallel_blocks": config.parallel_blocks,
+        **of_rules,
+        **{name: getattr(config, name) for name in ("steps", "sub_block_length", "parallel_blocks", "anneal_to")},
         "eos 'last'": config.eos == "last",
     }
     for name, value in given.items():

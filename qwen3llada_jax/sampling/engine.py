@@ -18,10 +18,12 @@ from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model import kv_cache as kv
 from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.sampling import layout, loop
+from qwen3llada_jax.sampling import memory as memories
 from qwen3llada_jax.sampling.config import SamplerConfig
 from qwen3llada_jax.sampling.limits import check_memory
+from qwen3llada_jax.sampling.parameters import Parameters
 from qwen3llada_jax.sampling.rules import AtEos
-from qwen3llada_jax.sampling.slots import SLOTS, Parameters
+from qwen3llada_jax.sampling.slots import SLOTS
 from qwen3llada_jax.sampling.speculation import no_draft
 from qwen3llada_jax.sampling.state import (
     Canvas,
@@ -102,8 +104,11 @@ class Engine:
         if self._structure.cache != "none":
             keys, _ = kv.blank(self._given, slots * self._structure.cfg_branches, self.length)
             cache = kv.Cache(keys, jnp.zeros_like(keys))  # of its own memory, to be given away
+        memory = memories.blank(self._own, slots, self._structure.block_length, self._given.config.vocab_size)
+        full = None if self._own.edit is None else zero
         draft = no_draft(self._given, slots, self._own, self._structure)
-        state: Any = (jax.tree.map(np.copy, self._new), zero, zero, zeros, zeros, np.ones(slots, bool), cache, draft)
+        done = np.ones(slots, bool)
+        state: Any = (jax.tree.map(np.copy, self._new), zero, zero, zeros, zeros, done, cache, memory, full, draft)
         self._state = loop.placed(SamplerState(*state), self._given)
 
     @property

@@ -31,7 +31,7 @@ from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.model.coordinates import Coordinates, block_of, until_of
 from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.sampling.config import SamplerConfig, prefix_cache_is_exact
-from qwen3llada_jax.sampling.slots import Structure
+from qwen3llada_jax.sampling.parameters import Structure
 from qwen3llada_jax.sampling.state import Canvas, GenerationInputs, SamplerState
 
 

@@ -9,6 +9,7 @@ import jax
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.sampling.config import SamplerConfig
+from qwen3llada_jax.sampling.memory import bytes_of_a_place
 
 
 def check_positions(
@@ -74,6 +75,8 @@ def check_memory(model: ModelConfig, rows: int, length: int, config: SamplerConf
     else:
         width = 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim
         need += at_once * length * width * bytes_each
+    places = config.gen_length if config.parallel_blocks else config.block_length or 0
+    need += 2 * rows * places * bytes_of_a_place(config.parameters(), model.vocab_size)  # the passes before, and new
     have = memory()
     if need > have:
         raise InputError(

@@ -14,7 +14,7 @@ from qwen3llada_jax.model.layers import unstack_layers
 from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.sampling.config import SamplerConfig
 from qwen3llada_jax.sampling.forward import block_start_differs, first_cache, with_new_rows
-from qwen3llada_jax.sampling.slots import Parameters, Structure
+from qwen3llada_jax.sampling.parameters import Parameters, Structure
 from qwen3llada_jax.sampling.speculation import speculate
 from qwen3llada_jax.sampling.state import Canvas, GenerationInputs, SamplerState
 from qwen3llada_jax.sampling.step import unmask
@@ -137,6 +137,7 @@ def served(
 
     zero = jnp.zeros_like(state.block)
     first = SamplerState(new, zero, zero, zero[:, None], zero[:, None], ~new.is_masked.any(axis=1), None)
+    first = first._replace(memory=state.memory, full=state.full)  # of the row before; its first pass forgets them
     if state.draft is not None:
         first = first._replace(draft=state.draft._replace(is_there=jnp.zeros_like(state.done)))
     state = jax.tree.map(begun, state, first)

@@ -4,7 +4,7 @@ All in float32 log space. What may not be written has probability 0, so that con
 of what may.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,8 @@ from qwen3llada_jax import sharding
 from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.model.head import positions_at_once, stream
 from qwen3llada_jax.sampling import rules, slots
-from qwen3llada_jax.sampling.slots import Parameters, Structure
+from qwen3llada_jax.sampling.memory import Memory, remembered
+from qwen3llada_jax.sampling.parameters import Parameters, Structure
 from qwen3llada_jax.sampling.state import GenerationInputs
 
 
@@ -26,12 +27,16 @@ class Proposal(NamedTuple):
         probability: [B, S] of the token, at temperature 1 and before top-k and top-p.
         confidence: [B, S] by the rule in force: higher is written sooner.
         entropy: [B, S] of the distribution, in nats; 0 where no rule asks for it.
+        now: [B, S] probability of the token that stands there; None: no rule asks for it.
+        memory: what the rules remember of each position after this pass.
     """
 
     token: Int[Array, "B S"]
     probability: Float[Array, "B S"]
     confidence: Float[Array, "B S"]
     entropy: Float[Array, "B S"]
+    now: Float[Array, "B S"] | None = None
+    memory: Memory = None
 
 
 def propose(
@@ -44,9 +49,12 @@ def propose(
     allowed: Bool[Array, "#B V"],
     eos: Bool[Array, "#B V"],
     parameters: Parameters,
+    standing: Int[Array, "B S"] | None = None,
+    memory: tuple[Memory, Memory] | None = None,
+    passes: tuple[Int[Array, " B"], Int[Array, " B"]] | None = None,
     drafts: Int[Array, "B S"] | None = None,
 ) -> Proposal:
-    """A proposal for every position `where`; zeros elsewhere.
+    """A proposal for every position `where`; zeros elsewhere, and nothing that is remembered.
 
     Each device looks at its own rows. Over a vocabulary in shares the logits of a slice are gathered, so that the
     numbers, and with them the tokens, are those of one device.
@@ -58,11 +66,15 @@ def propose(
         keys: [B] one a row.
         present: ids that stand in the row, for the repetition penalty; None: no penalty.
         allowed: ids that may be written, of each row or of all; `eos`: those that may not before `min_length`.
+        standing: tokens that stand there; None: no rule asks what is thought of them.
+        memory: what rules remember of each position, and of one that nobody has seen; None: no rule remembers.
+        passes: the block's passes so far and in all, where the draw looks at them.
         drafts: tokens that are proposed again where `verified` accepts them; -1: there is none.
     """
     rows, shared = ("batch",), ()
     key_data = jax.random.key_data(keys)
-    more = {name: x for name, x in {"present": present, "drafts": drafts}.items() if x is not None}
+    given = {"present": present, "standing": standing, "memory": memory, "passes": passes, "drafts": drafts}
+    given = {name: value for name, value in given.items() if value is not None}
     ids = shared if len(allowed) == 1 else rows
     work = sharding.per_device(
         _local,
@@ -72,16 +84,16 @@ def propose(
             ids,
             jax.tree.map(lambda x: rows if jnp.ndim(x) else shared, parameters),
             *[rows] * 4,
-            dict.fromkeys(more, rows),
+            jax.tree.map(lambda _: rows, given),
         ),
-        [rows] * len(Proposal._fields),
+        rows,
     )
-    return Proposal(*work(table, allowed, eos, parameters, hidden, where, place, key_data, more))
+    return work(table, allowed, eos, parameters, hidden, where, place, key_data, given)
 
 
-def _local(table, allowed, eos, parameters, hidden, where, place, key_data, more):  # noqa: ANN001, ANN202
+def _local(table, allowed, eos, parameters, hidden, where, place, key_data, given):  # noqa: ANN001, ANN202
     B, S, G, D = hidden.shape
-    present, drafts = more.get("present"), more.get("drafts")
+    present, drafts = given.get("present"), given.get("drafts")
     branches = G if drafts is None else G // 2
     R = B * S
     vocab, embed = sharding.mesh_axes("vocab"), sharding.mesh_axes("embed")
@@ -91,6 +103,8 @@ def _local(table, allowed, eos, parameters, hidden, where, place, key_data, more
     V = table.shape[0] * (jax.lax.axis_size(vocab) if vocab else 1)
     row = jnp.repeat(jnp.arange(B), S)
     keys, place = jax.random.wrap_key_data(key_data), place.reshape(R)
+    flat = {name: _flat(given[name]) for name in ("standing", "memory") if name in given}
+    before, nothing = flat.get("memory", (None, None))
 
     def work(carry, x, logits, here, into):  # noqa: ANN001, ANN202
         if vocab:
@@ -112,17 +126,31 @@ def _local(table, allowed, eos, parameters, hidden, where, place, key_data, more
             return jnp.where(may, guided, -jnp.inf)
 
         at, axes = jax.vmap(jax.random.fold_in)(keys[row[here]], place[here]), slots.row_axes(its)
-        if drafts is None:
-            new = jax.vmap(propose_one, (0, 0, 0, axes))(final(logits), place[here], at, its)
-        else:
+        if drafts is not None:
             of, draft = (final(logits[:, :branches]), final(logits[:, branches:])), drafts.reshape(R)[here]
             new = jax.vmap(verify_one, (0, 0, 0, 0, 0, axes))(*of, draft, place[here], at, its)
+        else:
+            more = {}
+            if "standing" in flat:
+                more["standing"] = flat["standing"][here]
+            if before is not None:
+                more["before"] = jax.tree.map(lambda x: x[here], before)
+            if "passes" in given:
+                more["passes"] = tuple(x[row[here]] for x in given["passes"])
+            one = jax.vmap(lambda *x: propose_one(*x[:4], **x[4]), (0, 0, 0, axes, 0))
+            new = one(final(logits), place[here], at, its, more)
         return jax.tree.map(lambda old, new: old.at[into].set(new, mode="drop"), carry, new)
 
-    zeros = Proposal(jnp.zeros(R, jnp.int32), *(jnp.zeros(R) for _ in range(3)))
+    now = jnp.zeros(R) if "standing" in flat else None
+    zeros = Proposal(jnp.zeros(R, jnp.int32), jnp.zeros(R), jnp.zeros(R), jnp.zeros(R), now, nothing)
     chunk = min(R, positions_at_once(R, V * G))
-    flat = stream(hidden.reshape(R, G, D), table, where.reshape(R), work, zeros, chunk)
-    return [x.reshape(B, S) for x in flat]
+    found = stream(hidden.reshape(R, G, D), table, where.reshape(R), work, zeros, chunk)
+    return jax.tree.map(lambda x: x.reshape(B, S, *x.shape[1:]), found)
+
+
+def _flat(tree: Any) -> Any:
+    """Positions [B, S, …] of all rows as one axis."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
 
 
 def _column(x: Array) -> Array:
@@ -130,7 +158,13 @@ def _column(x: Array) -> Array:
 
 
 def propose_one(
-    logits: Float[Array, " V"], place: Int[Array, ""], key: PRNGKeyArray, parameters: Parameters
+    logits: Float[Array, " V"],
+    place: Int[Array, ""],
+    key: PRNGKeyArray,
+    parameters: Parameters,
+    standing: Int[Array, ""] | None = None,
+    before: Memory = None,
+    passes: tuple[Int[Array, ""], Int[Array, ""]] | None = None,
 ) -> Proposal:
     """The proposal of one position, from its final logits (−∞: may not be written).
 
@@ -138,13 +172,20 @@ def propose_one(
     """
     to_draw, to_order = jax.random.split(key)
     log_p = jax.nn.log_softmax(logits)
-    token = slots.decided(parameters.draw, "draw", logits, to_draw).astype(jnp.int32)
-    if type(parameters.draw) not in (rules.Greedy, rules.Sample):  # these draw what may be written
+    named = {} if passes is None else dict(zip(slots.PASSES, passes, strict=True))
+    named = {name: x for name, x in named.items() if name in slots.looks_at(parameters.draw, "draw")}
+    token = slots.decided(parameters.draw, "draw", logits, to_draw, **named).astype(jnp.int32)
+    if type(parameters.draw) not in (rules.Greedy, rules.Sample, rules.Annealed):  # these draw what may be written
         may = (token >= 0) & (token < len(logits)) & (logits.at[token].get(mode="clip") != -jnp.inf)
         token = jnp.where(may, token, jnp.argmax(logits).astype(jnp.int32))
     confidence = slots.decided(parameters.order, "order", log_p, token, place, to_order).astype(jnp.float32)
-    is_seen = "entropy" in slots.looks_at(parameters.commit)
-    return Proposal(token, jnp.exp(log_p[token]), confidence, rules.entropy_of(log_p) if is_seen else jnp.float32(0))
+    is_seen = "entropy" in slots.looks_at(parameters.commit) or (
+        parameters.finish is not None and "entropy" in slots.looks_at(parameters.finish, "finish")
+    )
+    entropy = rules.entropy_of(log_p) if is_seen else jnp.float32(0)
+    now = None if standing is None else jnp.exp(log_p[standing])
+    memory = None if before is None else remembered(parameters, log_p, token, before)
+    return Proposal(token, jnp.exp(log_p[token]), confidence, entropy, now, memory)
 
 
 def verify_one(

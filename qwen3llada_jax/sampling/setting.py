@@ -22,7 +22,7 @@ class Setting:
         help: a line for `--help`.
         least: of a whole number.
         range: of a number: `0 or more`, `above 0`, `above 0 and at most 1`; empty: any finite one.
-        slot: the rule that it is about (rules.py).
+        slot: the rule that it is about (rules/).
     """
 
     kind: str | tuple[str, ...]

@@ -6,19 +6,27 @@ structure. What a rule decides is said by the one method it has, which looks at 
 
 order(log_p, token, place, key): who is written first. A number, higher is sooner, from log_p [V] of what may be
     written there (at temperature 1), the proposed token, and its place in the answer.
-commit(…): how many masked positions of a block are written; one at least. It takes those of `SEEN` that it names.
+commit(…): how many masked positions of a block are written, or which of them, [S] booleans; one at least, the first.
+    It takes those of `SEEN` that it names.
 draw(logits, key): the token, from the final logits [V]. One that may not be written (its logit is −∞) or is none of V
-    never is: the likeliest is taken instead.
-remask(confidence, key): what is masked again, `revise` of a block at most. A number, lower is sooner.
+    never is: the likeliest is taken instead. It may name `step` and `steps` too, the block's passes so far and in all.
+remask(confidence, key): what is masked again, `revise` of a block at most. A number, lower is sooner. If it names
+    `now`, the probability that this pass gives to the token that stands there, only what is below 0 is: fewer than the
+    pass before wrote, and none in a pass that writes one, so that masks become fewer.
 stop(is_end, is_masked): where the row ends. A place in the answer, whose token fills what is masked behind it; T, the
     length of both, any other number that is no place, or a place that is still masked: nowhere.
+finish(…): whether all masked positions of a block are written at once. It takes those of `SEEN` that it names.
+edit(probability, now): whether a written token is replaced, where another one is proposed, from the probabilities of
+    both. A full block goes on until a pass replaces nothing, for `edit_passes` at most.
+
+A rule of commit or finish may remember each position from one pass of a block to the next: `blank(V)` is what it knows
+before the first, arrays of any shape, `remember(log_p, token, before)` what it knows after one. It sees it as `memory`.
 """
 
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Optional, TypeVar, dataclass_transform
+from typing import Any, Optional, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -34,16 +42,21 @@ SLOTS = {
     "draw": "which token is proposed",
     "remask": "what is masked again",
     "stop": "where a row ends",
+    "finish": "when a block is written whole",
+    "edit": "what is replaced",
 }
 SEEN = {
     "probability": "[S] of the proposed tokens, best first (masked ones stand before all others)",
     "entropy": "[S] of the distributions there, in nats",
     "is_masked": "[S]",
+    "place": "[S] of each in its block",
     "even_share": "of the block's masks over its steps; a rule that looks at it has a budget of steps",
     "step": "the block's passes so far",
     "steps": "the block's passes in all; a rule that looks at it has a budget of steps",
     "to_write": "the block's masks when it was begun",
+    "memory": "what the rule remembers, [S, …] of each array; only of a rule that remembers",
 }
+PASSES = ("step", "steps")  # what a draw may look at
 TIE = 1e-5  # confidences nearer to each other are equal: what float32 rounds away differs from batch to batch
 _ANY_WHOLE = Setting("whole", least=-(2**31))
 _WHOLE = (int, int | None, Optional[int], "int", "int | None", "None | int", "Optional[int]")  # noqa: UP045
@@ -156,15 +169,19 @@ def checked(slot: str, rule: Rule) -> Rule:
         found = slot_of(rule)
         but = f"decides {SLOTS[found]}; give it as {found}" if found else f"is none: {why_no_rule(rule)}"
         raise InputError(f"{slot} must be a rule of {SLOTS[slot]}; {name} {but}")
-    unseen = [n for n in looks_at(rule) if n not in SEEN] if slot == "commit" else []
-    if unseen:
-        raise InputError(f"{name}.commit takes {unseen[0]!r}; there is {', '.join(SEEN)}")
-    if slot == "commit" and any(p.kind is p.POSITIONAL_ONLY for p in _arguments(rule).values()):
-        raise InputError(f"{name}.commit is given its arguments by name; take away the `/` behind them")
+    if slot in ("commit", "finish"):
+        there = [n for n in SEEN if n != "memory" or remembers(rule)]
+        unseen = [n for n in looks_at(rule, slot) if n not in there]
+        if unseen:
+            raise InputError(f"{name}.{slot} takes {unseen[0]!r}; there is {', '.join(there)}")
+        if any(p.kind is p.POSITIONAL_ONLY for p in _arguments(rule, slot).values()):
+            raise InputError(f"{name}.{slot} is given its arguments by name; take away the `/` behind them")
     if "tie" in (f.name for f in dataclasses.fields(rule)):
         raise InputError(f"{name} has a field `tie`, which names no number of a rule; rename it, or make it a ClassVar")
     if slot == "remask" and "revise" not in rule.__dataclass_fields__:
         raise InputError(f"{name} must have a number `revise`: how many tokens of a block it may mask again")
+    if slot == "edit" and "edit_passes" not in rule.__dataclass_fields__:
+        raise InputError(f"{name} must have a number `edit_passes`: how many passes a full block may go on for")
     numbers: dict[str, Any] = {}
     for f in dataclasses.fields(rule):
         value = getattr(rule, f.name)
@@ -224,13 +241,23 @@ def _typed(value: Any, kind: Any) -> Any:
     return value.astype(kind) if isinstance(value, jax.Array) else kind(value)
 
 
-def looks_at(commit: Rule) -> list[str]:
-    """What a commit rule is shown: the names of its method's arguments."""
-    return list(_arguments(commit))
+def looks_at(rule: Rule, slot: str = "commit") -> list[str]:
+    """What a rule is shown: the names of its method's arguments."""
+    return list(_arguments(rule, slot))
 
 
-def _arguments(commit: Rule) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(commit.commit).parameters
+def _arguments(rule: Rule, slot: str) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(getattr(rule, slot)).parameters
+
+
+def remembers(rule: Rule | None) -> bool:
+    """Whether a rule remembers positions from one pass to the next."""
+    return callable(getattr(rule, "blank", None)) and callable(getattr(rule, "remember", None))
+
+
+def verifies(remask: Rule | None) -> bool:
+    """Whether a remask rule looks at what this pass thinks of the tokens that stand there."""
+    return remask is not None and "now" in looks_at(remask, "remask")
 
 
 def decided(rule: Rule, slot: str, *seen: Any, **named: Any) -> Array:
@@ -239,7 +266,10 @@ def decided(rule: Rule, slot: str, *seen: Any, **named: Any) -> Array:
     Raises:
         InputError: it gives none, or several.
     """
-    found = getattr(rule, slot)(*seen, **named)
+    return _number(getattr(rule, slot)(*seen, **named), rule, slot)
+
+
+def _number(found: Any, rule: Rule, slot: str) -> Array:
     try:
         number = jnp.asarray(found)
     except (TypeError, ValueError):
@@ -250,9 +280,25 @@ def decided(rule: Rule, slot: str, *seen: Any, **named: Any) -> Array:
     return number
 
 
+def chosen(rule: Rule, slot: str, block_length: int, **seen: Any) -> Array:
+    """What a rule of commit or finish says of a block: a number, or of commit [S] booleans in the order it is shown.
+
+    Raises:
+        InputError: it says neither.
+    """
+    found = getattr(rule, slot)(**seen)
+    is_which = isinstance(found, jax.Array) and found.dtype == jnp.bool and found.shape == (block_length,)
+    return found if is_which and slot == "commit" else _number(found, rule, slot)
+
+
 def has_budget(commit: Rule) -> bool:
     """Whether a commit rule shares out a number of steps; all others are adaptive and have at most so many."""
     return not {"even_share", "steps"}.isdisjoint(looks_at(commit))
+
+
+def tie_of(rule: Rule) -> float:
+    """How near to each other a rule's numbers are equal."""
+    return getattr(rule, "tie", 0.0)
 
 
 def row_axes(rule: Any) -> Any:
@@ -271,53 +317,3 @@ class OwnOrder:
 
     def order(self, log_p: Array, token: Array, place: Array, key: Array) -> Array:
         return self.function(log_p, token, place, key)
-
-
-# ---- what a program takes, and what it is compiled for --------------------------------------------------------
-
-
-class Parameters(NamedTuple):
-    """The rules, and the numbers beside them; None: off. Each number is one for all rows, or [B].
-
-    Attributes:
-        order, commit, draw, remask, stop: rules.
-    """
-
-    order: Rule
-    commit: Rule
-    draw: Rule
-    remask: Rule | None
-    stop: Rule | None
-    cfg_scale: Float[Array, "..."] | None
-    repetition_penalty: Float[Array, "..."] | None
-    min_length: Int[Array, "..."] | None
-    sub_block_length: Int[Array, "..."] | None = None
-
-
-@dataclass(frozen=True)
-class Structure:
-    """What a program is compiled for, beside shapes and rules: of `SamplerConfig`, complete, and of the model.
-
-    Attributes:
-        shift: the token of a position is predicted at the position before it; position 0 keeps its own.
-        block_origin: where blocks are counted from (`config.origin_of`).
-        is_eos_last: EOS is written last in its block.
-        speculate: blocks are drafts that are verified from left to right (speculation.py).
-        cfg_branches: forward passes of a step; guidance needs one more, without the prompt.
-    """
-
-    block_length: int
-    visibility: str
-    cache: str
-    parallel_blocks: bool
-    is_eos_last: bool
-    cfg_branches: int
-    mask_token_id: int
-    shift: bool
-    block_origin: str
-    speculate: bool = False
-
-    @property
-    def is_autoregressive(self) -> bool:
-        """Whether a token sees those before it alone, and is predicted by the last of them."""
-        return self.shift and self.block_length == 1 and self.visibility == "block_causal"

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model.kv_cache import Cache
-from qwen3llada_jax.sampling.slots import Structure
+from qwen3llada_jax.sampling.parameters import Structure
 
 
 class Canvas(NamedTuple):
@@ -126,6 +126,8 @@ class SamplerState(NamedTuple):
         revised: [B, G] how many of its tokens have been masked again.
         done: [B].
         cache: keys and values, or None.
+        memory: what rules remember of the current block's places (memory.py).
+        full: [B] passes of the current block since all of it was written; None: no rule replaces what is.
         draft: of self-speculation alone.
     """
 
@@ -136,6 +138,8 @@ class SamplerState(NamedTuple):
     revised: Int[Array, "B G"]
     done: Bool[Array, " B"]
     cache: Cache | None
+    memory: Any = None
+    full: Int[Array, " B"] | None = None
     draft: Draft | None = None
 
     @property

@@ -7,10 +7,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from qwen3llada_jax.model.model import Qwen3LLaDA
+from qwen3llada_jax.sampling import memory as memories
 from qwen3llada_jax.sampling import slots
+from qwen3llada_jax.sampling.choice import best_first, first_of, of_first_part, to_unmask
 from qwen3llada_jax.sampling.forward import hidden_of_blocks
+from qwen3llada_jax.sampling.parameters import Parameters, Structure
 from qwen3llada_jax.sampling.proposals import Proposal, allowed_ids, propose
-from qwen3llada_jax.sampling.slots import Parameters, Rule, Structure
+from qwen3llada_jax.sampling.slots import Rule, tie_of
 from qwen3llada_jax.sampling.state import Canvas, GenerationInputs, SamplerState
 
 _NOT_A_PLACE = 1 << 30  # beyond every place in an answer
@@ -51,22 +54,38 @@ def unmask(
     waits = is_masked = at(canvas.is_masked, False) & alive[:, None]
     if parameters.sub_block_length is not None:
         is_masked = of_first_part(waits.reshape(B, G, S), parameters.sub_block_length, structure).reshape(B, G * S)
+    looked, written = is_masked, None
+    if parameters.edit is not None or slots.verifies(parameters.remask):
+        written = (at(canvas.written_at, -1) >= 0) & alive[:, None]
+        looked = is_masked | written
+    before = None
+    if state.memory is not None:
+        nothing = memories.nothing_like(state.memory, parameters, model.config.vocab_size)
+        before = memories.of_those(state.begins, nothing, state.memory), nothing
+    passes = None
+    if not set(slots.PASSES).isdisjoint(slots.looks_at(parameters.draw, "draw")):
+        passes = state.step, jnp.minimum(inputs.steps, S)
     hidden, cache = hidden_of_blocks(model, state, inputs, where, structure, is_block_start)
     keys = jax.vmap(jax.random.fold_in)(inputs.keys, state.step)
     present = None if parameters.repetition_penalty is None else _present(canvas, model.config.vocab_size)
     allowed, eos = allowed_ids(model.config, inputs, structure)
-    proposal = propose(hidden, model.head, is_masked, place, keys, present, allowed, eos, parameters)
+    standing = None if written is None else at(canvas.tokens, 0)
+    proposal = propose(
+        hidden, model.head, looked, place, keys, present, allowed, eos, parameters, standing, before, passes
+    )
+    if before is not None and written is not None:  # what is masked again begins anew
+        proposal = proposal._replace(memory=memories.of_those(is_masked, proposal.memory, before[1]))
     # One logit that is NaN or infinite makes the probability of whatever is proposed there NaN.
-    is_broken = (is_masked & ~jnp.isfinite(proposal.probability)).any(axis=1)
+    is_broken = (looked & ~jnp.isfinite(proposal.probability)).any(axis=1)
 
     def blocks(x: Array) -> Array:
-        return x.reshape(B, G, S)
+        return x.reshape(B, G, S, *x.shape[2:])
 
     masked = blocks(is_masked)
     to_write = jnp.where(state.begins[:, None], blocks(waits).sum(axis=2), state.to_write)
     goes_last = blocks(is_in(eos, proposal.token)) if structure.is_eos_last else jnp.zeros_like(masked)
-    order = best_first(blocks(proposal.confidence), masked, goes_last, _tie(parameters.order))
-    count = number_to_unmask(
+    order = best_first(blocks(proposal.confidence), masked, goes_last, tie_of(parameters.order))
+    count, order = to_unmask(
         jax.tree.map(blocks, proposal),
         masked,
         goes_last if structure.is_eos_last else None,
@@ -76,22 +95,36 @@ def unmask(
         inputs.steps,
         parameters.commit,
         jnp.full_like(to_write, S) if structure.block_origin == "start" else to_write,
+        parameters.finish,
     )
 
     again, revised = jnp.zeros_like(masked), jnp.where(state.begins[:, None], 0, state.revised)
     if parameters.remask is not None:
-        written = blocks(at(canvas.written_at, -1)) >= 0
+        certain = blocks(certainty(parameters.remask, keys, place, at(canvas.confidence, 0.0), proposal.now))
+        may = blocks(at(canvas.written_at, -1)) >= 0
         budget = jnp.asarray(parameters.remask.revise).astype(jnp.int32)
         budget = budget[:, None] if budget.ndim else budget
-        rate = -(-budget // inputs.steps[:, None])
-        extra = jnp.minimum(rate, budget - revised)
-        extra = jnp.minimum(extra, jnp.minimum(written.sum(axis=2), masked.sum(axis=2) - count))
-        sure = blocks(certainty(parameters.remask, keys, place, at(canvas.confidence, 0.0)))
-        again = best_first(-sure, written, jnp.zeros_like(written), _tie(parameters.remask))
-        again = first_of(again, extra) & written
-        count, revised = count + extra, revised + extra
+        if slots.verifies(parameters.remask):
+            may &= certain < 0
+            last = (blocks(at(canvas.written_at, -1)) == canvas.passes[:, None, None] - 1).sum(axis=2)
+            extra = number_that_fails(may, last, masked, count, to_write, state.step, inputs.steps)
+            extra = jnp.minimum(extra, budget - revised)
+        else:
+            rate = -(-budget // inputs.steps[:, None])
+            extra = jnp.minimum(rate, budget - revised)
+            extra = jnp.minimum(extra, jnp.minimum(may.sum(axis=2), masked.sum(axis=2) - count))
+            count = count + extra
+        again = best_first(-certain, may, jnp.zeros_like(may), tie_of(parameters.remask))
+        again = first_of(again, extra) & may
+        revised = revised + extra
     keep = (first_of(order, count) & masked).reshape(B, G * S) & ~is_broken[:, None]
     again = again.reshape(B, G * S) & ~is_broken[:, None]
+    edits = None
+    if parameters.edit is not None:
+        assert written is not None
+        edits = written & ~again & ~is_broken[:, None] & (proposal.token != standing)
+        edits &= replaced(parameters.edit, proposal)
+        keep |= edits
 
     def write(array: Array, new: Array | float, blank: Array | float) -> Array:
         value = jnp.where(keep, new, jnp.where(again, blank, at(array, 0)))
@@ -105,110 +138,31 @@ def unmask(
         passes=canvas.passes + alive,
         nfe=canvas.nfe + alive * structure.cfg_branches,
     )
+    goes_on, full = None, None
+    if edits is not None:  # a full block may go on for a while
+        assert state.full is not None
+        assert parameters.edit is not None
+        was_full, is_full = (~x.any(axis=1) for x in (waits, at(canvas.is_masked, False)))
+        full = jnp.where(state.begins, 0, state.full) + was_full
+        most = jnp.asarray(parameters.edit.edit_passes)
+        goes_on = is_full & (full < most) & ~(was_full & ~edits.any(axis=1)) & ~is_broken
     if parameters.stop is not None:
-        canvas = stopped(canvas, eos, parameters.stop, structure.block_origin)
-    block_is_full = ~at(canvas.is_masked, False).any(axis=1)
+        ended = stopped(canvas, eos, parameters.stop, structure.block_origin)
+        canvas = ended if goes_on is None else memories.of_those(is_full & ~goes_on, ended, canvas)
+    block_is_full, row_is_full = ~at(canvas.is_masked, False).any(axis=1), ~canvas.is_masked.any(axis=1)
+    if goes_on is not None:
+        block_is_full, row_is_full = block_is_full & ~goes_on, row_is_full & ~goes_on
     return SamplerState(
         canvas,
         state.block + (block_is_full & alive),
         jnp.where(block_is_full, 0, state.step + 1),
         to_write,
         revised,
-        state.done | is_broken | ~canvas.is_masked.any(axis=1),
+        state.done | is_broken | row_is_full,
         cache,
+        proposal.memory,
+        full,
     )
-
-
-def of_first_part(
-    is_masked: Bool[Array, "B G S"], length: Int[Array, "..."], structure: Structure
-) -> Bool[Array, "B G S"]:
-    """The masked places of the first part of each block that has any, of parts of so many places.
-
-    The first token of a block is known best before anything in it is: of a model with shift it is a part by itself.
-    """
-    place = jnp.arange(is_masked.shape[2])
-    part = place // (length[:, None] if length.ndim else length)
-    if structure.shift:
-        part = jnp.where(place == 0, -1, part)
-    part = jnp.where(is_masked, part[:, None] if length.ndim else part, is_masked.shape[2])
-    return is_masked & (part == part.min(axis=2, keepdims=True))
-
-
-def best_first(
-    confidence: Float[Array, "B G S"],
-    eligible: Bool[Array, "B G S"],
-    goes_last: Bool[Array, "B G S"],
-    tie: float = 0.0,
-) -> Int[Array, "B G S"]:
-    """The positions of each block by falling confidence, the first of equals first; the ineligible at the end.
-
-    Args:
-        tie: a position is equal to the one before it in that order when it is behind by no more than this.
-    """
-    rank = jnp.where(eligible, goes_last.astype(jnp.int32), 2)
-    order = jnp.lexsort((-confidence, rank), axis=-1)
-    if not tie:
-        return order
-    sorted_confidence, sorted_rank = (jnp.take_along_axis(x, order, axis=-1) for x in (confidence, rank))
-    falls = sorted_confidence[..., :-1] - sorted_confidence[..., 1:] > tie
-    is_next = falls | (sorted_rank[..., :-1] != sorted_rank[..., 1:])
-    group = jnp.pad(jnp.cumsum(is_next, axis=-1), [(0, 0)] * (order.ndim - 1) + [(1, 0)])
-    by_place = jnp.lexsort((order, group), axis=-1)
-    return jnp.take_along_axis(order, by_place, axis=-1)
-
-
-def first_of(order: Int[Array, "B G S"], count: Int[Array, "B G"]) -> Bool[Array, "B G S"]:
-    """True at the first `count` positions of `order`."""
-    return jnp.argsort(order, axis=-1) < count[..., None]
-
-
-def number_to_unmask(
-    proposal: Proposal,
-    is_masked: Bool[Array, "B G S"],
-    goes_last: Bool[Array, "B G S"] | None,
-    order: Int[Array, "B G S"],
-    to_write: Int[Array, "B G"],
-    step: Int[Array, " B"],
-    steps: Int[Array, " B"],
-    rule: Rule,
-    shared: Int[Array, "B G"] | None = None,
-) -> Int[Array, "B G"]:
-    """How many masked positions of each block are written in this pass, by a commit rule.
-
-    Without a budget of its own it writes at least an even share of what was masked when the block began, so that
-    `steps` are enough.
-
-    Args:
-        goes_last: positions that wait for all others; None: no position does.
-        shared: what is shared out evenly, where a block may begin with the prompt's tail its whole length (SDAR); None:
-            `to_write`.
-    """
-    shared = to_write if shared is None else shared
-    step, steps = (jnp.broadcast_to(x[:, None], to_write.shape) for x in (step, steps))
-    even_share = shared // steps + (step < shared % steps)
-
-    def best_first(x: Array) -> Array:
-        return jnp.take_along_axis(x, order, axis=2)
-
-    seen = {
-        "probability": best_first(proposal.probability),
-        "entropy": best_first(proposal.entropy),
-        "is_masked": best_first(is_masked),
-        "even_share": even_share,
-        "step": step,
-        "steps": steps,
-        "to_write": to_write,
-    }
-    seen = {name: seen[name] for name in slots.looks_at(rule)}
-    B, G = to_write.shape
-    of_block = jax.vmap(lambda rule, seen: slots.decided(rule, "commit", **seen), (None, 0), axis_size=G)
-    count = jax.vmap(of_block, (slots.row_axes(rule), 0), axis_size=B)(rule, seen).astype(jnp.int32)
-    if not slots.has_budget(rule):
-        if goes_last is not None:
-            others = (is_masked & ~goes_last).sum(axis=2)
-            count = jnp.where(others > 0, jnp.minimum(count, others), count)
-        count = jnp.maximum(count, even_share)
-    return jnp.minimum(jnp.maximum(count, 1), is_masked.sum(axis=2))
 
 
 def stopped(canvas: Canvas, eos: Bool[Array, "#B V"], rule: Rule, block_origin: str = "prompt") -> Canvas:
@@ -246,25 +200,51 @@ def stopped(canvas: Canvas, eos: Bool[Array, "#B V"], rule: Rule, block_origin: 
 
 
 def certainty(
-    rule: Rule, keys: PRNGKeyArray, place: Int[Array, "B S"], confidence: Float[Array, "B S"]
+    rule: Rule,
+    keys: PRNGKeyArray,
+    place: Int[Array, "B S"],
+    confidence: Float[Array, "B S"],
+    now: Float[Array, "B S"] | None = None,
 ) -> Float[Array, "B S"]:
     """What a remask rule says of every place; its draws are those that no proposal makes."""
 
-    def one(rule: Rule, key: PRNGKeyArray, place: Array, confidence: Array) -> Array:
-        return slots.decided(rule, "remask", confidence, jax.random.fold_in(key, place)).astype(jnp.float32)
+    def one(rule: Rule, key: PRNGKeyArray, place: Array, confidence: Array, more: dict[str, Array]) -> Array:
+        key = jax.random.fold_in(key, place)
+        return slots.decided(rule, "remask", confidence, key, **more).astype(jnp.float32)
 
-    of_row = jax.vmap(one, (None, None, 0, 0))
-    return jax.vmap(of_row, (slots.row_axes(rule), 0, 0, 0))(rule, keys, place + _NOT_A_PLACE, confidence)
+    of_row = jax.vmap(one, (None, None, 0, 0, 0))
+    more = {"now": now} if now is not None and slots.verifies(rule) else {}
+    return jax.vmap(of_row, (slots.row_axes(rule), 0, 0, 0, 0))(rule, keys, place + _NOT_A_PLACE, confidence, more)
+
+
+def number_that_fails(
+    fails: Bool[Array, "B G S"],
+    last: Int[Array, "B G"],
+    masked: Bool[Array, "B G S"],
+    count: Int[Array, "B G"],
+    to_write: Int[Array, "B G"],
+    step: Int[Array, " B"],
+    steps: Int[Array, " B"],
+) -> Int[Array, "B G"]:
+    """How many of the tokens that fail are masked again: the passes that are left must suffice for all masks.
+
+    Fewer than the pass before wrote (`last`), and none in a pass that writes one (WINO's code).
+    """
+    many = jnp.where(count > 1, jnp.minimum(fails.sum(axis=2), last - 1), 0)
+    step, steps = step[:, None], steps[:, None]
+    later = jnp.maximum(to_write // steps, 1) * (steps - step - 1)
+    return jnp.clip(many, 0, jnp.maximum(later - (masked.sum(axis=2) - count), 0))
+
+
+def replaced(rule: Rule, proposal: Proposal) -> Bool[Array, "B S"]:
+    """Where an edit rule takes the proposed token for the one that stands there."""
+    one = jax.vmap(lambda rule, *seen: slots.decided(rule, "edit", *seen) != 0, (None, 0, 0))
+    return jax.vmap(one, (slots.row_axes(rule), 0, 0))(rule, proposal.probability, proposal.now)
 
 
 def is_in(ids: Bool[Array, "#B V"], tokens: Int[Array, "B S"]) -> Bool[Array, "B S"]:
     """Whether each token is one of its row's ids."""
     return ids[0][tokens] if len(ids) == 1 else jnp.take_along_axis(ids, tokens, axis=1)
-
-
-def _tie(rule: Rule) -> float:
-    """How near to each other a rule's numbers are equal."""
-    return getattr(rule, "tie", 0.0)
 
 
 def _present(canvas: Canvas, vocab_size: int) -> Bool[Array, "B V"]:

@@ -7,7 +7,7 @@ from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.sampling import slots
-from qwen3llada_jax.sampling.config import SETTINGS, SamplerConfig
+from qwen3llada_jax.sampling.config import OF_A_DRAW, SETTINGS, SamplerConfig
 
 
 def settings_for(model: Qwen3LLaDA | ModelConfig, **given: Any) -> SamplerConfig:
@@ -47,7 +47,7 @@ def in_force(config: ModelConfig, given: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in config.sampling
-        if name not in given and SETTINGS[name].slot not in taken and not (is_greedy and name in ("top_k", "top_p"))
+        if name not in given and SETTINGS[name].slot not in taken and not (is_greedy and name in OF_A_DRAW)
     }
 
 

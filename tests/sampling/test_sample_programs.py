@@ -470,6 +470,15 @@ def test_compare_counts_exact_answers(write_with, start, tmp_path, capsys):
     assert found[0]["exact"] == pytest.approx(2 / 3)
     assert found[0]["standard_error"] == pytest.approx((2 / 9 / 3) ** 0.5)
     assert [row["nfe"] for row in found[:2]] == [8, 4]
+    low, high = found[0]["interval"]
+    assert low <= 2 / 3 <= high
+    assert found[0]["difference_interval"] == [0, 0]
+    assert found[1]["difference_to_first"] == found[1]["exact"] - found[0]["exact"]
+    areas = json.loads((tmp_path / "out" / "compare.json").read_text())["aup"]
+    assert [(area["rule"], area["levels"]) for area in areas] == [
+        ("low_confidence", 2), ("threshold+left_to_right", 1)
+    ]  # fmt: skip
+    assert "AUP" in table
     assert found[2]["nfe"] < 8
     assert all(row["tokens_per_second"] > 0 for row in found)
     assert "66.7%" in table

@@ -39,6 +39,15 @@ BOTH = [
     ({"entropy_bound": 0.4}, {"commit": rules.EntropyBound(0.4)}),
     ({"dynamic": 0.4}, {"commit": rules.Dynamic(0.4)}),
     ({"timesteps": 0.01}, {"commit": rules.Timesteps(0.01)}),
+    ({"local_leap": 0.4}, {"commit": rules.LocalLeap(0.4)}),
+    ({"klass": 0.4}, {"commit": rules.KLASS(0.4)}),
+    ({"less": 0.4}, {"commit": rules.LESS(0.4)}),
+    ({"wide_in": 0.4}, {"commit": rules.WideIn(0.4)}),
+    ({"finish_below": 0.4}, {"finish": rules.StableAndConfident(0.4)}),
+    ({"edit_above": 0.4}, {"edit": rules.Surer(0.4)}),
+    ({"temperature": 0.8, "anneal_to": 0.4, "top_k": 9}, {"draw": rules.Annealed(0.8, 0.4, 9)}),
+    ({"narrow_out": 0.4}, {"remask": rules.NarrowOut(0.4)}),
+    ({"revise": 3, "narrow_out": 0.4}, {"remask": rules.NarrowOut(0.4, 3)}),
     ({"temperature": 0.7, "top_k": 9, "top_p": 0.8}, {"draw": rules.Sample(0.7, 9, 0.8)}),
     ({"revise": 2}, {"remask": rules.LeastCertain(2)}),
     ({"revise": 2, "revise_by": "random"}, {"remask": rules.AtRandom(2)}),
@@ -175,8 +184,8 @@ class Broken:
 
 @q.rule
 class Many:
-    def commit(self, is_masked):
-        return is_masked
+    def commit(self, probability):
+        return probability
 
 @q.rule
 class Blind:
@@ -206,6 +215,36 @@ class Tied:
 
     def order(self, log_p, token, place, key):
         return place
+
+@q.rule
+class Calm:
+    passes: int = 2
+
+    def blank(self, V):
+        return jnp.zeros(V), jnp.int32(0)
+
+    def remember(self, log_p, token, before):
+        return log_p, jnp.where(token == before[0].argmax(), before[1] + 1, 0)
+
+    def commit(self, is_masked, memory):
+        return is_masked & (memory[1] >= self.passes)
+
+@q.rule
+class Never:
+    def finish(self, memory):
+        return False
+
+@q.rule
+class Anew:
+    edit_passes: int = 0
+
+    def edit(self, probability, now):
+        return probability > 2 * now
+
+@q.rule
+class Cools:
+    def draw(self, logits, key, step):
+        return (logits / (1 + step)).argmax()
 
 @q.rule
 class Late:
@@ -280,6 +319,7 @@ def test_a_users_file_with_a_counting_rule_is_run(here, start, capsys):
         ("my.py:Both", "Both is no rule: it has the methods commit and draw, and a rule decides one thing"),
         ("my.py:Tied", "Tied has a field `tie`, which names no number of a rule; rename it"),
         ("my.py:Blind", "Blind.commit takes 'the_future'; there is probability, entropy, is_masked"),
+        ("my.py:Never", "Never.finish takes 'memory'; there is probability, entropy, is_masked"),
         ("wrong.py:Halves", "cannot be run: ZeroDivisionError: division by zero"),
         ("torn.py:Halves", "cannot be run: SyntaxError: "),
         ("my.py:Halves --threshold 0.9", "commit and threshold both say how many tokens a pass writes"),
@@ -311,7 +351,7 @@ def test_the_bundled_example_is_a_rule():
     assert own_rules.rule_of(f"{root}/examples/custom_rule.py:least_surprise")[0] == "order"
 
 
-@pytest.mark.parametrize("name", ["Named", "Late", "Again", "Again:limit=3", "twice"])
+@pytest.mark.parametrize("name", ["Named", "Late", "Again", "Again:limit=3", "twice", "Calm", "Anew", "Cools"])
 def test_what_python_takes_the_programs_take(here, name):
     slot, rule = own_rules.rule_of("my.py:" + name)
     assert getattr(q.SamplerConfig(**{slot: rule}), slot) == rule
@@ -376,8 +416,8 @@ class One:
 
 @q.rule
 class Every:
-    def commit(self, is_masked):
-        return is_masked
+    def commit(self, probability):
+        return probability
 
 
 @q.rule

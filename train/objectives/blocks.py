@@ -52,6 +52,7 @@ def with_next_tokens(example: Example, batch: DeviceBatch, learned: Learned, how
     follows = learned.is_real & has_predecessor(batch)
     if how.learns_answers:
         follows &= jnp.arange(L)[None] >= batch.prompt_length[:, None]
+    assert example.at is not None
     asked: Bool[Array, "B L"] = jnp.pad(jnp.broadcast_to(follows, (B, L))[:, 1:], ((0, 0), (0, 1)))
     counted = learned._replace(counts=asked.sum(axis=1))
     once = how._replace(shift=True, complementary=False)  # a row's first token is asked for in no case

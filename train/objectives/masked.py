@@ -1,6 +1,7 @@
 """LLaDA's objective: noised tokens are predicted from what is left of the row (arXiv 2502.09992, equations 3 and 5)."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +66,8 @@ def with_the_others(example: Example, others: Example) -> Example:
         return x if jnp.ndim(x) == 0 or x.shape[0] == 1 else _side_by_side(x, x)
 
     nothing = jnp.zeros_like(example.tokens)
-    both = jax.tree.map(_side_by_side, example._replace(mask=None), others._replace(mask=None))
+    no_mask: Any = None
+    both = jax.tree.map(_side_by_side, example._replace(mask=no_mask), others._replace(mask=no_mask))
     counts = {name: _side_by_side(getattr(example, name), nothing) for name in ("tokens", "share")}
     return both._replace(weight=both.weight / 2, mask=jax.tree.map(twice, example.mask), **counts)
 

@@ -171,10 +171,12 @@ def _biased_by_place(
     no bound of the likelihood: p is the mean over a block's places.
     """
     place = jnp.arange(tokens.shape[1])
+    size = how.rule.block_length
+    assert size is not None
     p = diffusion.noise_probability(t, how.noise)
 
     def one(key: PRNGKeyArray, can: Array, p: Array, begin: Array) -> Array:
-        bend = how.place_bias * jnp.log(2.0) * (1 - p) * (place - begin) / how.rule.block_length
+        bend = how.place_bias * jnp.log(2.0) * (1 - p) * (place - begin) / size
         score = jnp.where(can, bend + jax.random.gumbel(jax.random.fold_in(key, 1), place.shape), -jnp.inf)
         rank = jnp.zeros_like(place).at[jnp.lexsort((-score, begin))].set(place) - begin  # blocks stay where they are
         count = jnp.zeros(len(place)).at[begin].add(can)[begin]

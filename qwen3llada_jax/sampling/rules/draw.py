@@ -1,0 +1,118 @@
+"""Which token is proposed."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from qwen3llada_jax.sampling.setting import Setting, field
+from qwen3llada_jax.sampling.slots import rule
+
+
+@rule
+class Greedy:
+    """The likeliest token."""
+
+    def draw(self, logits: Float[Array, " V"], key: PRNGKeyArray) -> Array:
+        return jnp.argmax(logits)
+
+
+@rule
+class Sample:
+    """A token from softmax(logits / τ), of the k likeliest, of the nucleus of mass top_p (in this order).
+
+    argmax(logits + τ · Gumbel) is such a draw, and never overflows. Candidates are known by their rank, not by
+    comparing logits: XLA may compute one twice and round it differently, and then none would be left. Of τ = 0 the
+    likeliest is drawn: no noise is added, and the nucleus, NaN behind its first, is that one.
+    """
+
+    temperature: float = field(
+        Setting(
+            "number",
+            "0: the likeliest token; above: a draw from softmax(logits / temperature) (default: 0)",
+            range="0 or more",
+        )
+    )
+    top_k: int | None = dataclasses.field(
+        default=None,
+        metadata={
+            "setting": Setting("whole", "draw from the k likeliest tokens; needs a temperature", least=1),
+            "static": True,
+        },
+    )
+    top_p: float | None = field(
+        Setting(
+            "number",
+            "draw from the fewest tokens that have this probability together; needs a temperature",
+            range="above 0 and at most 1",
+        ),
+        default=None,
+    )
+
+    def draw(self, logits: Float[Array, " V"], key: PRNGKeyArray) -> Array:
+        return drawn(logits, key, self.temperature, self.top_k, self.top_p)
+
+    def probabilities(self, logits: Float[Array, " V"]) -> Float[Array, " V"]:
+        """What `draw` draws from."""
+        kept, ids = _candidates(logits, self.temperature, self.top_k, self.top_p)
+        likeliest = jnp.arange(len(kept)) == jnp.argmax(kept)
+        p = jnp.where(self.temperature > 0, jax.nn.softmax(kept / self.temperature), likeliest)
+        return p if ids is None else jnp.zeros_like(logits).at[ids].set(p)
+
+
+@rule
+class Annealed:
+    """The same at a temperature that falls evenly over a block's passes.
+
+    DiffusionGemma (transformers' `LinearTemperatureScheduleLogitsProcessor`): at pass i = 0, 1, … of N the temperature
+    is b + (a − b)(N − i) / N, from a = 0.8 towards b = 0.4. N are the block's passes of `steps`; without, as many as it
+    has places, for every pass writes one at least.
+
+    Attributes:
+        temperature: of the first pass.
+        anneal_to: what it falls towards.
+    """
+
+    temperature: float = field(Setting("number", range="0 or more"))
+    anneal_to: float = field(
+        Setting(
+            "number",
+            "the temperature falls to this over a block's passes; needs a temperature (published: 0.8 to 0.4)",
+            range="0 or more",
+        )
+    )
+    top_k: int | None = dataclasses.field(default=None, metadata={"setting": Setting("whole", least=1), "static": True})
+    top_p: float | None = field(Setting("number", range="above 0 and at most 1"), default=None)
+
+    def draw(self, logits: Float[Array, " V"], key: PRNGKeyArray, step: Array, steps: Array) -> Array:
+        left = jnp.maximum(steps - step, 0) / steps
+        temperature = self.anneal_to + (self.temperature - self.anneal_to) * left
+        return drawn(logits, key, temperature, self.top_k, self.top_p)
+
+
+def drawn(
+    logits: Float[Array, " V"], key: PRNGKeyArray, temperature: Array | float, top_k: int | None, top_p: Any
+) -> Array:
+    """A token from softmax(logits / temperature), of the k likeliest, of their nucleus."""
+    logits, ids = _candidates(logits, temperature, top_k, top_p)
+    best = jnp.argmax(logits + temperature * jax.random.gumbel(key, logits.shape))
+    return best if ids is None else ids[best]
+
+
+def _candidates(
+    logits: Float[Array, " V"], temperature: Array | float, top_k: int | None, top_p: Any
+) -> tuple[Float[Array, " n"], Int[Array, " n"] | None]:
+    """(logits of what may be drawn, −∞ of what may not; their ids, None: all, in order)."""
+    ids = None
+    if top_k is not None:
+        logits, ids = jax.lax.top_k(logits, top_k)
+    elif top_p is not None:
+        fallen, ids = jax.lax.sort((-logits, jnp.arange(len(logits))), num_keys=1)
+        logits = -fallen
+    if top_p is not None:
+        before = jnp.cumsum(jax.nn.softmax(logits / temperature))
+        before = jnp.concatenate([jnp.zeros(1), before[:-1]])
+        logits = jnp.where(before < top_p, logits, -jnp.inf)
+    return logits, ids
