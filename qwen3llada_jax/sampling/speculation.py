@@ -81,7 +81,7 @@ def speculate(
             jnp.pad(expected, ((0, 0), (0, S)), constant_values=-1),
         )
     in_answer = place - canvas.prompt_length[:, None]
-    proposal = propose(both, model.head, counts, in_answer, keys, None, allowed, eos, parameters, drafts)
+    proposal = propose(both, model.head, counts, in_answer, keys, None, allowed, eos, parameters, drafts=drafts)
     is_broken = (counts & ~jnp.isfinite(proposal.probability)).any(axis=1)
 
     kept = jnp.cumprod(proposal.token[:, : S - 1] == expected, axis=1).sum(axis=1)[:, None]
