@@ -87,9 +87,8 @@ def generate(
     block = (position - (0 if origin == "start" else length)).div(S, rounding_mode="floor")
     if origin == "prompt":
         block = block.clamp(min=-1)  # the prompt is one
-    attention = _attention(block, real, visibility)
-    bias = torch.zeros(attention.shape, dtype=model.dtype, device=prompts.device)
-    bias = bias.masked_fill(~attention, torch.finfo(model.dtype).min)[:, None]
+    bias = _bias(_attention(block, real, visibility), model.dtype)
+    reads_causally = MODEL.get("causal_context", False) and visibility == "block_causal"
     looked_at = torch.where((position > 0) & shift, column - 1, column)
 
     forbidden = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=prompts.device)
@@ -100,6 +99,9 @@ def generate(
 
     now, step, shared = [-1] * B, [0] * B, [0] * B  # of each row: its block, passes over it, tokens shared out
     while bool(masked.any()):
+        if reads_causally:
+            current = block.masked_fill(~masked, torch.iinfo(block.dtype).max).amin(1, keepdim=True)
+            bias = _bias(_causal_attention(block, real, current), model.dtype)
         logits = model(
             input_ids=tokens, attention_mask=bias, position_ids=position.clamp(min=0), use_cache=False
         ).logits
@@ -134,6 +136,21 @@ def _attention(block: torch.Tensor, real: torch.Tensor, visibility: str) -> torc
             sees |= of == -1
     itself = torch.eye(block.shape[1], dtype=torch.bool, device=block.device)
     return (sees & real[:, None, :] & real[:, :, None]) | itself
+
+
+def _causal_attention(block: torch.Tensor, real: torch.Tensor, current: torch.Tensor) -> torch.Tensor:
+    """[B, L, L] the same where tokens before the block `current` [B, 1] see those before them alone."""
+    place = torch.arange(block.shape[1], device=block.device)
+    is_context = block < current
+    sees = torch.where(is_context[:, :, None], place[:, None] >= place, block[:, None, :] <= block[:, :, None])
+    itself = torch.eye(block.shape[1], dtype=torch.bool, device=block.device)
+    return (sees & real[:, None, :] & real[:, :, None]) | itself
+
+
+def _bias(attention: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """[B, 1, L, L] what is added to the logits of attention."""
+    bias = torch.zeros(attention.shape, dtype=dtype, device=attention.device)
+    return bias.masked_fill(~attention, torch.finfo(dtype).min)[:, None]
 
 
 def _surest(probability: torch.Tensor, count: int) -> torch.Tensor:

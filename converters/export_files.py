@@ -63,6 +63,7 @@ def custom_generate(config: ModelConfig) -> str:
         "prompt_sees_answer": config.prompt_sees_answer,
         "shift": config.shift,
         "block_origin": config.block_origin,
+        "causal_context": config.causal_context,
     }
     lines = "".join(f'    "{name}": {json.dumps(v) if isinstance(v, str) else v},\n' for name, v in facts.items())
     template = _GENERATE.read_text(encoding="utf-8")

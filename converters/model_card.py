@@ -110,9 +110,10 @@ def _facts(config: ModelConfig) -> str:
         return ""
     block = "none of its own" if config.block_length is None else str(config.block_length)
     origin = f" {_FROM[config.block_origin]}" if config.visibility == "block_causal" else ""
+    context = " The text before a block is read from left to right." if config.causal_context else ""
     shift = "at the position before it" if config.shift else "at its own position"
     rows = {
-        "who sees whom": f"`{config.visibility}`: {_SEES[config.visibility]}{origin}",
+        "who sees whom": f"`{config.visibility}`: {_SEES[config.visibility]}{origin}{context}",
         "block length": block,
         "a token is predicted": f"{shift} (shift: {'yes' if config.shift else 'no'})",
         "mask token": "" if config.mask_token_id is None else str(config.mask_token_id),

@@ -15,6 +15,8 @@ from qwen3llada_jax.checkpoint.saving import save
 from qwen3llada_jax.cross_entropy import cross_entropy
 from qwen3llada_jax.diffusion import NoiseConfig, Noised, forward_process, pretrain_loss, sft_loss, shift_right
 from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.likelihood.api import nelbo
+from qwen3llada_jax.likelihood.estimate import Estimate
 from qwen3llada_jax.model.config import PRESETS, ModelConfig
 from qwen3llada_jax.model.coordinates import Coordinates
 from qwen3llada_jax.model.masks import Mask
@@ -38,6 +40,7 @@ __all__ = [
     "Canvas",
     "Coordinates",
     "Engine",
+    "Estimate",
     "Generation",
     "InputError",
     "Mask",
@@ -58,6 +61,7 @@ __all__ = [
     "load",
     "load_tokenizer",
     "make_mesh",
+    "nelbo",
     "pretrain_loss",
     "rule",
     "rules",

@@ -22,7 +22,7 @@ from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model.coordinates import Coordinates, Run, block_of, module_of
 from qwen3llada_jax.model.masks import Mask, coordinates_of
 
-_RUNS = 4  # the more, the fewer pairs are computed that nobody sees, and the longer it compiles
+_LONG = 256  # rows of more tokens are cut into 8 runs, others into 4: fewer pairs for nobody, and longer compiles
 
 
 class NoisyClean(NamedTuple):
@@ -118,14 +118,17 @@ def _runs(
     # Where blocks are as long as is said here and begin at its multiples, runs of whole blocks see no further.
     is_even = isinstance(mask.block_length, int) and mask.positions is None and mask.prompt_length is None
     further = 0 if is_even else min(longest, L) - 1
-    size = max(1, -(-L // _RUNS))
+    size = -(-L // (8 if L > _LONG else 4))
     size = -(-size // longest) * longest if is_even else size
     noisy, clean = [], []
     for begin in range(0, L, size):
         end = min(begin + size, L)
         before = end - 1 if shift or not is_even else (end - 1) // longest * longest
-        stretches = [(max(0, begin - further), min(L, end + further)), (L, L + before)]
-        noisy.append(Run(begin, end, tuple((b, e) for b, e in stretches if b < e)))
+        context = ((L, L + before),) if before else ()
+        if is_even and (end - begin) % longest == 0:
+            noisy.append(Run(begin, end, context, longest))
+        else:
+            noisy.append(Run(begin, end, ((max(0, begin - further), min(L, end + further)), *context)))
         until = end if causal_context else L if mask.prompt_length is not None else min(L, end + further)
         clean.append(Run(L + begin, L + end, ((L, L + until),)))
     return (*noisy, *clean)

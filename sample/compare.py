@@ -94,6 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     variants = variants_of(base, flags.rules, budgets_of(flags.steps), default)
     variants = [dataclasses.replace(v, settings=folder.ending(v.settings)) for v in variants]
     for variant in variants:
+        if answers[0] is None:
+            quality.check_likelihood(folder.config, variant.settings)
         inputs.say_if_approximate(variant.settings.for_model(folder.config), folder.config)
     requests = inputs.requests_of(rows, folder, chat=flags.chat, enable_thinking=flags.enable_thinking)
     size = completions.rows_of_a_batch(len(requests), flags.batch_size, folder.ways)

@@ -89,7 +89,15 @@ def say_if_untrained(folder: Folder, settings: SamplerConfig) -> None:
     """Print a line on standard error when an autoregressive model is to write as it was not trained to."""
     complete = settings.for_model(folder.config)
     how = (complete.visibility, complete.block_length)
-    if folder.config.is_autoregressive and how != ("block_causal", 1):
+    if folder.config.is_autoregressive and complete.speculate:
+        print(
+            f"{folder.path}: is autoregressive and was not trained to draft, so few of its drafts are kept, and few "
+            "passes saved; what it writes is its own text. Train it with causal_context and clean_loss first ("
+            + as_typed("python -m train.run --mode pretrain")
+            + ")",
+            file=sys.stderr,
+        )
+    elif folder.config.is_autoregressive and how != ("block_causal", 1):
         print(
             f"{folder.path}: is autoregressive and was not trained for blocks of {complete.block_length} under "
             f"visibility {complete.visibility}, so what it writes is poor; adapt it first ("

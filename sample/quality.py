@@ -28,6 +28,7 @@ from jaxtyping import Array, Float
 import qwen3llada_jax as q
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.io.jsonl import shortened
+from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.sampling.config import SamplerConfig
 from qwen3llada_jax.sampling.forward import coordinates_of
 from qwen3llada_jax.sampling.layout import blocks_of
@@ -131,6 +132,23 @@ def distinct_share(ids: Sequence[int], n: int = 4) -> float:
     return len(set(grams)) / len(grams) if grams else 1.0
 
 
+def check_likelihood(model: ModelConfig, settings: SamplerConfig) -> None:
+    """Refuse settings under which one pass cannot ask a token with the text around it.
+
+    Raises:
+        InputError: text before a block is read from left to right, and each token is predicted at its own position.
+    """
+    if _reads_causally(model, settings.visibility or model.visibility) and not model.shift:
+        raise InputError(
+            "log p a token: this model reads the text before a block from left to right (causal_context), and without "
+            "shift predicts none of it; compare by right answers instead (--data with answers)"
+        )
+
+
+def _reads_causally(model: ModelConfig, visibility: str) -> bool:
+    return model.causal_context and visibility == "block_causal"
+
+
 def log_probability(
     model: q.Qwen3LLaDA, result: q.Generation, settings: SamplerConfig, strides: int = 4
 ) -> Float[np.ndarray, "B L"]:
@@ -139,7 +157,14 @@ def log_probability(
     The pseudo-log-likelihood (arXiv 1910.14659), a stride of it at a time: every `strides`-th token of the answer is
     masked in one pass, so a token sees (strides − 1) / strides of the answer, under the visibility it was written
     under. What the model thinks of its own text, no likelihood: a text that repeats itself does well.
+
+    Of a model with shift that reads the text before a block from left to right, it is the exact likelihood of each
+    token given those before it, of one pass over the whole text.
+
+    Raises:
+        InputError: as `check_likelihood`.
     """
+    check_likelihood(model.config, settings)
     complete = settings.for_model(model.config)
     return np.asarray(_log_probability(model, result._replace(passes=0), complete.structure(model.config), strides))
 
@@ -153,14 +178,22 @@ def _log_probability(model: q.Qwen3LLaDA, result: Any, structure: Structure, str
         block = blocks_of(jnp.arange(L)[None], result.prompt_length, structure.block_length, structure.block_origin)
     mask = coordinates_of(model.config, structure, block, length, L)
     written, place = result.written_at >= 0, jnp.arange(L)[None] - result.prompt_length[:, None]
+    if _reads_causally(model.config, structure.visibility):
+        return jnp.where(written, _asked(model, result.tokens, result.tokens, mask, written, structure), jnp.nan)
 
     def one(stride: Array) -> Array:
         where = written & (place % strides == stride)
-        hidden = model.hidden(jnp.where(where, structure.mask_token_id, result.tokens), mask)
-        if structure.shift:
-            hidden = jnp.concatenate([hidden[:, :1], hidden[:, :-1]], axis=1)
-        _, ce = q.cross_entropy(hidden, model.head, result.tokens, jnp.zeros(where.shape), where)
-        return jnp.where(where, -ce, 0.0)
+        noisy = jnp.where(where, structure.mask_token_id, result.tokens)
+        return _asked(model, noisy, result.tokens, mask, where, structure)
 
     found = jax.lax.map(one, jnp.arange(strides)).sum(axis=0)
     return jnp.where(written, found, jnp.nan)
+
+
+def _asked(model: q.Qwen3LLaDA, inputs: Array, tokens: Array, mask: Any, where: Array, structure: Structure) -> Array:
+    """[B, L] log p of the tokens `where`, 0 elsewhere."""
+    hidden = model.hidden(inputs, mask)
+    if structure.shift:
+        hidden = jnp.concatenate([hidden[:, :1], hidden[:, :-1]], axis=1)
+    _, ce = q.cross_entropy(hidden, model.head, tokens, jnp.zeros(where.shape), where)
+    return jnp.where(where, -ce, 0.0)

@@ -50,11 +50,13 @@ def sample(
     stop_at_eos: bool = True,
     shift: bool = False,
     origin: str = "prompt",
+    causal_context: bool = False,
 ) -> Text:
     """Fill the holes (None) of a text: `block_length` of them at a time, or those among so many positions.
 
     Where blocks are hidden, the text before the first hole is the prompt, and blocks are counted from there; under
-    `origin` "start" from position 0, and then `steps` are those of a block.
+    `origin` "start" from position 0, and then `steps` are those of a block. With `causal_context` what stands before
+    the block is read from left to right.
     """
     L = len(text)
     holes = [i for i in range(L) if text[i] is None]
@@ -80,6 +82,9 @@ def sample(
 
     for block in blocks:
         budget, step = revise, 0
+        if causal_context:
+            begin = next(cut[0] for cut in cuts if block[0] in cut)
+            bias = causal_bias(L, begin, block_length)
         while any(masked[i] for i in block) and not ended:
             logits = logits_of(reference, tokens, bias, shift)
             if cfg_scale > 0:
@@ -186,6 +191,15 @@ def bias_of(
         block = [(i - (prompt_length if origin == "aligned" else 0)) // block_length for i in range(length)]
         allowed = [[block[j] <= block[i] for j in range(length)] for i in range(length)]
     return torch.where(torch.tensor(allowed), 0.0, torch.finfo(torch.float32).min)[None, None]
+
+
+def causal_bias(length: int, begin: int, block_length: int) -> torch.Tensor:
+    """Text before the block at `begin` sees what stands before it and itself; the block sees that text and itself."""
+    allowed = torch.zeros(length, length, dtype=torch.bool)
+    for i in range(length):
+        for j in range(length):
+            allowed[i, j] = j <= i if i < begin else j < begin + block_length
+    return torch.where(allowed, 0.0, torch.finfo(torch.float32).min)[None, None]
 
 
 def logits_of(reference, tokens: Sequence[int], bias: torch.Tensor, shift: bool = False) -> torch.Tensor:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from .config.schema import Config
 from .data import loader
 from .objectives.example import DeviceBatch
-from .step import rows_of_a_pass, summarize, to_devices
+from .step import of_clean_text, rows_of_a_pass, summarize, to_devices
 
 
 class StoppedError(Exception):
@@ -45,7 +45,8 @@ def evaluate(
         sums = jax.device_get(eval_fn(params, batch))
         total = {k: total.get(k, 0.0) + v.astype(np.float64) for k, v in sums.items()}
     loss = total["loss"] / total["weight"]
-    metrics = {f"eval_{k}": float(v) for k, v in summarize(jnp.float32(loss), total).items()}
+    found = summarize(jnp.float32(loss), total) | of_clean_text(total)
+    metrics = {f"eval_{k}": float(v) for k, v in found.items()}
     if config.training.noise.noise_type == "mask":
         with np.errstate(over="ignore"):
             metrics["eval_bound_perplexity"] = float(np.exp(loss))

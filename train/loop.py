@@ -20,6 +20,7 @@ from .monitor import interval, samples
 from .monitor.profiler import Profile
 from .monitor.run_log import RunLog, info
 from .monitor.throughput import Throughput, peak_of_run
+from .objective import reading_of
 from .objectives.example import DeviceBatch
 from .optim import bad_updates
 from .optim.schedule import schedule
@@ -111,7 +112,7 @@ class _Loop:
         self.eval_loss: float | None = None  # of what stands, once it is computed
         self.metrics: Any = None  # of the newest update
         self.unseen: Any = None  # the same, while nobody has waited for it
-        self.throughput = Throughput(ready.base.config, peak_of_run(config))
+        self.throughput = Throughput(ready.base.config, peak_of_run(config), reading=reading_of(config))
 
     def run(self) -> None:
         """All updates that are left, or those until a request to stop, saved."""

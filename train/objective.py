@@ -13,6 +13,7 @@ from qwen3llada_jax.model.masks import Mask
 
 from .config.block_schedule import read_schedule
 from .config.schema import BLOCK_LENGTH, BLOCK_ORIGIN, BLOCK_VISIBILITY, Config
+from .monitor.model_flops import Reading
 from .objectives.blocks import block_diffusion
 from .objectives.example import DeviceBatch, Example, Objective
 from .objectives.masked import masked
@@ -59,6 +60,15 @@ def objective_of(
         assert updates is not None
         objective = functools.partial(_annealed, objective=objective, updates=t.causal_annealing * updates)
     return objective
+
+
+def reading_of(config: Config) -> Reading:
+    """What an update reads of each row, for its cost (config settled)."""
+    t, times = config.training, 2 if config.training.complementary else 1
+    if t.objective == "masked":
+        return Reading(times)
+    blocks = t.block_attention
+    return Reading(times, blocks.block_length or BLOCK_LENGTH, bool(blocks.causal_context))
 
 
 def _scheduled(

@@ -39,8 +39,8 @@ from .checkpoint.base_model import blocks_of, check_length, settled, shift_of
 from .config.parse import ConfigFlags
 from .config.schema import Config
 from .data.batches import lengths_of
-from .monitor.model_flops import training_flops_per_token
-from .objective import objective_of
+from .monitor.model_flops import training_flops_of_row
+from .objective import objective_of, reading_of
 from .objectives.example import DeviceBatch
 from .optim import bad_updates
 from .planning import hlo_analysis, saved_activations
@@ -131,7 +131,7 @@ def plan(config: Config, architecture: ModelConfig, place: Hardware) -> Plan:
             moments=_local_bytes(shapes["opt"]),
             activations=saved_activations.saved_bytes(program.jaxpr, architecture.num_hidden_layers) // ways,
         ),
-        ideal_flops=training_flops_per_token(architecture, lengths[-1]) * t.batch_size * lengths[-1],
+        ideal_flops=training_flops_of_row(architecture, lengths[-1], reading_of(config)) * t.batch_size,
     )
     trip_counts = {"cross_entropy": trips_of_the_head(architecture, rows // ways * lengths[-1], mesh.shape["tensor"])}
     counted = traced(program.jaxpr, trip_counts)

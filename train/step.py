@@ -85,10 +85,9 @@ def loss_and_sums(network: Qwen3LLaDA, part: Example, *, smoothing: float = 0.0)
     hidden = network.hidden(part.inputs, part.mask, part.positions, part.at)
     loss, ce = cross_entropy(hidden, network.head, part.targets, part.weight, part.where, smoothing=smoothing)
     band = jnp.minimum((part.t * BANDS).astype(jnp.int32), BANDS - 1)
-    of_next = {}
-    where = part.where
+    where, of_next = part.where, {"next_ce": jnp.float32(0), "next": jnp.float32(0)}
     if part.is_next is not None:
-        of_next = {"next_ce": jnp.where(part.is_next, ce, 0.0).sum(), "next": (where & part.is_next).sum()}
+        of_next = {"next_ce": jnp.where(part.is_next, ce, 0.0).sum(), "next": jnp.float32((where & part.is_next).sum())}
         where = where & ~part.is_next
         ce = jnp.where(part.is_next, 0.0, ce)
     asked = where.astype(jnp.float32)
@@ -192,6 +191,11 @@ def make_eval_step(graphdef: Any, objective: Objective) -> Any:
     return eval_step
 
 
+def of_clean_text(sums: dict[str, Any]) -> dict[str, float]:
+    """The cross-entropy of next tokens, where clean text was asked for them."""
+    return {"next_ce": float(sums["next_ce"] / sums["next"])} if float(sums["next"]) else {}
+
+
 def summarize(loss: Array, sums: dict[str, Array]) -> dict[str, Array]:
     """Metrics of sums over batches; NaN for a noise band that had no noised token.
 
@@ -204,6 +208,5 @@ def summarize(loss: Array, sums: dict[str, Array]) -> dict[str, Array]:
         "ce": ce,
         "noised_perplexity": jnp.exp(ce),
         "noised_share": sums["noised"] / sums["tokens"],
-        **({"next_ce": sums["next_ce"] / sums["next"]} if "next" in sums else {}),
         **{f"ce_t{i}": bands[i] for i in range(BANDS)},
     }

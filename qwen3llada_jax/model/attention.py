@@ -108,8 +108,7 @@ def _xla(q: Array, k: Array, v: Array, allowed: Array | None) -> Array:
     K = k.shape[2]
     rows = q.reshape(B, L, K, N // K, H).transpose(0, 2, 3, 1, 4)  # B K G L H
     logits = jnp.einsum("bkglh,bskh->bkgls", rows, k, preferred_element_type=jnp.float32) * H**-0.5
-    if allowed is not None:
-        logits = jnp.where(allowed[:, None, None], logits, jnp.finfo(jnp.float32).min)
+    logits = _masked(logits, allowed)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     out = jnp.einsum("bkgls,bskh->blkgh", weights, v)
     return out.reshape(B, L, N, H)
@@ -118,10 +117,37 @@ def _xla(q: Array, k: Array, v: Array, allowed: Array | None) -> Array:
 def _in_runs(q: Array, k: Array, v: Array, tiles: Tiles) -> Array:
     """Each run of queries with the keys that it may see, and no others."""
     found = []
-    for run, allowed in zip(tiles.runs, tiles.allowed, strict=True):
-        keys, values = (coordinates.stretches(x, run.keys) for x in (k, v))
-        found.append(_xla(q[:, run.begin : run.end], keys, values, allowed))
+    for run, allowed, own in zip(tiles.runs, tiles.allowed, tiles.own, strict=True):
+        here = slice(run.begin, run.end)
+        there = [coordinates.stretches(x, run.keys) if run.keys else x[:, :0] for x in (k, v)]
+        if run.own is None:
+            found.append(_xla(q[:, here], *there, allowed))
+        else:
+            found.append(_with_own_parts(q[:, here], k[:, here], v[:, here], run.own, own, *there, allowed))
     return jnp.concatenate(found, axis=1)
+
+
+def _with_own_parts(
+    q: Array, k: Array, v: Array, size: int, own: Array | None, far_k: Array, far_v: Array, allowed: Array | None
+) -> Array:
+    """Each query with the keys of its own part of the run, `size` of them, and with what all of the run may see."""
+    B, L, N, H = q.shape
+    K = k.shape[2]
+    rows, near_k, near_v = (x.reshape(B, L // size, size, K, -1, H) for x in (q, k, v))
+    near = jnp.einsum("bpskgh,bptkh->bkgpst", rows, near_k[:, :, :, :, 0], preferred_element_type=jnp.float32)
+    near = _masked(near * H**-0.5, own)
+    far = jnp.einsum("blkgh,bskh->bkgls", q.reshape(B, L, K, -1, H), far_k, preferred_element_type=jnp.float32)
+    far = _masked(far * H**-0.5, allowed)
+    logits = jnp.concatenate([near.reshape(*near.shape[:3], L, size), far], axis=-1)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    near, far = weights[..., :size].reshape(near.shape), weights[..., size:]
+    out = jnp.einsum("bkgpst,bptkh->bpskgh", near, near_v[:, :, :, :, 0]).reshape(B, L, N, H)
+    return out + jnp.einsum("bkgls,bskh->blkgh", far, far_v).reshape(B, L, N, H)
+
+
+def _masked(logits: Array, allowed: Array | None) -> Array:
+    """Logits [B K G …], the hidden ones as low as can be."""
+    return logits if allowed is None else jnp.where(allowed[:, None, None], logits, jnp.finfo(jnp.float32).min)
 
 
 def _cudnn(q: Array, k: Array, v: Array, allowed: Array | None) -> Array:

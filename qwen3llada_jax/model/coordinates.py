@@ -36,11 +36,18 @@ _ALL_BLOCKS = np.int32(2**31 - 1)  # no block is numbered higher
 
 
 class Run(NamedTuple):
-    """The tokens `begin` … `end` of every row, and all that any of them may see: stretches of keys, [begin, end)."""
+    """Tokens of every row, and all that any of them may see.
+
+    Attributes:
+        begin, end: the tokens, [begin, end).
+        keys: stretches of positions that they may see.
+        own: beside these, a token sees positions of the run itself, those of its own part of so many tokens.
+    """
 
     begin: int
     end: int
     keys: tuple[tuple[int, int], ...]
+    own: int | None = None
 
 
 @partial(
@@ -102,17 +109,19 @@ def dense(tokens: Coordinates, length: int) -> Bool[Array, "R L L"]:
     return jnp.ones((1, length, length), bool) if allowed is None else allowed
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["allowed"], meta_fields=["runs"])
+@partial(jax.tree_util.register_dataclass, data_fields=["allowed", "own"], meta_fields=["runs"])
 @dataclass(frozen=True)
 class Tiles:
     """A dense mask in parts: of each run, who of its tokens may see which of its keys.
 
     Attributes:
-        allowed: [R, tokens of the run, its keys] for each run; None: all.
+        allowed: [R, tokens of the run, its keys] for each run; None: all, or it has no keys.
+        own: [R, parts, own, own] for each run that has an own part; None: all.
     """
 
     runs: tuple[Run, ...]
     allowed: tuple[Bool[Array, "R Q K"] | None, ...]
+    own: tuple[Bool[Array, "R P S S"] | None, ...]
 
 
 def tiles(mask: Coordinates, where: Int[Array, "B W"] | None = None) -> Tiles:
@@ -126,11 +135,18 @@ def tiles(mask: Coordinates, where: Int[Array, "B W"] | None = None) -> Tiles:
     queries = mask if where is None else jax.tree.map(lambda x: rows_at(x, where), mask)
     if where is not None:
         runs = tuple(run for run in runs if run.end <= where.shape[1])
-    parts = []
-    for run in runs:
-        keys = jax.tree.map(lambda x: stretches(x, run.keys), mask)  # noqa: B023 - called at once
-        parts.append(sees(jax.tree.map(lambda x: x[:, run.begin : run.end], queries), keys))  # noqa: B023
-    return Tiles(runs, tuple(parts))
+    allowed: list[Any] = []
+    own: list[Any] = []
+    for begin, end, keys, size in runs:
+        here = jax.tree.map(lambda x: x[:, begin:end], queries)  # noqa: B023 - called at once
+        allowed.append(sees(here, jax.tree.map(lambda x: stretches(x, keys), mask)) if keys else None)  # noqa: B023
+        if size is None:
+            own.append(None)
+            continue
+        there = jax.tree.map(lambda x: x[:, begin:end], mask)  # noqa: B023
+        parts = (jax.tree.map(lambda x: x.reshape(len(x), -1, size), x) for x in (here, there))  # noqa: B023
+        own.append(jax.vmap(sees, in_axes=1, out_axes=1)(*parts))
+    return Tiles(runs, tuple(allowed), tuple(own))
 
 
 def stretches(array: Array, keys: tuple[tuple[int, int], ...]) -> Array:
@@ -220,8 +236,9 @@ def _check_runs(runs: tuple[Run, ...] | None, length: int) -> None:
         return
     begins, ends = [run.begin for run in runs], [run.end for run in runs]
     keys = [stretch for run in runs for stretch in run.keys]
+    parted = all(run.own is None or (run.own > 0 and (run.end - run.begin) % run.own == 0) for run in runs)
     whole = begins == [0, *ends[:-1]] and ends[-1:] == [length] and all(map(lambda b, e: b < e, begins, ends))
-    if not whole or not all(0 <= begin < end <= length for begin, end in keys):
+    if not whole or not parted or not all(0 <= begin < end <= length for begin, end in keys):
         raise InputError(f"coordinates: runs must be stretches of the tokens 0 … {length}, all of them, in order")
 
 

@@ -18,6 +18,7 @@ from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.sampling import layout, loop
 from qwen3llada_jax.sampling import memory as memories
 from qwen3llada_jax.sampling.config import SamplerConfig
+from qwen3llada_jax.sampling.speculation import no_draft
 from qwen3llada_jax.sampling.state import (
     Canvas,
     Generation,
@@ -171,5 +172,7 @@ def _started(model: Qwen3LLaDA, canvas: Canvas, inputs: GenerationInputs, config
         cache = loop.begin[is_late](model, canvas, inputs, config.structure(model.config))
     parameters = config.parameters()
     memory = memories.blank(parameters, B, G * config.block_length, model.config.vocab_size)
-    state: Any = (canvas, zero, zero, zeros, zeros, done, cache, memory, None if parameters.edit is None else zero)
+    full = None if parameters.edit is None else zero
+    draft = no_draft(model, B, parameters, config.structure(model.config))
+    state: Any = (canvas, zero, zero, zeros, zeros, done, cache, memory, full, draft)
     return loop.placed(SamplerState(*state), model)

@@ -12,7 +12,7 @@ from jaxtyping import Int
 from qwen3llada_jax.commands import as_typed
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model.config import VISIBILITIES, ModelConfig
-from qwen3llada_jax.sampling import named_rules, rules, slots
+from qwen3llada_jax.sampling import drafting, named_rules, rules, slots
 from qwen3llada_jax.sampling.parameters import Parameters, Structure
 from qwen3llada_jax.sampling.setting import Setting, field, setting_of
 from qwen3llada_jax.sampling.slots import ConfidenceRule, Rule
@@ -66,6 +66,8 @@ class SamplerConfig:
         cache: keys and values kept between passes: `none`; `prefix`, of prompt and finished blocks; `dual`, of
             what follows the block too. None: `prefix` where it changes no token in float32 (`is_exact`), else `none`.
         parallel_blocks: all blocks in the same passes (needs block_bias, and no shift); the same tokens, in float32.
+        speculate: draft a block by diffusion and verify it from left to right: the autoregressive text in fewer passes
+            (speculation.py); `block_length` is the draft's.
         mask_token_id: None: the model's.
         order, commit, draw, remask, stop, finish, edit: rules (slots.py); None: what the short names say.
     """
@@ -142,6 +144,14 @@ class SamplerConfig:
     parallel_blocks: bool = field(
         Setting("flag", "all blocks in the same passes; exact in float32; needs block_bias (default: off)"), False
     )
+    speculate: bool = field(
+        Setting(
+            "flag",
+            "draft blocks, verify them from left to right: the autoregressive text in fewer passes; needs shift and "
+            "causal_context, or an autoregressive model (default: off)",
+        ),
+        False,
+    )
     mask_token_id: int | None = field(Setting("whole", "(default: the model's)"), None)
     order: Rule | None = None
     commit: Rule | None = None
@@ -163,6 +173,8 @@ class SamplerConfig:
             elif value is not None:
                 object.__setattr__(self, f.name, slots.checked(f.name, value))
         self._check_given_once()
+        if self.speculate:
+            drafting.check_settings(self)
         for name in OF_A_DRAW:
             if getattr(self, name) is not None and self.temperature == 0:
                 does = "is what it falls to" if name == "anneal_to" else "chooses what to draw from"
@@ -185,7 +197,7 @@ class SamplerConfig:
     @property
     def has_budget(self) -> bool:
         """Whether `steps` are shared out; of an adaptive rule they are the most that may be taken."""
-        return slots.has_budget(named_rules.commit_of(self))
+        return not self.speculate and slots.has_budget(named_rules.commit_of(self))
 
     def parameters(self, like: "SamplerConfig | None" = None) -> Parameters:
         """The rules and numbers of a complete config (`for_model`).
@@ -223,6 +235,7 @@ class SamplerConfig:
             mask_token_id=self.mask_token_id,
             shift=model.shift,
             block_origin=origin_of(self, model),
+            speculate=self.speculate,
         )
 
     def for_model(self, config: ModelConfig) -> "SamplerConfig":
@@ -249,7 +262,9 @@ class SamplerConfig:
         block = self.block_length or config.block_length or min(32, self.gen_length)
         visibility = self.visibility or config.visibility
         origin = origin_of(self, config)
-        if self.gen_length % block and origin != "start":
+        if self.speculate:
+            drafting.check_model(config, block, visibility)
+        elif self.gen_length % block and origin != "start":
             raise InputError(
                 f"gen_length {self.gen_length} is not a multiple of block_length {block}; "
                 f"try {-(-self.gen_length // block) * block}"
@@ -338,7 +353,12 @@ SETTINGS: dict[str, Setting] = {f.name: s for f in dataclasses.fields(SamplerCon
 
 
 def origin_of(config: SamplerConfig, model: ModelConfig) -> str:
-    """Where blocks are counted from: as the model was trained, if it is asked to see as it was trained."""
+    """Where blocks are counted from: as the model was trained, if it is asked to see as it was trained.
+
+    Text that is verified token by token has no blocks to fill up.
+    """
+    if config.speculate:
+        return "prompt"
     visibility = config.visibility or model.visibility
     return model.block_origin if visibility == model.visibility == "block_causal" else "prompt"
 

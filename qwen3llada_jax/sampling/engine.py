@@ -24,6 +24,7 @@ from qwen3llada_jax.sampling.limits import check_memory
 from qwen3llada_jax.sampling.parameters import Parameters
 from qwen3llada_jax.sampling.rules import AtEos
 from qwen3llada_jax.sampling.slots import SLOTS
+from qwen3llada_jax.sampling.speculation import no_draft
 from qwen3llada_jax.sampling.state import (
     Canvas,
     Generation,
@@ -105,8 +106,9 @@ class Engine:
             cache = kv.Cache(keys, jnp.zeros_like(keys))  # of its own memory, to be given away
         memory = memories.blank(self._own, slots, self._structure.block_length, self._given.config.vocab_size)
         full = None if self._own.edit is None else zero
+        draft = no_draft(self._given, slots, self._own, self._structure)
         done = np.ones(slots, bool)
-        state: Any = (jax.tree.map(np.copy, self._new), zero, zero, zeros, zeros, done, cache, memory, full)
+        state: Any = (jax.tree.map(np.copy, self._new), zero, zero, zeros, zeros, done, cache, memory, full, draft)
         self._state = loop.placed(SamplerState(*state), self._given)
 
     @property
@@ -270,7 +272,7 @@ class Engine:
         pairs: list[Any] = [
             (f"{slot} ({what})", getattr(self._own, slot), getattr(its, slot)) for slot, what in SLOTS.items()
         ]
-        for name in ("block_length", "visibility", "cache", "parallel_blocks", "mask_token_id"):
+        for name in ("block_length", "visibility", "cache", "parallel_blocks", "speculate", "mask_token_id"):
             pairs.append((name, getattr(self.config, name), getattr(config, name)))
         pairs.append(("eos", *(c.eos if c.eos == "last" else "free or never" for c in (self.config, config))))
         for name in ("cfg_scale", "repetition_penalty", "min_length", "sub_block_length"):

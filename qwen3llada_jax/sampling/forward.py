@@ -7,6 +7,7 @@ With a cache (kv_cache.py) a pass computes the current block only:
 | block_bias                       | prefix | prompt                     | never                     | the same    |
 | the same, with shift             | prefix | and the block before       | when a block is finished  | the same    |
 | block_causal                     | prefix | prompt and finished blocks | when a block is finished  | the same    |
+| of a draft (speculation.py)      | prefix | prompt and kept tokens     | as they are verified      | the same    |
 | full, or the prompt sees answers | prefix | what stands before a block | at the block's beginning  | approximate |
 | full, or the prompt sees answers | dual   | also what follows it       | at the block's beginning  | approximate |
 
@@ -27,7 +28,7 @@ from jaxtyping import Array, Bool, Float, Int
 from qwen3llada_jax import arguments
 from qwen3llada_jax.model import kv_cache as kv
 from qwen3llada_jax.model.config import ModelConfig
-from qwen3llada_jax.model.coordinates import Coordinates, until_of
+from qwen3llada_jax.model.coordinates import Coordinates, block_of, until_of
 from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.sampling.config import SamplerConfig, prefix_cache_is_exact
 from qwen3llada_jax.sampling.parameters import Structure
@@ -155,6 +156,28 @@ def _following(state: SamplerState, where: Int[Array, "B S"]) -> tuple[Int[Array
     return follows, (follows < state.canvas.tokens.shape[1]) & ~state.done[:, None]
 
 
+def hidden_of_draft(
+    model: Qwen3LLaDA,
+    canvas: Canvas,
+    inputs: GenerationInputs,
+    where: Int[Array, "B W"],
+    wanted: Bool[Array, "B W"],
+    begins: Int[Array, " B"],
+    cache: kv.Cache | None,
+    structure: Structure,
+) -> tuple[Float[Array, "B W G D"], kv.Cache | None]:
+    """Hidden states at the positions `where`, of text that is read from left to right and a block that `begins` behind
+    it; of the others (not `wanted`) what is given means nothing."""
+    L = canvas.tokens.shape[1]
+    inputs = inputs._replace(block=block_of(jnp.arange(L)[None], begins, structure.block_length))
+    current = jnp.zeros_like(begins)
+    if cache is not None:
+        return _cached(model, canvas, inputs, where, wanted, cache, structure, current)
+    inside = jnp.repeat(jnp.minimum(where, L - 1), structure.cfg_branches, axis=0)
+    read = _inputs(model, canvas, inputs, structure, current)
+    return _by_branch(model.hidden(*read, where=inside), structure.cfg_branches), None
+
+
 def first_cache(model: Qwen3LLaDA, canvas: Canvas, inputs: GenerationInputs, structure: Structure) -> kv.Cache | None:
     """An empty cache, or one that knows the prompt where it never changes."""
     if structure.cache == "none":
@@ -247,7 +270,8 @@ def _inputs(
     if structure.cfg_branches == 2:
         without = jnp.where(inputs.is_given, structure.mask_token_id, tokens)
         tokens = jnp.stack([tokens, without], axis=1).reshape(2 * B, L)
-        block, current, length = (None if x is None else jnp.repeat(x, 2, axis=0) for x in (block, current, length))
+        block, current = (None if x is None else jnp.repeat(x, 2, axis=0) for x in (block, current))
+        length = jnp.repeat(length, 2, axis=0)
     return tokens, coordinates_of(model.config, structure, block, length, L, current)
 
 
@@ -263,14 +287,14 @@ def coordinates_of(
 
     Args:
         block: each token's (`layout.blocks_of`); None under `full`.
-        current: the block that each row writes, which matters where context is read from left to right; None: all is
-            context.
+        current: the block that each row writes, which matters where context is read from left to right
+            (`causal_context`, or to verify a draft); None: all is context.
     """
     place = jnp.arange(L)[None]
     segment = jnp.where(place < length[:, None], 0, -1)
     if block is None:
         return Coordinates(segment=segment)
-    if model.causal_context and structure.visibility == "block_causal":
+    if (model.causal_context or structure.speculate) and structure.visibility == "block_causal":
         is_context = jnp.ones_like(block, bool) if current is None else block < current[:, None]
         return Coordinates(segment=segment, block=jnp.where(is_context, place, L + block), clean=is_context)
     until = until_of(structure.visibility, block, prompt_sees_answer=model.prompt_sees_answer)

@@ -61,6 +61,8 @@ def for_holes(model: ModelConfig, texts: Sequence[Sequence[int | None]], config:
         InputError: no holes, or settings that do not go with them.
     """
     holes = [np.flatnonzero([token is None for token in row]) for row in texts]
+    if config.speculate:
+        raise InputError("speculate writes from left to right, and holes have text behind them; leave it out")
     if not holes or not min(map(len, holes)):
         raise InputError("nothing to fill: every text needs at least one hole (None)")
     block, visibility = config.block_length or model.block_length, config.visibility or model.visibility

@@ -15,6 +15,7 @@ from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.sampling.config import SamplerConfig
 from qwen3llada_jax.sampling.forward import block_start_differs, first_cache, with_new_rows
 from qwen3llada_jax.sampling.parameters import Parameters, Structure
+from qwen3llada_jax.sampling.speculation import speculate
 from qwen3llada_jax.sampling.state import Canvas, GenerationInputs, SamplerState
 from qwen3llada_jax.sampling.step import unmask
 from qwen3llada_jax.sharding import canonical_spec, constrain
@@ -104,7 +105,10 @@ def passes_of(
         carry = jax.lax.while_loop(lambda c: goes_on(c) & c[0].begins.any(), one(True), carry)
         return jax.lax.while_loop(lambda c: goes_on(c) & ~c[0].begins.any(), one(False), carry)
 
-    body = both if block_start_differs(model, structure) else one(False)
+    def drafted(carry: Carry) -> Carry:
+        return speculate(model, carry[0], inputs, parameters, structure), carry[1] - 1
+
+    body = drafted if structure.speculate else both if block_start_differs(model, structure) else one(False)
     state = jax.lax.while_loop(goes_on, body, (state._replace(cache=cache), passes))[0]
     return jax.tree.map(lambda axes, x: constrain(x, *axes), _axes(state), state, is_leaf=_is_axes)
 
@@ -134,6 +138,8 @@ def served(
     zero = jnp.zeros_like(state.block)
     first = SamplerState(new, zero, zero, zero[:, None], zero[:, None], ~new.is_masked.any(axis=1), None)
     first = first._replace(memory=state.memory, full=state.full)  # of the row before; its first pass forgets them
+    if state.draft is not None:
+        first = first._replace(draft=state.draft._replace(is_there=jnp.zeros_like(state.done)))
     state = jax.tree.map(begun, state, first)
     if cache is not None:
         cache = jax.lax.cond(

@@ -52,6 +52,7 @@ def propose(
     standing: Int[Array, "B S"] | None = None,
     memory: tuple[Memory, Memory] | None = None,
     passes: tuple[Int[Array, " B"], Int[Array, " B"]] | None = None,
+    drafts: Int[Array, "B S"] | None = None,
 ) -> Proposal:
     """A proposal for every position `where`; zeros elsewhere, and nothing that is remembered.
 
@@ -59,7 +60,8 @@ def propose(
     numbers, and with them the tokens, are those of one device.
 
     Args:
-        hidden: G is 1, or 2 under guidance: with the prompt and without.
+        hidden: G is 1, or 2 under guidance: with the prompt and without. With `drafts` behind them those that the
+            drafts were drawn from.
         place: position in the answer.
         keys: [B] one a row.
         present: ids that stand in the row, for the repetition penalty; None: no penalty.
@@ -67,10 +69,11 @@ def propose(
         standing: tokens that stand there; None: no rule asks what is thought of them.
         memory: what rules remember of each position, and of one that nobody has seen; None: no rule remembers.
         passes: the block's passes so far and in all, where the draw looks at them.
+        drafts: tokens that are proposed again where `verified` accepts them; -1: there is none.
     """
     rows, shared = ("batch",), ()
     key_data = jax.random.key_data(keys)
-    given = {"present": present, "standing": standing, "memory": memory, "passes": passes}
+    given = {"present": present, "standing": standing, "memory": memory, "passes": passes, "drafts": drafts}
     given = {name: value for name, value in given.items() if value is not None}
     ids = shared if len(allowed) == 1 else rows
     work = sharding.per_device(
@@ -90,6 +93,8 @@ def propose(
 
 def _local(table, allowed, eos, parameters, hidden, where, place, key_data, given):  # noqa: ANN001, ANN202
     B, S, G, D = hidden.shape
+    present, drafts = given.get("present"), given.get("drafts")
+    branches = G if drafts is None else G // 2
     R = B * S
     vocab, embed = sharding.mesh_axes("vocab"), sharding.mesh_axes("embed")
     table = table.astype(hidden.dtype)
@@ -97,35 +102,43 @@ def _local(table, allowed, eos, parameters, hidden, where, place, key_data, give
         table = jax.lax.all_gather(table, embed, axis=1, tiled=True)
     V = table.shape[0] * (jax.lax.axis_size(vocab) if vocab else 1)
     row = jnp.repeat(jnp.arange(B), S)
-    keys, place, present = jax.random.wrap_key_data(key_data), place.reshape(R), given.get("present")
+    keys, place = jax.random.wrap_key_data(key_data), place.reshape(R)
     flat = {name: _flat(given[name]) for name in ("standing", "memory") if name in given}
     before, nothing = flat.get("memory", (None, None))
 
     def work(carry, x, logits, here, into):  # noqa: ANN001, ANN202
         if vocab:
             logits = jax.lax.all_gather(logits, vocab, axis=2, tiled=True)  # C G V
-        guided, its = logits[:, 0], jax.tree.map(lambda x: x[row[here]] if jnp.ndim(x) else x, parameters)
-        if G == 2:
-            guided = logits[:, 1] + (_column(its.cfg_scale) + 1) * (logits[:, 0] - logits[:, 1])
-        if present is not None:
-            penalty = _column(its.repetition_penalty)
-            penalized = jnp.where(guided > 0, guided / penalty, guided * penalty)
-            guided = jnp.where(present[row[here]], penalized, guided)
-        may, ends = (x if len(x) == 1 else x[row[here]] for x in (allowed, eos))
-        may = jnp.broadcast_to(may, guided.shape)
-        if its.min_length is not None:
-            may = may & ~(ends & (place[here] < its.min_length)[:, None])
-        guided = jnp.where(may, guided, -jnp.inf)
-        at = jax.vmap(jax.random.fold_in)(keys[row[here]], place[here])
-        more = {}
-        if "standing" in flat:
-            more["standing"] = flat["standing"][here]
-        if before is not None:
-            more["before"] = jax.tree.map(lambda x: x[here], before)
-        if "passes" in given:
-            more["passes"] = tuple(x[row[here]] for x in given["passes"])
-        one = jax.vmap(lambda *x: propose_one(*x[:4], **x[4]), (0, 0, 0, slots.row_axes(its), 0))
-        new = one(guided, place[here], at, its, more)
+        its = jax.tree.map(lambda x: x[row[here]] if jnp.ndim(x) else x, parameters)
+
+        def final(logits):  # noqa: ANN001, ANN202
+            guided = logits[:, 0]
+            if branches == 2:
+                guided = logits[:, 1] + (_column(its.cfg_scale) + 1) * (logits[:, 0] - logits[:, 1])
+            if present is not None:
+                penalty = _column(its.repetition_penalty)
+                penalized = jnp.where(guided > 0, guided / penalty, guided * penalty)
+                guided = jnp.where(present[row[here]], penalized, guided)
+            may, ends = (x if len(x) == 1 else x[row[here]] for x in (allowed, eos))
+            may = jnp.broadcast_to(may, guided.shape)
+            if its.min_length is not None:
+                may = may & ~(ends & (place[here] < its.min_length)[:, None])
+            return jnp.where(may, guided, -jnp.inf)
+
+        at, axes = jax.vmap(jax.random.fold_in)(keys[row[here]], place[here]), slots.row_axes(its)
+        if drafts is not None:
+            of, draft = (final(logits[:, :branches]), final(logits[:, branches:])), drafts.reshape(R)[here]
+            new = jax.vmap(verify_one, (0, 0, 0, 0, 0, axes))(*of, draft, place[here], at, its)
+        else:
+            more = {}
+            if "standing" in flat:
+                more["standing"] = flat["standing"][here]
+            if before is not None:
+                more["before"] = jax.tree.map(lambda x: x[here], before)
+            if "passes" in given:
+                more["passes"] = tuple(x[row[here]] for x in given["passes"])
+            one = jax.vmap(lambda *x: propose_one(*x[:4], **x[4]), (0, 0, 0, axes, 0))
+            new = one(final(logits), place[here], at, its, more)
         return jax.tree.map(lambda old, new: old.at[into].set(new, mode="drop"), carry, new)
 
     now = jnp.zeros(R) if "standing" in flat else None
@@ -173,6 +186,33 @@ def propose_one(
     now = None if standing is None else jnp.exp(log_p[standing])
     memory = None if before is None else remembered(parameters, log_p, token, before)
     return Proposal(token, jnp.exp(log_p[token]), confidence, entropy, now, memory)
+
+
+def verify_one(
+    logits: Float[Array, " V"],
+    draft_logits: Float[Array, " V"],
+    draft: Int[Array, ""],
+    place: Int[Array, ""],
+    key: PRNGKeyArray,
+    parameters: Parameters,
+) -> Proposal:
+    """The proposal of one position: its draft, if that is accepted; where there is none (-1), as `propose_one`."""
+    found, of = propose_one(logits, place, key, parameters), parameters.draw.probabilities
+    token = jnp.where(draft < 0, found.token, verified(of(logits), of(draft_logits), draft, key))
+    return found._replace(token=token, probability=jnp.exp(jax.nn.log_softmax(logits)[token]))
+
+
+def verified(p: Float[Array, " V"], q: Float[Array, " V"], draft: Int[Array, ""], key: PRNGKeyArray) -> Int[Array, ""]:
+    """A token distributed as p, made of a draft that is distributed as q (arXiv 2302.01318, algorithm 2 and theorem 1).
+
+    The draft is accepted with probability min(1, p / q); else one is drawn from the positive part of p − q.
+    """
+    to_accept, to_draw = jax.random.split(key)
+    is_accepted = jax.random.uniform(to_accept) * q[draft] < p[draft]
+    rest = jnp.maximum(p - q, 0.0)
+    rest = jnp.where(rest.sum() > 0, rest, p)  # where they are equal but for rounding
+    other = jnp.argmax(jnp.log(rest) + jax.random.gumbel(to_draw, rest.shape))
+    return jnp.where(is_accepted, draft, other).astype(jnp.int32)
 
 
 def allowed_ids(

@@ -102,6 +102,20 @@ class GenerationInputs(NamedTuple):
     ends: Int[Array, "#B m"]
 
 
+class Draft(NamedTuple):
+    """What was drafted in the pass before, behind the last token that is known (speculation.py).
+
+    Attributes:
+        tokens: [B, S - 1] ids, S being the block length.
+        is_there: [B] the row has a draft.
+        hidden: [B, S - 1, G, D] hidden states that the tokens were drawn from; None: the likeliest were taken.
+    """
+
+    tokens: Int[Array, "B S-1"]
+    is_there: Bool[Array, " B"]
+    hidden: Float[Array, "B S-1 G D"] | None
+
+
 class SamplerState(NamedTuple):
     """Where every row stands.
 
@@ -114,6 +128,7 @@ class SamplerState(NamedTuple):
         cache: keys and values, or None.
         memory: what rules remember of the current block's places (memory.py).
         full: [B] passes of the current block since all of it was written; None: no rule replaces what is.
+        draft: of self-speculation alone.
     """
 
     canvas: Canvas
@@ -125,6 +140,7 @@ class SamplerState(NamedTuple):
     cache: Cache | None
     memory: Any = None
     full: Int[Array, " B"] | None = None
+    draft: Draft | None = None
 
     @property
     def begins(self) -> Bool[Array, " B"]:

@@ -83,7 +83,7 @@ def unmask(
 
     masked = blocks(is_masked)
     to_write = jnp.where(state.begins[:, None], blocks(waits).sum(axis=2), state.to_write)
-    goes_last = blocks(_is_in(eos, proposal.token)) if structure.is_eos_last else jnp.zeros_like(masked)
+    goes_last = blocks(is_in(eos, proposal.token)) if structure.is_eos_last else jnp.zeros_like(masked)
     order = best_first(blocks(proposal.confidence), masked, goes_last, tie_of(parameters.order))
     count, order = to_unmask(
         jax.tree.map(blocks, proposal),
@@ -177,10 +177,10 @@ def stopped(canvas: Canvas, eos: Bool[Array, "#B V"], rule: Rule, block_origin: 
         places = jnp.where(places < canvas.length[:, None], places, L)
         tokens = canvas.tokens.at[rows, places].get(mode="fill", fill_value=-1)
         masked = canvas.is_masked.at[rows, places].get(mode="fill", fill_value=False)
-        is_end = _is_in(eos, jnp.maximum(tokens, 0)) & ~masked & (tokens >= 0)
+        is_end = is_in(eos, jnp.maximum(tokens, 0)) & ~masked & (tokens >= 0)
     else:
         tokens, masked = canvas.tokens[rows, places], canvas.is_masked[rows, places]
-        is_end = _is_in(eos, tokens) & ~masked
+        is_end = is_in(eos, tokens) & ~masked
     of_row = jax.vmap(lambda rule, *seen: slots.decided(rule, "stop", *seen), (slots.row_axes(rule), 0, 0))
     end = of_row(rule, is_end, masked)[:, None]
     end = jnp.where((end >= 0) & (end < T), end, T).astype(jnp.int32)
@@ -242,7 +242,7 @@ def replaced(rule: Rule, proposal: Proposal) -> Bool[Array, "B S"]:
     return jax.vmap(one, (slots.row_axes(rule), 0, 0))(rule, proposal.probability, proposal.now)
 
 
-def _is_in(ids: Bool[Array, "#B V"], tokens: Int[Array, "B S"]) -> Bool[Array, "B S"]:
+def is_in(ids: Bool[Array, "#B V"], tokens: Int[Array, "B S"]) -> Bool[Array, "B S"]:
     """Whether each token is one of its row's ids."""
     return ids[0][tokens] if len(ids) == 1 else jnp.take_along_axis(ids, tokens, axis=1)
 

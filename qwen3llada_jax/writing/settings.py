@@ -14,7 +14,7 @@ def settings_for(model: Qwen3LLaDA | ModelConfig, **given: Any) -> SamplerConfig
     """Settings as given, the others the model's own (`ModelConfig.sampling`), the rest the sampler's.
 
     A rule that is given, by whichever of its names, leaves nothing of the model's in its place; only what is drawn from
-    (`top_k`, `top_p`) stays under another temperature above 0.
+    (`top_k`, `top_p`) stays under another temperature above 0. Under `speculate` none says who is written, or how many.
 
     Args:
         given: fields of `SamplerConfig`.
@@ -41,6 +41,8 @@ def in_force(config: ModelConfig, given: Mapping[str, Any]) -> dict[str, Any]:
             raise InputError(f"the model's own settings (generation_config.json): {error}") from error
     rules = {name for name in given if name in slots.SLOTS and given[name] is not None}
     taken = rules | {SETTINGS[name].slot for name in given if name in SETTINGS} - {None, "draw"}
+    if given.get("speculate"):
+        taken |= {"order", "commit", "remask"}
     is_greedy = given.get("temperature") == 0
     return {
         name: value

@@ -377,12 +377,18 @@ def soaked(*values):
         soaked(BLOCKS | {"block_origin": "prompt"}, {"gen_length": 18, "steps": 6}),
         (BLOCKS | {"block_origin": "aligned"}, {"gen_length": 18, "steps": None}),
         soaked({"visibility": "block_bias", "block_length": 5}, {"gen_length": 15, "steps": 6}),
+        (BLOCKS | {"shift": True, "causal_context": True}, {"gen_length": 18, "steps": 9}),
+        soaked(BLOCKS | {"block_origin": "prompt", "causal_context": True}, {"gen_length": 18, "steps": 6}),
     ],
 )
 def test_transformers_generate_finds_the_same_tokens(tmp_path, facts, settings):
     sizes = dict(SIZES, vocab_size=611, initializer_range=0.4)
     save_torch(torch_model(4, **sizes, eos_token_id=[7, 50, 90, 300]), tmp_path / "hf")
+    facts = dict(facts)
+    is_causal = {"causal_context": True} if facts.pop("causal_context", False) else {}
     from_hf.convert(str(tmp_path / "hf"), tmp_path / "ours", dtype=None, mask_token_id="605", said=facts)
+    config = read_config_json(tmp_path / "ours") | is_causal
+    (tmp_path / "ours" / "config.json").write_text(json.dumps(config))
     export(tmp_path / "ours", tmp_path / "out")
     prompts = [[i % 600 for i in row] for row in PROMPTS]
     result = q.generate(q.load(tmp_path / "ours"), prompts, q.SamplerConfig(**settings))
@@ -399,6 +405,7 @@ def test_transformers_generate_finds_the_same_tokens(tmp_path, facts, settings):
     assert found[:, :longest].tolist() == ids.tolist()
     assert found[:, longest:].tolist() == expected
     assert len({token for row in expected for token in row}) > 12
+    assert ("read from left to right" in (tmp_path / "out" / "README.md").read_text()) == bool(is_causal)
     alone = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True, attn_implementation="eager")
     row = alone.generate(torch.tensor([prompts[2]]), **theirs)  # the folder's own sampler, without naming it
     assert row[0, len(prompts[2]) :].tolist() == expected[2]

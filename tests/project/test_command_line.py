@@ -23,8 +23,8 @@ from qwen3llada_jax.cli import flag
 from sample import compare, generate
 
 PROGRAMS = (
-    "converters.analyze", "converters.from_hf", "converters.to_hf", "sample.chat", "sample.compare", "sample.generate",
-    "train.plan", "train.report", "train.run",
+    "converters.analyze", "converters.from_hf", "converters.to_hf", "sample.chat", "sample.compare", "sample.evaluate",
+    "sample.generate", "train.plan", "train.report", "train.run",
 )  # fmt: skip
 
 

@@ -78,6 +78,15 @@ COMMANDS: dict[str, dict[str, Run | Left]] = {
     "docs/hosts.md": {
         "srun python -m train.run --config FILE --mesh.data 2 --mesh.fsdp 8": Left("SLURM"),
     },
+    "docs/likelihood.md": {
+        "python -m sample.evaluate --model runs/base --data held_out.txt --out out/likelihood": Run(
+            "--samples 2 --window 64"
+        ),
+        "python -m sample.evaluate --model examples/tiny-qwen3 --data held_out.txt --block-length 4": Run(
+            "--samples 2 --window 64"
+        ),
+        "python -m sample.evaluate --model runs/sft --data held_out.jsonl --chat": Run("--samples 2"),
+    },
     "docs/planning.md": {
         "pip install '.[plan]'": Left("takes an index; the test extra holds the same"),
         "python -m train.plan --config configs/plan.yaml --model qwen3-0.6b --topology v5e:4x4 "
@@ -101,6 +110,7 @@ BEFORE_PYTHON = {
     # README's block has saved a model under the same name.
     "docs/importing.md": "import shutil; shutil.rmtree('models/mine', ignore_errors=True)\n"
     "tokens, path = [[1, 2, 3]], 'runs/sft'",
+    "docs/likelihood.md": "",
     "docs/models.md": "",
     "docs/masks.md": "import qwen3llada_jax as q; model = q.load('runs/sft'); tokens, pad = [[1, 2, 3, 4, 5, 6]], 6",
     "docs/sampling.md": "prompts = [[1, 2, 3], [4, 5]]",
@@ -222,6 +232,8 @@ def home(tmp_path_factory) -> Path:
     (folder / "asks.jsonl").write_text('{"prompt": "Who are you?", "id": 1}\n{"prompt": "What is a haiku?", "id": 2}\n')
     held_out = (folder / "examples" / "data" / "dialogue" / "valid.jsonl").read_text().splitlines()[:3]
     (folder / "held_out.jsonl").write_text("\n".join(held_out) + "\n")
+    text = (folder / "examples" / "data" / "shakespeare" / "valid.txt").read_text()
+    (folder / "held_out.txt").write_text(text[:500])
     return folder
 
 

@@ -92,16 +92,33 @@ def assert_same(answers, expected, margins):
         assert not apart.size or margin[apart[0]] < 1e-4, (int(apart[0]), float(margin[apart[0]]))
 
 
-@pytest.mark.soak
-def test_greedy_texts_are_those_of_transformers_generate(tokenizer, reference, model):
+@pytest.fixture(scope="module")
+def greedy(tokenizer, reference):
+    """(prompts, 64 tokens behind each as transformers writes them greedily, how sure of each)."""
     prompts = [tokenizer(text).input_ids for text in PROMPTS]
     assert len({len(prompt) for prompt in prompts}) > 3
-    expected, margins = generated(reference, tokenizer, prompts, 64)
+    return prompts, *generated(reference, tokenizer, prompts, 64)
+
+
+@pytest.mark.soak
+def test_greedy_texts_are_those_of_transformers_generate(tokenizer, greedy, model):
+    prompts, expected, margins = greedy
     settings = q.settings_for(model, gen_length=64, mask_token_id=MASK)
     result = q.generate(model, prompts, settings)
     answers = [row[len(p) : len(p) + 64] for row, p in zip(result.tokens, prompts, strict=True)]
     assert_same(answers, expected, margins)
     assert tokenizer.decode(answers[0]).startswith(" Paris")
+
+
+@pytest.mark.soak
+def test_what_it_drafts_and_verifies_is_the_same_text(greedy, model):
+    """It never learned to draft, so most passes write one token; none writes another than it would by itself."""
+    prompts, expected, margins = greedy
+    settings = q.settings_for(model, gen_length=64, block_length=4, speculate=True, mask_token_id=MASK)
+    result = q.generate(model, prompts, settings)
+    answers = [row[len(p) : len(p) + 64] for row, p in zip(result.tokens, prompts, strict=True)]
+    assert_same(answers, expected, margins)
+    assert (result.nfe < 64).any()  # some drafts were kept all the same
 
 
 def test_a_chat_through_its_template(tokenizer, reference, model):

@@ -15,10 +15,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from ..step import BANDS, summarize
+from ..step import BANDS, of_clean_text, summarize
 
 # Of one update, summed; `grad_norm_max` is the largest instead, and `param_norm` the last.
-_SUMS = ("loss", "weight", "ce", "noised", "tokens", "grad_norm", "update_norm", "updates")
+_SUMS = ("loss", "weight", "ce", "noised", "tokens", "next_ce", "next", "grad_norm", "update_norm", "updates")
 _BY_BAND = ("band_ce", "band_noised")
 
 # What `add` takes of an update's metrics.
@@ -41,7 +41,7 @@ def add(total: Total, metrics: Mapping[str, Any]) -> Total:
     """The total with one update more, whose `metrics` the training step gave."""
     sums, taken = metrics["sums"], metrics["taken"]
     now = {
-        **{name: sums[name] for name in ("weight", "ce", "noised", "tokens", *_BY_BAND)},
+        **{name: sums[name] for name in ("weight", "ce", "noised", "tokens", "next_ce", "next", *_BY_BAND)},
         "loss": metrics["loss"] * sums["weight"],
         "grad_norm": metrics["grad_norm"],
         "update_norm": metrics["update_norm"],
@@ -60,6 +60,7 @@ def read(total: Total) -> dict[str, float]:
     updates = float(t["updates"])
     with np.errstate(divide="ignore", invalid="ignore"):
         values = {k: float(v) for k, v in summarize(t["loss"] / t["weight"], t).items()}
+        values |= of_clean_text(t)
         values |= {name: float(t[name] / updates) if updates else math.nan for name in ("grad_norm", "update_norm")}
     largest = float(t["grad_norm_max"])
     return values | {"grad_norm_max": largest if largest or updates else math.nan, "param_norm": float(t["param_norm"])}

@@ -4,8 +4,11 @@
 
 (PaLM, arXiv 2204.02311, appendix B): forward 2 and backward 4 for every weight of a matmul, the head included and
 the embedding lookup not; and QKᵀ and its product with V over all L keys, for attention here sees both ways.
-What remat computes twice does not count, nor is anything taken off for positions a mask hides or the loss leaves out.
+What remat computes twice does not count, nor is anything taken off for positions a mask hides or the loss leaves out;
+but for rows of block diffusion, [noisy ; clean], most of whose pairs are hidden by design (`training_flops_of_row`).
 """
+
+from typing import NamedTuple
 
 import jax
 
@@ -47,6 +50,42 @@ def training_flops_per_token(config: ModelConfig, length: int) -> int:
     """FLOPs of one token's share of forward and backward pass, in rows of `length` tokens."""
     attention = config.num_hidden_layers * length * config.num_attention_heads * config.head_dim
     return 6 * matmul_parameters(config) + 12 * attention
+
+
+class Reading(NamedTuple):
+    """How often, and as what, an update reads its rows.
+
+    Attributes:
+        times: 2 where every row is read twice.
+        block_length: of [noisy ; clean] rows; None: rows are read as they are.
+        asks_clean: whether the clean half is asked for its next tokens.
+    """
+
+    times: int = 1
+    block_length: int | None = None
+    asks_clean: bool = False
+
+
+def training_flops_of_row(config: ModelConfig, length: int, reading: Reading) -> int:
+    """FLOPs that a row of `length` tokens needs, forward and backward.
+
+    Of [noisy ; clean] 2 L tokens go through the layers; the clean half's last layer gives keys and values alone, and
+    the head sees the noisy half, unless the clean half is asked, too. Pairs of attention count as they are seen, in
+    whole blocks.
+    """
+    if reading.block_length is None:
+        return reading.times * length * training_flops_per_token(config, length)
+    head, S, layers = config.vocab_size * config.hidden_size, reading.block_length, config.num_hidden_layers
+    layer = (matmul_parameters(config) - head) // layers
+    starts = range(0, length, S)
+    noisy = clean = sum(S * (start + S) for start in starts)
+    weights, pairs = 2 * layers * layer * length + head * length, layers * (noisy + clean)
+    if reading.asks_clean:
+        weights += head * length
+    else:
+        weights -= (layer - 2 * config.hidden_size * config.num_key_value_heads * config.head_dim) * length
+        pairs -= clean
+    return reading.times * (6 * weights + 12 * pairs * config.num_attention_heads * config.head_dim)
 
 
 def peak_flops(device: jax.Device) -> float | None:

@@ -11,7 +11,7 @@ from qwen3llada_jax.model.config import ModelConfig
 
 from ..config.schema import Config
 from ..data.loader import Batch
-from .model_flops import peak_flops, training_flops_per_token
+from .model_flops import Reading, peak_flops, training_flops_of_row
 
 # What is measured, here and by the watch: the only metrics that differ between two equal runs.
 MEASURED = ("tokens_per_second", "real_tokens_per_second", "seconds_per_update", "data_wait", "mfu", "elapsed", "time")
@@ -31,8 +31,14 @@ class Throughput:
         peak: FLOP/s of all devices together; None: no utilization is given.
     """
 
-    def __init__(self, model: ModelConfig, peak: float | None, clock: Callable[[], float] = time.perf_counter):
-        self._model, self._peak, self._clock = model, peak, clock
+    def __init__(
+        self,
+        model: ModelConfig,
+        peak: float | None,
+        clock: Callable[[], float] = time.perf_counter,
+        reading: Reading = Reading(),
+    ):
+        self._model, self._peak, self._clock, self._reading = model, peak, clock, reading
         self._reset()
 
     def _reset(self) -> None:
@@ -45,7 +51,8 @@ class Throughput:
         self._tokens += batch.tokens.size
         self._real += int(batch.real_length.sum())
         if self._peak is not None:
-            self._flops += batch.tokens.size * training_flops_per_token(self._model, batch.tokens.shape[1])
+            rows, length = batch.tokens.shape
+            self._flops += rows * training_flops_of_row(self._model, length, self._reading)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:

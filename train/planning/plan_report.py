@@ -161,7 +161,7 @@ def _flops(plan: Plan) -> list[str]:
     assert traced is not None
     assert plan.compiled_flops is not None
     rows = [
-        ("model: 6·N·tokens + 12·layers·N·H·L²·rows", least),
+        ("model: 6·N·tokens + 12·layers·N·H·pairs", least),
         ("in the step; head on half of the tokens", traced.total - traced.recomputed),
         ("recomputed (remat)", traced.recomputed),
         ("in the compiled program", plan.compiled_flops),

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from qwen3llada_jax.sampling.setting import Setting, field
 from qwen3llada_jax.sampling.slots import rule
@@ -54,6 +54,13 @@ class Sample:
     def draw(self, logits: Float[Array, " V"], key: PRNGKeyArray) -> Array:
         return drawn(logits, key, self.temperature, self.top_k, self.top_p)
 
+    def probabilities(self, logits: Float[Array, " V"]) -> Float[Array, " V"]:
+        """What `draw` draws from."""
+        kept, ids = _candidates(logits, self.temperature, self.top_k, self.top_p)
+        likeliest = jnp.arange(len(kept)) == jnp.argmax(kept)
+        p = jnp.where(self.temperature > 0, jax.nn.softmax(kept / self.temperature), likeliest)
+        return p if ids is None else jnp.zeros_like(logits).at[ids].set(p)
+
 
 @rule
 class Annealed:
@@ -89,6 +96,15 @@ def drawn(
     logits: Float[Array, " V"], key: PRNGKeyArray, temperature: Array | float, top_k: int | None, top_p: Any
 ) -> Array:
     """A token from softmax(logits / temperature), of the k likeliest, of their nucleus."""
+    logits, ids = _candidates(logits, temperature, top_k, top_p)
+    best = jnp.argmax(logits + temperature * jax.random.gumbel(key, logits.shape))
+    return best if ids is None else ids[best]
+
+
+def _candidates(
+    logits: Float[Array, " V"], temperature: Array | float, top_k: int | None, top_p: Any
+) -> tuple[Float[Array, " n"], Int[Array, " n"] | None]:
+    """(logits of what may be drawn, −∞ of what may not; their ids, None: all, in order)."""
     ids = None
     if top_k is not None:
         logits, ids = jax.lax.top_k(logits, top_k)
@@ -99,5 +115,4 @@ def drawn(
         before = jnp.cumsum(jax.nn.softmax(logits / temperature))
         before = jnp.concatenate([jnp.zeros(1), before[:-1]])
         logits = jnp.where(before < top_p, logits, -jnp.inf)
-    best = jnp.argmax(logits + temperature * jax.random.gumbel(key, logits.shape))
-    return best if ids is None else ids[best]
+    return logits, ids

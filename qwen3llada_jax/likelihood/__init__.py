@@ -1,0 +1,1 @@
+"""How likely a model finds a text: bounds of its log-likelihood, with their standard errors."""
