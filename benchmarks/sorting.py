@@ -168,6 +168,8 @@ def main() -> None:
     folder = flags.folder.absolute()
     shutil.rmtree(folder, ignore_errors=True)
     prompts = make_problems(folder, task, flags.held_out)
+    asked = [json.dumps({"prompt": prompt, "answer": sort_lists(prompt)}) for prompt in prompts]
+    (folder / "held_out.jsonl").write_text("\n".join(asked) + "\n")  # for sample.compare
     seconds = train(folder, task, flags.start and flags.start.absolute())
     given = answers(folder, prompts, task)
     exact = sum(answer == sort_lists(prompt) for prompt, answer in zip(prompts, given, strict=True))

@@ -12,7 +12,7 @@ from jaxtyping import Int
 from qwen3llada_jax.commands import as_typed
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model.config import VISIBILITIES, ModelConfig
-from qwen3llada_jax.sampling import drafting, rules, slots
+from qwen3llada_jax.sampling import drafting, named_rules, rules, slots
 from qwen3llada_jax.sampling.parameters import Parameters, Structure
 from qwen3llada_jax.sampling.setting import Setting, field, setting_of
 from qwen3llada_jax.sampling.slots import ConfidenceRule, Rule
@@ -197,13 +197,7 @@ class SamplerConfig:
     @property
     def has_budget(self) -> bool:
         """Whether `steps` are shared out; of an adaptive rule they are the most that may be taken."""
-        return not self.speculate and slots.has_budget(self._commit())
-
-    def _commit(self) -> Rule:
-        if self.commit is not None:
-            return self.commit
-        name = next((name for name in rules.COMMIT_RULES if self._is_given(name)), None)
-        return rules.COMMIT_RULES[name](getattr(self, name)) if name else rules.EvenShare()
+        return not self.speculate and slots.has_budget(named_rules.commit_of(self))
 
     def parameters(self, like: "SamplerConfig | None" = None) -> Parameters:
         """The rules and numbers of a complete config (`for_model`).
@@ -212,46 +206,18 @@ class SamplerConfig:
             like: what is in force there is in force here, without effect if it is off: so that one program serves both.
         """
         likes = (self,) if like is None else (self, like)
-        named = self.remasking
-        order = rules.CONFIDENCE_RULES[named]() if isinstance(named, str) else slots.OwnOrder(named)
-        stops = any(c.stop_at_eos and (c.eos_token_ids or like) for c in likes)
-        chosen = (
-            self.order or order,
-            self._commit(),
-            self.draw or self._draw(likes),
-            self.remask or self._remask(likes),
-            self.stop or (rules.AtEos() if stops else None),
-        )
-        finish, edit = self.finish, self.edit
-        if finish is None and any(c.finish_below for c in likes):
-            finish = rules.StableAndConfident(self.finish_below or 0.0)
-        if edit is None and any(c.edit_above for c in likes):
-            edit = rules.Surer(self.edit_above) if self.edit_above else rules.Surer(2.0, 0)
-        numbers: list[Any] = [
-            np.float32(self.cfg_scale) if self.cfg_scale else None,
-            np.float32(self.repetition_penalty) if any(c.repetition_penalty != 1 for c in likes) else None,
-            np.int32(self.min_length) if any(c.min_length for c in likes) else None,
-            np.int32(self.sub_block_length) if self.sub_block_length else None,
-        ]
-        typed = [None if rule is None else slots.numbers_of(rule) for rule in (*chosen, finish, edit)]
-        return Parameters(*typed[:5], *numbers, *typed[5:])
-
-    def _draw(self, likes: "Sequence[SamplerConfig]") -> Rule:
-        if not any(c.temperature for c in likes):
-            return rules.Greedy()
-        of = self if self.temperature else likes[-1]
-        if not any(c.anneal_to is not None for c in likes):
-            return rules.Sample(self.temperature, of.top_k, of.top_p)
-        to = self.temperature if self.anneal_to is None else self.anneal_to
-        return rules.Annealed(self.temperature, to, of.top_k, of.top_p)
-
-    def _remask(self, likes: "Sequence[SamplerConfig]") -> Rule | None:
-        if any(c.narrow_out for c in likes):
-            return rules.NarrowOut(self.narrow_out or 0.0, self.revise or rules.NO_LIMIT)
-        if not any(c.revise for c in likes):
-            return None
-        kind = next((c.revise_by for c in likes if c.revise), self.revise_by)
-        return rules.REMASK_RULES[kind](self.revise)
+        chosen = named_rules.of(self, likes, is_an_engine=like is not None)
+        numbers = {
+            "cfg_scale": np.float32(self.cfg_scale) if self.cfg_scale else None,
+            "repetition_penalty": (
+                np.float32(self.repetition_penalty) if any(c.repetition_penalty != 1 for c in likes) else None
+            ),
+            "min_length": np.int32(self.min_length) if any(c.min_length for c in likes) else None,
+            "sub_block_length": np.int32(self.sub_block_length) if self.sub_block_length else None,
+        }
+        typed = {slot: None if rule is None else slots.numbers_of(rule) for slot, rule in chosen.items()}
+        values: Any = typed | numbers
+        return Parameters(**values)
 
     def structure(self, model: ModelConfig) -> Structure:
         """What of a complete config a program is compiled for, its rules apart."""

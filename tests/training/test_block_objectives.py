@@ -79,9 +79,9 @@ def by_torch(
     [
         ("qwen3", "pretrain", False, False, False, True),
         ("qwen3", "sft", True, True, False, False),
-        ("qwen2", "sft", False, False, True, False),
+        pytest.param("qwen2", "sft", False, False, True, False, marks=pytest.mark.soak),
         ("llama", "pretrain", True, True, False, True),
-        ("llama", "sft", True, False, False, False),
+        pytest.param("llama", "sft", True, False, False, False, marks=pytest.mark.soak),
     ],
 )
 def test_loss_and_gradients_are_pytorchs(kind, mode, shift, causal, from_0, divided, tmp_path):

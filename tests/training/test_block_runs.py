@@ -78,7 +78,7 @@ def test_the_model_carries_what_it_was_trained_with(start, whole, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shift", [False, True])
+@pytest.mark.parametrize("shift", [pytest.param(False, marks=pytest.mark.soak), True])
 def test_answers_padded_with_ends_are_learned_in_blocks(start, tmp_path, shift):
     """SFT: prompts of any length are one clean block, answers are padded with EOS to the longest."""
     rows = [{"prompt": "a" * n, "response": "b" * m} for n, m in ((1, 9), (20, 3), (5, 14), (2, 1)) * 3]

@@ -112,7 +112,7 @@ def test_the_steps_know_no_mode():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pieces", [1, 2])
+@pytest.mark.parametrize("pieces", [pytest.param(1, marks=pytest.mark.soak), 2])
 def test_a_schedule_of_block_lengths_is_one_program(pieces):
     """And each of its updates has the loss under that length's mask, written out."""
     lengths = (1, 2, 4, 8, 16)
@@ -175,7 +175,7 @@ def by_hand(params) -> tuple[float, np.ndarray]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pieces", [1, 2])
+@pytest.mark.parametrize("pieces", [pytest.param(1, marks=pytest.mark.soak), 2])
 def test_an_objective_of_ones_own_goes_through_the_same_step(pieces):
     """Twice as long as the rows, levels of tokens, weights of positions, under any accumulation."""
     _, (metrics,), (params,) = trained(block_diffusion, updates=1, pieces=pieces)
