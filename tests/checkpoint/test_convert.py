@@ -376,6 +376,7 @@ def test_damaged_parameters_and_foreign_config(hf, tmp_path):
 # ---- the programs as typed -----------------------------------------------------------------------------------
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_programs_as_typed(hf, tmp_path):
     dst = tmp_path / "ours"

@@ -218,6 +218,7 @@ def test_an_unadapted_tokenizers_mask_token_makes_a_causal_model_ambiguous(hub, 
     assert q.load(folder).config.is_autoregressive
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_the_import_as_typed(tmp_path):
     done = run_program(

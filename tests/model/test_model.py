@@ -264,6 +264,7 @@ def test_preset_parameter_counts_equal_transformers(name):
     assert parameter_count(config) == sum(p.numel() for p in theirs.parameters())
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_logits_equal_transformers_at_the_shape_of_qwen3_0_6b(tmp_path):
     config = PRESETS["qwen3-0.6b"].to_hf()

@@ -71,6 +71,7 @@ def test_k16_a_model_of_nonsense_is_not_saved(start, tmp_path, value):
     assert not (tmp_path / "mine").exists()
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_k13_the_programs_take_it(trained, start, tmp_path):
     q.save(trained, tmp_path / "mine", tokenizer=start, mask_token_id=1050)

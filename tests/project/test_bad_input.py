@@ -80,9 +80,14 @@ def test_values_out_of_range(start, key):
 
 
 BLOCKS = {"training.block_attention.prompt_sees_answer": True, "training.block_attention.enabled": True}
+DIFFUSION = {"training.objective": "block_diffusion"}
 # What makes a key of the table have no effect, and beside what it has one; in the table's order.
 IN_VAIN = [
     ({"training.loss_smoothing": 0.2}, {"training.loss_impl": "soft_ce"}),
+    ({"training.place_bias": 2}, DIFFUSION),
+    ({"training.clean_loss": 0.5}, {**DIFFUSION, "training.block_attention.causal_context": True}),
+    ({"training.block_attention.causal_context": True}, DIFFUSION),
+    ({**DIFFUSION, "training.causal_annealing": 0.5}, {"training.objective": "masked"}),
     ({"training.spike_factor": 5}, {"training.on_spike": "skip"}),
     ({"training.eos_padding": False}, {"training.mode": "sft"}),
     ({"training.block_attention.visibility": "block_causal"}, {"training.block_attention.enabled": True}),

@@ -232,7 +232,7 @@ def test_bash_completes_flags_choices_and_keys(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["generate"])
     script = shown(capsys, flags_of("sample.generate"), "--print-completion", "bash")
     assert completed(script, "generate", "--gen") == {"--gen-length"}
-    assert completed(script, "generate", "--no-s") == {"--no-stop-at-eos"}
+    assert completed(script, "generate", "--no-s") == {"--no-speculate", "--no-stop-at-eos"}
     assert completed(script, "generate --visibility", "block") == {"block_bias", "block_causal"}
     script = cli.completions("both", {"train": flags_of("train.run"), "report": flags_of("train.report")}, "bash")
     assert completed(script, "both", "") == {"train", "report"}

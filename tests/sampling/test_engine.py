@@ -115,7 +115,7 @@ def serve(engine, requests, order, passes, cancelled=()):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [pytest.param(k, marks=[pytest.mark.soak] * (k != "no cache")) for k in KINDS])
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.soak) for k in KINDS])
 def test_forty_requests_give_what_each_gives_alone(model, kind):
     requests = requests_of(kind)
     engine = q.Engine(model, KINDS[kind], slots=4, length=20)
@@ -143,6 +143,7 @@ def test_the_order_of_arrival_changes_nothing(model, order, passes, cancelled):
         assert_same(result, alone(model, "no cache", number))
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_requests_of_all_sizes_share_a_program_for_each_length(model):
     before, lengths = q.compilations(), (16, 32)

@@ -81,7 +81,7 @@ STATIC = [{"steps": n} for n in (1, 2, 3, 4)]
 DYNAMIC = [{"steps": n, "dynamic": level} for n, level in itertools.product((4, 2), (0.3, 0.5, 0.8))]
 
 
-@pytest.mark.parametrize("cache", ["prefix", pytest.param("none", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cache", ["prefix", pytest.param("none", marks=pytest.mark.soak)])
 @pytest.mark.parametrize("rules", [STATIC, DYNAMIC], ids=["static", "dynamic"])
 def test_sdar(twin, rules, cache):
     reference, model = twin
@@ -114,8 +114,8 @@ class Rounded:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cache", ["prefix", pytest.param("none", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("right_shift", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cache", ["prefix", pytest.param("none", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("right_shift", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_bd3lm(twin, right_shift, cache):
     reference, model = twin
     model = trained(model, MASK, visibility="block_causal", block_length=8, block_origin="aligned", shift=right_shift)
@@ -141,7 +141,7 @@ def test_bd3lm(twin, right_shift, cache):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("order", ["maskgit_plus", "entropy", pytest.param("topk_margin", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("order", ["maskgit_plus", "entropy", pytest.param("topk_margin", marks=pytest.mark.soak)])
 def test_dream(twin, order):
     reference, model = twin
     model = trained(model, MASK, shift=True)
@@ -162,7 +162,7 @@ def test_dream(twin, order):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cache", ["prefix", pytest.param("none", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cache", ["prefix", pytest.param("none", marks=pytest.mark.soak)])
 def test_fast_dllm_v2(twin, cache):
     reference, model = twin
     model = trained(model, MASK, visibility="block_causal", block_length=8, block_origin="start", shift=True)

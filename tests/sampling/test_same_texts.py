@@ -29,6 +29,7 @@ def written_by_generate(folder: Path, out: Path, *flags: str) -> list[str | None
     return [json.loads(line)["text"] for line in out.read_text(encoding="utf-8").split("\n") if line]
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["sft", pytest.param("pretrain", marks=pytest.mark.slow)])
 def test_samples_of_training_are_what_generate_writes_on_their_checkpoint(start, tmp_path, mode):

@@ -594,6 +594,7 @@ def test_k19_ctrl_c_leaves_at_once(here):
     assert "Traceback" not in err
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.parametrize("program", ["sample.generate", "converters.from_hf"])
 def test_k19_a_platform_that_is_not_here_is_one_line(here, program):
@@ -606,6 +607,7 @@ def test_k19_a_platform_that_is_not_here_is_one_line(here, program):
     assert len(done.stderr.splitlines()) <= 2
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_k19_a_full_or_closed_output_is_one_line(here):
     command = f"{sys.executable} -m sample.generate --model model {' '.join(SHORT)} --prompt x"
@@ -621,6 +623,7 @@ def test_k19_a_full_or_closed_output_is_one_line(here):
             assert "NFE" not in done.stdout
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_k19_texts_are_utf_8_whatever_the_locale(here):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}

@@ -56,7 +56,11 @@ def test_every_setting_is_a_flag_and_arrives():
         "forbid": (9,), "visibility": "block_bias", "cache": "dual", "parallel_blocks": True, "mask_token_id": 60,
         "sub_block_length": 2,
     }  # fmt: skip
-    others = [{"factor": 1.5}, {"entropy_bound": 0.3}, {"dynamic": 0.8}, {"timesteps": 0.01}]
+    others = [
+        {"factor": 1.5}, {"entropy_bound": 0.3}, {"dynamic": 0.8}, {"timesteps": 0.01}, {"local_leap": 0.8},
+        {"klass": 0.7}, {"less": 0.6}, {"wide_in": 0.5, "narrow_out": 0.8}, {"finish_below": 0.01}, {"edit_above": 0.9},
+        {"anneal_to": 0.3, "temperature": 0.9}, {"speculate": True, "block_length": 4},
+    ]  # fmt: skip
     assert set(given) | {n for other in others for n in other} == set(flags.SETTINGS)
     for values in (given, *others):
         for dash in ("-", "_"):
@@ -704,6 +708,7 @@ def test_the_example_says_what_it_takes(line, code, part, monkeypatch, capsys):
     assert len(said.err.splitlines()) == (1 if code else 0)
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_programs_as_typed(tiny_folder, tmp_path):
     common = [

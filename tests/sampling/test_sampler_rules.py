@@ -279,6 +279,7 @@ def here(tmp_path, monkeypatch):
 SHORT = ["--mask-token-id", str(MASK), "--gen-length", "8", "--block-length", "8"]
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_users_file_with_a_counting_rule_is_run(here, start, capsys):
     common = ["--model", str(start), *SHORT]

@@ -182,10 +182,10 @@ EIGHT = [[1], [2, 3, 4, 5, 6, 7], [50], [9, 8], [1, 1, 2, 3, 5, 8, 13], [40, 41,
     "options",
     [
         {"visibility": "full"},
-        pytest.param({"visibility": "full", "cache": "dual", "threshold": 0.5}, marks=pytest.mark.slow),
+        pytest.param({"visibility": "full", "cache": "dual", "threshold": 0.5}, marks=pytest.mark.soak),
         {"visibility": "block_causal", "threshold": 0.4},
         pytest.param({"visibility": "block_causal", "cache": "none", "temperature": 0.8}, marks=pytest.mark.soak),
-        pytest.param({"visibility": "block_bias", "remasking": "random"}, marks=pytest.mark.slow),
+        pytest.param({"visibility": "block_bias", "remasking": "random"}, marks=pytest.mark.soak),
     ],
 )
 def test_eight_prompts_of_eight_lengths_give_what_each_gives_alone(twin, options):
@@ -200,8 +200,8 @@ def test_eight_prompts_of_eight_lengths_give_what_each_gives_alone(twin, options
 EXACT = [
     ("block_bias", {"steps": 6, "revise": 2, "temperature": 1.0}),
     ("block_causal", {"factor": 1.0, "cfg_scale": 1.5}),
-    pytest.param("block_bias", {"factor": 1.0, "cfg_scale": 1.5}, marks=pytest.mark.slow),
-    pytest.param("block_causal", {"steps": 6, "revise": 2, "temperature": 1.0}, marks=pytest.mark.slow),
+    pytest.param("block_bias", {"factor": 1.0, "cfg_scale": 1.5}, marks=pytest.mark.soak),
+    pytest.param("block_causal", {"steps": 6, "revise": 2, "temperature": 1.0}, marks=pytest.mark.soak),
 ]
 
 
@@ -253,9 +253,9 @@ def test_parallel_blocks_give_the_same_in_fewer_passes(twin):
 
 
 MESHES = [
-    pytest.param({"data": 8}, {"temperature": 0.7}, marks=pytest.mark.slow),
+    pytest.param({"data": 8}, {"temperature": 0.7}, marks=pytest.mark.soak),
     pytest.param({"data": 8}, {"visibility": "block_causal", "threshold": 0.5}, marks=pytest.mark.soak),
-    pytest.param({"data": 1, "fsdp": 4, "tensor": 2}, {"temperature": 0.7}, marks=pytest.mark.slow),
+    pytest.param({"data": 1, "fsdp": 4, "tensor": 2}, {"temperature": 0.7}, marks=pytest.mark.soak),
     ({"data": 1, "fsdp": 4, "tensor": 2}, {"visibility": "block_causal", "threshold": 0.5, "cfg_scale": 1.0}),
 ]
 
@@ -276,7 +276,7 @@ def test_a_mesh_gives_the_tokens_of_one_device(twin, twin_folder, sizes, options
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("visibility", [pytest.param("full", marks=pytest.mark.slow), "block_causal"])
+@pytest.mark.parametrize("visibility", [pytest.param("full", marks=pytest.mark.soak), "block_causal"])
 def test_eos_is_an_end(twin, visibility):
     """Tokens up to the first EOS are those without stopping; the rest is EOS, and passes are saved."""
     _, model = twin
@@ -291,7 +291,7 @@ def test_eos_is_an_end(twin, visibility):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("temperature", [pytest.param(0.0, marks=pytest.mark.slow), 1.0])
+@pytest.mark.parametrize("temperature", [pytest.param(0.0, marks=pytest.mark.soak), 1.0])
 def test_eos_never_and_late(twin, temperature):
     _, model = twin
     plain = q.SamplerConfig(gen_length=12, block_length=12, temperature=temperature, stop_at_eos=False)
@@ -353,7 +353,7 @@ def test_infilling_fills_holes_and_nothing_else(twin):
     [
         {},
         {"steps": 4, "block_length": 4},
-        pytest.param({"steps": 4, "block_length": 4, "revise": 2, "revise_by": "random"}, marks=pytest.mark.slow),
+        pytest.param({"steps": 4, "block_length": 4, "revise": 2, "revise_by": "random"}, marks=pytest.mark.soak),
     ],
 )
 def test_texts_are_filled_as_each_alone(twin, options):
@@ -372,7 +372,7 @@ def test_texts_are_filled_as_each_alone(twin, options):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "visibility",
-    ["block_causal", pytest.param("full", marks=pytest.mark.slow), pytest.param("block_bias", marks=pytest.mark.slow)],
+    ["block_causal", pytest.param("full", marks=pytest.mark.soak), pytest.param("block_bias", marks=pytest.mark.slow)],
 )
 def test_continuing_is_infilling_at_the_end(twin, visibility):
     _, model = twin

@@ -97,6 +97,7 @@ def test_answers_padded_with_ends_are_learned_in_blocks(start, tmp_path, shift):
 # ---- what it costs -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_the_compiled_step_computes_little_that_nobody_needs():
     """At most 1.05 times 2 L tokens through the layers, less the clean half's last layer and head, and pairs of

@@ -248,7 +248,7 @@ DAMAGES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "damage", [pytest.param(name, marks=[pytest.mark.soak] * (i % 2)) for i, name in enumerate(DAMAGES)]
+    "damage", [pytest.param(name, marks=[pytest.mark.soak] * bool(i % 4)) for i, name in enumerate(DAMAGES)]
 )
 def test_a_damaged_checkpoint_costs_only_itself(start, finished, tmp_path, capsys, damage):  # noqa: F811
     out = tmp_path / "run"
@@ -408,6 +408,7 @@ def test_another_models_or_optimizers_state_is_refused(start, finished, tmp_path
         run(start, tmp_path / "b", **{"training.resume_from": finished[0], "model.base_model_path": other})
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_resume_on_another_mesh(start, tmp_path, at_update):
     one, two = {"mesh.data": 1, "mesh.fsdp": 8}, {"mesh.data": 1, "mesh.fsdp": 4, "mesh.tensor": 2}
@@ -465,6 +466,7 @@ with jax.set_mesh(mesh):
 """
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_two_processes_stop_after_the_same_update_and_take_the_same_checkpoint(tmp_path):
     """The notice reaches one of them; later one file, which one of them must read, is cut short."""

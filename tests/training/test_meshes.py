@@ -149,7 +149,7 @@ def compiled_step(sizes: tuple[int, int, int], layers: int, **more):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("remat", ["none", pytest.param("full", marks=pytest.mark.soak)])
 def test_weights_are_gathered_and_gradients_reduced_once_a_layer(remat):
     """Over fsdp: seven weights a layer forward, seven backward, one reduction; nothing of an activation's size."""
     counts = []

@@ -562,6 +562,7 @@ def test_a_trace_needs_enough_updates(tmp_path):
     Profile(tmp_path, 3, 5, 10)
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_runs_stop_skip_trace_and_wait(tmp_path):
     """As typed: a rate that blows the weights up stops the run, or is skipped; a trace and TensorBoard events."""

@@ -185,7 +185,7 @@ def test_the_step_that_is_planned_is_the_runs():
 
 @pytest.mark.slow
 @pytest.mark.skipif((sys.platform, platform.machine()) != ("linux", "x86_64"), reason="libtpu is for Linux on x86-64")
-@pytest.mark.parametrize("topology", ["v5e:4x4", pytest.param("v6e:4x4", marks=[pytest.mark.slow, pytest.mark.soak])])
+@pytest.mark.parametrize("topology", [pytest.param(t, marks=pytest.mark.soak) for t in ("v5e:4x4", "v6e:4x4")])
 def test_tpus_gather_weights_and_scatter_gradients(monkeypatch, topology):
     """fsdp over both axes of a torus: in each layer seven weights gathered twice, seven gradients reduce-scattered."""
     monkeypatch.setenv("TPU_ACCELERATOR_TYPE", "v5litepod-16")

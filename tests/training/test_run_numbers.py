@@ -69,7 +69,8 @@ def test_k14_bands_are_weighted_and_skipped_updates_do_not_count():
     def metrics(loss, norm, ce, noised, *, taken=True):
         sums = {"ce": jnp.float32(sum(ce)), "noised": jnp.float32(sum(noised)), "tokens": jnp.float32(64),
                 "weight": jnp.float32(4), "band_ce": jnp.asarray(ce, jnp.float32),
-                "band_noised": jnp.asarray(noised, jnp.float32)}  # fmt: skip
+                "band_noised": jnp.asarray(noised, jnp.float32), "next_ce": jnp.float32(3 * loss),
+                "next": jnp.float32(2)}  # fmt: skip
         scalars = {"loss": loss, "grad_norm": norm, "update_norm": 1.0, "param_norm": 5.0}
         return {"sums": sums, "taken": jnp.bool_(taken)} | {k: jnp.float32(v) for k, v in scalars.items()}
 
@@ -85,12 +86,14 @@ def test_k14_bands_are_weighted_and_skipped_updates_do_not_count():
     assert math.isnan(line["ce_t3"])
     assert line["ce"] == pytest.approx(25 / 14)
     assert line["noised_share"] == pytest.approx(14 / 128)
+    assert line["next_ce"] == pytest.approx((6 + 12) / 4)
     nothing = interval.read(interval.add(interval.fresh(mesh), metrics(float("nan"), math.inf, [1] * 4, [1] * 4,
                                                                        taken=False)))  # fmt: skip
     assert math.isnan(nothing["loss"])
     assert math.isnan(nothing["grad_norm_max"])
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_k14_a_stop_within_an_interval_changes_no_line(start, tmp_path, monkeypatch, at_update):  # noqa: F811
     monkeypatch.setattr("train.loop.evaluate", lambda *_: {"eval_loss": 1.0, "eval_noised_perplexity": 1.0})
@@ -130,6 +133,7 @@ def test_k14_samples_and_streams(start, tmp_path):
     assert sample["tokens"] == 8 * 32
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_k14_no_speed_holds_a_compile(start, finished, tmp_path, monkeypatch):  # noqa: F811
     """Neither of a fresh run nor of one that goes on, and neither of a shape that is new later."""
@@ -155,6 +159,7 @@ def test_k14_no_speed_holds_a_compile(start, finished, tmp_path, monkeypatch):  
     assert all(r["seconds_per_update"] < 2 for r in lines(out)), [r["seconds_per_update"] for r in lines(out)]
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_k14_the_banner(start, tmp_path, capsys):
     more = {"training.max_steps": 2, "evaluation.do_eval_loss": False, "training.micro_batch_size": 4,

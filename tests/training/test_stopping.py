@@ -52,6 +52,7 @@ def test_k1_an_evaluation_is_given_up_and_made_up_for(start, finished, tmp_path,
     assert_same_lines(out, finished[0])
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_k1_samples_are_given_up_and_made_up_for(start, tmp_path, monkeypatch):
     """The same, asked between an evaluation and its samples."""
@@ -269,8 +270,8 @@ run.train(read_config(None, pairs))
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("what", [pytest.param("samples", marks=pytest.mark.soak), "a new shape's compile"])
+@pytest.mark.soak
+@pytest.mark.parametrize("what", ["samples", "a new shape's compile"])
 def test_k1_a_stuck_run_is_saved_and_goes_on(start, finished, tmp_path, monkeypatch, what):  # noqa: F811
     out = tmp_path / "run"
     more = {"training.save_steps": 2, "evaluation.prompts": '["A"]', "evaluation.max_new_tokens": 2,
