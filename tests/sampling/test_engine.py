@@ -128,6 +128,7 @@ def test_forty_requests_give_what_each_gives_alone(model, kind):
         assert_same(result, alone(model, kind, number))
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @given(
     st.permutations(range(12)),

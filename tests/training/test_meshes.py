@@ -93,7 +93,8 @@ def test_noise_is_bitwise_the_same_on_any_mesh(start):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pieces", [1, pytest.param(4, marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("pieces", [1, 4])
 def test_two_processes_train_as_one(start, alone, tmp_path, pieces):
     """Two processes of four devices each over jax.distributed; evaluation, samples and checkpoints included."""
     with socket.socket() as free:

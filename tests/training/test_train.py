@@ -425,6 +425,7 @@ def test_flags_and_yaml_errors(tmp_path):
         cli.parse(Flags, ["--config", str(tmp_path / "a.yaml")]).read()
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_program_as_typed(start, tmp_path):
     help_page = run_program("train.run", "--help").stdout
