@@ -142,7 +142,7 @@ def check_invariants(model, options, prompts, seed):
         assert config.revise or not again.any()
         assert config.stop_at_eos or not ended.any()
         assert np.isin(np.asarray(after.tokens)[ended], config.eos_token_ids or ()).all()
-        net = written.sum(axis=1) - again.sum(axis=1)
+        net = written.sum(axis=1) - (again | (ended & ~was)).sum(axis=1)
         is_alive = was.any(axis=1)
         if is_fixed:
             share, rest = divmod(S, per_block)
