@@ -32,13 +32,11 @@ class NoisyClean(NamedTuple):
         inputs: [B, 2 L] ids.
         mask: who sees whom there, and the positions.
         at: [B, L] the position in `inputs` at which each token of the noisy half is asked, for `model.hidden(where=…)`.
-        begins: [R, L] the position, counted as blocks are, that each token's block begins at.
     """
 
     inputs: Int[Array, "B M"]
     mask: Coordinates
     at: Int[Array, "B L"]
-    begins: Int[Any, "R L"]
 
 
 def noisy_clean(
@@ -76,18 +74,22 @@ def noisy_clean(
     own = position if causal_context else begins
     block = xp.concatenate(xp.broadcast_arrays(begins, own), axis=1)
     coordinates = Coordinates(
-        position=_twice(position),
-        segment=None if segment is None else _twice(segment),
+        position=twice(position),
+        segment=None if segment is None else twice(segment),
         block=block,
         clean=np.arange(2 * L)[None] >= L,
         runs=_runs(mask, L, shift=shift, causal_context=causal_context, longest_block=longest_block),
     )
+    at = jnp.broadcast_to(asked_at(begins, position, shift=shift), (B, L))
+    return NoisyClean(jnp.concatenate([noisy, clean], axis=1), coordinates, at)
+
+
+def asked_at(begins: Int[Any, "R L"], position: Int[Any, "R L"], *, shift: bool) -> Int[Array, "R L"]:
+    """Where in [noisy ; clean] each token of the noisy half is asked: at its own place, with shift at the one before,
+    which before a block's first token is a clean one."""
+    L = position.shape[1]
     place = jnp.arange(L)[None]
-    if shift:
-        is_first = jnp.asarray(begins == position)
-        place = jnp.where(is_first, jnp.maximum(L + place - 1, L), place - 1)
-    at = jnp.broadcast_to(place, (B, L))
-    return NoisyClean(jnp.concatenate([noisy, clean], axis=1), coordinates, at, begins)
+    return jnp.where(jnp.asarray(begins == position), jnp.maximum(L + place - 1, L), place - 1) if shift else place
 
 
 def block_begins(mask: Mask, length: int) -> tuple[Int[Any, "R L"], Int[Any, "R L"]]:
@@ -104,7 +106,8 @@ def block_begins(mask: Mask, length: int) -> tuple[Int[Any, "R L"], Int[Any, "R 
     return xp.where(block < 0, 0, prompt + block * size).astype(np.int32), position
 
 
-def _twice(array: Any) -> Any:
+def twice(array: Any) -> Any:
+    """Of both halves what [R, L] says of one."""
     return module_of(array).concatenate([array, array], axis=1)
 
 

@@ -273,7 +273,8 @@ def sft_loss(
 
 def shift_right(logits: Float[Array, "B L V"]) -> Float[Array, "B L V"]:
     """The logits of the token at each position, from those of a network that predicts it at the position before
-    (`config.shift`; Dream, arXiv 2508.15487). The first position has none before it, and keeps its own.
+    (`config.shift`; Dream, arXiv 2508.15487); hidden states [B, L, D] alike. The first position has none before it, and
+    keeps its own.
 
     Documents of a packed row begin with such a token too: like the first of a row it is not to be noised.
 

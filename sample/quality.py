@@ -194,6 +194,6 @@ def _asked(model: q.Qwen3LLaDA, inputs: Array, tokens: Array, mask: Any, where: 
     """[B, L] log p of the tokens `where`, 0 elsewhere."""
     hidden = model.hidden(inputs, mask)
     if structure.shift:
-        hidden = jnp.concatenate([hidden[:, :1], hidden[:, :-1]], axis=1)
+        hidden = q.shift_right(hidden)
     _, ce = q.cross_entropy(hidden, model.head, tokens, jnp.zeros(where.shape), where)
     return jnp.where(where, -ce, 0.0)

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from qwen3llada_jax.block_diffusion import NoisyClean, block_begins, noisy_clean
+from qwen3llada_jax.block_diffusion import NoisyClean, asked_at, block_begins, noisy_clean, twice
 from qwen3llada_jax.cross_entropy import cross_entropy
+from qwen3llada_jax.diffusion import shift_right
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.model.coordinates import Coordinates, block_of
@@ -131,7 +132,7 @@ def cross_entropies(
     mask = Mask(how.visibility, how.block_length, how.prompt_sees_answer, origin, is_real=is_real)
     if how.is_chain:
         mask = dataclasses.replace(mask, prompt_length=None) if how.causal_context else mask
-        hidden = _left(model.hidden(tokens, mask))
+        hidden = shift_right(model.hidden(tokens, mask))
     else:
         noisy = jnp.where(is_noised, jnp.int32(how.mask_token_id), tokens)
         if how.visibility == "block_causal":
@@ -142,13 +143,8 @@ def cross_entropies(
             hidden = model.hidden(rows.inputs, rows.mask, where=rows.at)
         else:
             hidden = model.hidden(noisy, mask)
-            hidden = _left(hidden) if how.shift else hidden
+            hidden = shift_right(hidden) if how.shift else hidden
     return cross_entropy(hidden, model.head, tokens, jnp.zeros(tokens.shape), is_noised if asked is None else asked)[1]
-
-
-def _left(hidden: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-    """Of each position what stands at the one before it."""
-    return jnp.concatenate([hidden[:, :1], hidden[:, :-1]], axis=1)
 
 
 def _apart(noisy: Int[Array, "B L"], clean: Int[Array, "B L"], mask: Mask) -> NoisyClean:
@@ -160,10 +156,7 @@ def _apart(noisy: Int[Array, "B L"], clean: Int[Array, "B L"], mask: Mask) -> No
     begins, position = block_begins(mask, L)
     block = block_of(position, mask.prompt_length if mask.prompt_length is not None else 0, mask.block_length or L)
     segment: Any = coordinates_of(mask, L).segment
-    own_place, own_row, own_block = (jnp.concatenate([x, x], axis=1) for x in (position, segment, block))
     is_clean, until = np.arange(2 * L)[None] >= L, np.zeros((1, 2 * L), np.int32)
-    place = jnp.arange(L)[None]
-    at = jnp.where(jnp.asarray(begins == position), jnp.maximum(L + place - 1, L), jnp.maximum(place - 1, 0))
-    inputs = jnp.concatenate([noisy, clean], axis=1)
-    sees = Coordinates(own_place, own_row, own_block, is_clean, until)
-    return NoisyClean(inputs, sees, jnp.broadcast_to(at, clean.shape), begins)
+    sees = Coordinates(twice(position), twice(segment), twice(block), is_clean, until)
+    at = jnp.broadcast_to(asked_at(begins, position, shift=True), clean.shape)
+    return NoisyClean(jnp.concatenate([noisy, clean], axis=1), sees, at)

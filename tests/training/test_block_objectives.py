@@ -9,12 +9,10 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
-from test_shift import MASK, PROMPTS, B, L, S, batch_of, configured, twin
+from test_shift import MASK, PROMPTS, B, L, S, assert_trained_alike, batch_of, configured, twin
 
 import qwen3llada_jax as q
-from qwen3llada_jax.checkpoint.hf_names import flatten
 from qwen3llada_jax.model.masks import dense
-from train import step as training
 from train.config.block_schedule import read_schedule
 from train.objective import objective_of
 from train.objectives.example import DeviceBatch
@@ -96,17 +94,7 @@ def test_loss_and_gradients_are_pytorchs(kind, mode, shift, causal, from_0, divi
     example = objective_of(config, MASK, MASK)(batch, jax.random.key(4), jnp.int32(2))
     expected = by_torch(theirs, example, batch, mode, shift=shift, causal=causal, from_0=from_0,
                         normalization="rows" if rows else "tokens")  # fmt: skip
-    expected.backward()
-    graphdef, params = nnx.split(ours, nnx.Param)
-    step = jax.jit(jax.value_and_grad(lambda p: training.loss_and_sums(nnx.merge(graphdef, p), example)[0]))
-    loss, gradient = step(params)
-    assert abs(float(loss) / expected.item() - 1) < 1e-5
-    reference = {name: weight.grad for name, weight in theirs.named_parameters()}
-    for name, found in flatten(nnx.to_pure_dict(gradient)).items():
-        their = ours.config.family.names[name]
-        wanted = torch.stack([reference.pop(their.format(i)) for i in range(2)]) if "{}" in their else reference[their]
-        wanted = wanted.numpy().reshape(found.shape)
-        assert np.abs(np.asarray(found) - wanted).max() <= 1e-5 * np.abs(wanted).max(), name
+    assert_trained_alike(theirs, ours, example, expected)
 
 
 def settled(config):

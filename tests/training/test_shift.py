@@ -135,6 +135,11 @@ def test_loss_and_gradients_of_an_update_are_pytorchs(kind, mode, shift, blocks,
     config, batch = configured(mode, **pack, **(BLOCKS if blocks else {})), batch_of(mode, divided=divided)
     example = objective_of(config, MASK, MASK)(batch, jax.random.key(4), jnp.int32(2))
     expected = by_torch(theirs, example, batch, mode, shift=shift, blocks=blocks)
+    assert_trained_alike(theirs, ours, example, expected)
+
+
+def assert_trained_alike(theirs, ours, example, expected: torch.Tensor) -> None:
+    """Loss and gradients of our example are those of PyTorch's loss, and of every weight of the layers."""
     expected.backward()
     graphdef, params = nnx.split(ours, nnx.Param)
     step = jax.jit(jax.value_and_grad(lambda p: training.loss_and_sums(nnx.merge(graphdef, p), example)[0]))

@@ -11,8 +11,8 @@ from qwen3llada_jax.block_diffusion import NoisyClean, block_begins, noisy_clean
 from qwen3llada_jax.diffusion import Noised
 
 from .example import DeviceBatch, Example
-from .masked import levels_of, mask_of, with_the_others
-from .noising import Corruption, Learned, corrupt, has_predecessor, learned_of, normalized, the_others
+from .masked import in_readings, levels_of, mask_of
+from .noising import Corruption, Learned, corrupt, has_predecessor, learned_of, normalized
 
 
 def block_diffusion(batch: DeviceBatch, key: PRNGKeyArray, step: Int[Array, ""], how: Corruption) -> Example:
@@ -29,10 +29,7 @@ def block_diffusion(batch: DeviceBatch, key: PRNGKeyArray, step: Int[Array, ""],
                            longest_block=how.longest_block)  # fmt: skip
         return example_of(batch, noised, learned, rows, how)
 
-    example = one(noised)
-    if not how.complementary:
-        return example
-    return with_the_others(example, one(the_others(noised, batch, how, learned.can_noise)))
+    return in_readings(one, noised, batch, learned, how)
 
 
 def example_of(batch: DeviceBatch, noised: Noised, learned: Learned, rows: NoisyClean, how: Corruption) -> Example:

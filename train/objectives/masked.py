@@ -1,6 +1,7 @@
 """LLaDA's objective: noised tokens are predicted from what is left of the row (arXiv 2502.09992, equations 3 and 5)."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,11 +20,7 @@ def masked(batch: DeviceBatch, key: PRNGKeyArray, step: Int[Array, ""], how: Cor
     learned = learned_of(batch, key, step, how)
     noised = corrupt(batch, key, step, how, learned.can_noise)
     mask = mask_of(batch, learned, how)
-    example = example_of(batch, noised, learned, mask, how)
-    if not how.complementary:
-        return example
-    others = the_others(noised, batch, how, learned.can_noise)
-    return with_the_others(example, example_of(batch, others, learned, mask, how))
+    return in_readings(lambda noised: example_of(batch, noised, learned, mask, how), noised, batch, learned, how)
 
 
 def example_of(batch: DeviceBatch, noised: Noised, learned: Learned, mask: Mask, how: Corruption) -> Example:
@@ -56,6 +53,15 @@ def mask_of(batch: DeviceBatch, learned: Learned, how: Corruption) -> Mask:
     is_real: Bool[Array, "B L"] | None = learned.is_real if how.learns_answers or how.is_ragged else None
     return dataclasses.replace(how.rule, prompt_length=learned.prompt_length, segment_ids=batch.segment_ids,
                                positions=batch.positions, is_real=is_real)  # fmt: skip
+
+
+def in_readings(
+    of: Callable[[Noised], Example], noised: Noised, batch: DeviceBatch, learned: Learned, how: Corruption
+) -> Example:
+    """The example `of` noised rows, with the one of the other tokens beside it where each row is read twice."""
+    if not how.complementary:
+        return of(noised)
+    return with_the_others(of(noised), of(the_others(noised, batch, how, learned.can_noise)))
 
 
 def with_the_others(example: Example, others: Example) -> Example:
