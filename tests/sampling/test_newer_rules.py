@@ -219,6 +219,7 @@ MANY = {
 }
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["all", *(pytest.param(name, marks=pytest.mark.soak) for name in MANY)][: len(MANY)])
 def test_caches_and_blocks_at_once_change_no_token(twin, name):

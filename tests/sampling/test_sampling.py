@@ -100,7 +100,7 @@ def any_settings(draw):
 
 @pytest.mark.slow
 @given(st.sampled_from(SETTINGS), prompts_of_two, st.integers(0, 99))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_invariants(twin, options, prompts, seed):
     check_invariants(twin[1], options, prompts, seed)
 

@@ -36,6 +36,7 @@ def losses(folder):
     return [(r["loss"], r["next_ce"]) for r in read_lines(folder / "metrics.jsonl") if "loss" in r]
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_any_mesh_and_accumulation_trains_alike(start, whole, tmp_path):
     spread = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "training.gradient_accumulation_steps": 2}
@@ -43,6 +44,7 @@ def test_any_mesh_and_accumulation_trains_alike(start, whole, tmp_path):
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(whole[0]), rtol=1e-4)
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_what_goes_on_is_what_was_never_stopped(start, whole, tmp_path):
     """Amid a schedule of block lengths, which is one of the whole run."""
