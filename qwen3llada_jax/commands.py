@@ -34,7 +34,9 @@ COMMANDS = {
     "generate": Command("sample.generate", "write text by unmasking", leaves_at_once=True),
     "chat": Command("sample.chat", "talk with a model"),
     "compare": Command("sample.compare", "compare sampling rules on questions with answers", leaves_at_once=True),
-    "evaluate": Command("sample.evaluate", "measure how likely a model finds texts", leaves_at_once=True),
+    "evaluate": Command(
+        "sample.evaluate", "measure how likely a model finds texts, or how it does in tasks", leaves_at_once=True
+    ),
     "export": Command("converters.to_hf", "make a Hugging Face folder of a model folder or a run"),
     "analyze": Command("converters.analyze", "list the tensors of a checkpoint"),
 }

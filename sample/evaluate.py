@@ -1,14 +1,18 @@
-"""Measure how likely a model finds texts: the likelihood where it is exact, else a bound (NELBO), ± standard error.
+"""Measure a model: how likely it finds texts (--data), or how it does in tasks of lm-evaluation-harness (--tasks).
 
     python -m sample.evaluate --model runs/base --data held_out.txt --out out/likelihood
     python -m sample.evaluate --model models/smollm2 --data held_out.txt --block-length 4 --samples 8
     python -m sample.evaluate --model runs/sft --data answers.jsonl --chat
+    python -m sample.evaluate --model runs/sft --tasks gsm8k,hellaswag --chat --out out/tasks
 
 --data is a .txt (one text), or a .jsonl (.json, .csv, .parquet, .arrow) whose lines have `text`, or prompts with
 answers or conversations in any format that training reads: of these the answers are measured, given their prompts.
 Long texts are read in windows that move on by --stride; each token is counted once. docs/likelihood.md says what is
-computed. The error is that of the noise that was drawn, not of the choice of texts; where tokens are written one by one
-nothing is drawn.
+computed: the likelihood where it is exact, else a bound (NELBO), ± standard error. The error is that of the noise that
+was drawn, not of the choice of texts; where tokens are written one by one nothing is drawn.
+
+--tasks are names or patterns of lm-evaluation-harness (pip install lm-eval), or .yaml files of one's own, joined by
+commas; settings of the sampler are for those that generate (docs/evaluation.md).
 """
 
 import dataclasses
@@ -33,9 +37,9 @@ from qwen3llada_jax.model.config import VISIBILITIES
 from qwen3llada_jax.pictures import pyplot, write_picture
 from qwen3llada_jax.writing.opening import Folder
 
-from . import inputs, passages
+from . import inputs, passages, tasks
 from .answers import check_place
-from .flags import THINKING, MeshFlags, check_counts
+from .flags import THINKING, MeshFlags, SamplerFlags, check_counts
 from .passages import Line, Passage, Window
 from .tally import BANDS, Tally, grouped
 
@@ -43,21 +47,32 @@ _PLACES_SHOWN = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Flags(MeshFlags):
+class Flags(SamplerFlags, MeshFlags):
     mesh_data: int | None = flag("size of the mesh axis data (default: what is left)", None, names=["--mesh-data"])
-    data: Path = flag("texts, or prompts with answers: .txt, .jsonl, .parquet, …")
-    chat: bool = flag("put prompts and answers through the tokenizer's chat template", False)
+    data: Path | None = flag("texts, or prompts with answers: .txt, .jsonl, .parquet, …", None)
+    tasks: str | None = flag("tasks of lm-evaluation-harness, as gsm8k,hellaswag or mine.yaml", None, metavar="NAMES")
+    include_path: Path | None = flag("folder with more tasks, as .yaml files", None)
+    num_fewshot: int | None = flag("examples before each question (default: the task's)", None)
+    fewshot_as_multiturn: bool | None = flag("with --chat: examples are turns of their own (default: on)", None)
+    system: str | None = flag("with --chat and --tasks: begins every chat", None)
+    chat: bool = flag("put prompts (and answers of --data) through the tokenizer's chat template", False)
     enable_thinking: bool | None = flag(THINKING, None)
     samples: int = flag("draws of noise for each row, an even number (default: %(default)s)", 16)
     window: int | None = flag("tokens of a text read at once (default: the model's positions, at most 1024)", None)
     stride: int | None = flag("tokens by which windows move on (default: half a window)", None)
     visibility: str | None = flag("who sees whom (default: the model's own)", None, choices=VISIBILITIES)
     block_length: int | None = flag("tokens of a block (default: the model's own)", None)
-    limit: int | None = flag("only so many lines of --data", None)
-    batch_size: int = flag("rows read together (default: %(default)s)", 8)
-    out: Path | None = flag("folder for evaluate.json and evaluate.png", None)
+    limit: int | None = flag("only so many lines of --data, or questions of each task", None)
+    batch_size: int = flag("rows read or written together (default: %(default)s)", 8)
+    out: Path | None = flag("folder for evaluate.json and evaluate.png, or results.json and samples of --tasks", None)
 
     def __post_init__(self) -> None:
+        if (self.data is None) == (self.tasks is None):
+            raise InputError("give what to measure: --data FILE or --tasks NAMES, one of the two")
+        if self.data is not None:
+            for name in (*tasks.FLAGS, *tasks.given_of_sampler(self)):
+                if getattr(self, name) not in (None, False):
+                    raise InputError(f"--{name.replace('_', '-')} is of --tasks; leave it out, or give --tasks")
         check_counts(self, "samples", "window", "stride", "block_length", "limit", "batch_size")
         try:
             check_samples(self.samples, "stratified")
@@ -68,6 +83,9 @@ class Flags(MeshFlags):
 def main(arguments: Sequence[str] | None = None) -> None:
     """Whatever can be refused is refused before the weights are read."""
     flags = cli.parse(Flags, arguments)
+    if flags.data is None:
+        tasks.run(flags)
+        return
     lines = passages.read(flags.data, flags.limit, chat=flags.chat)
     check_kind(lines, flags)
     if flags.out:
@@ -76,14 +94,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         cli.check_output()
     folder = inputs.open_model(flags)
-    how = reading_of(folder.config, visibility=flags.visibility, block_length=flags.block_length)
+    how = reading_of(
+        folder.config, visibility=flags.visibility, block_length=flags.block_length, mask_token_id=flags.mask_token_id
+    )
     asked, how, said = rows_to_read(lines, folder, how, flags)
     if flags.out:  # once nothing else is refused: no empty folder is left
         make_folder(flags.out)
         for name in ("evaluate.json", "evaluate.png"):
             check_place("--out", flags.out / name, {"--data": flags.data}, folder.path)
     print(said, file=sys.stderr)
-    say_if_untrained(folder, how)
+    inputs.say_if_bound_is_loose(folder, how.is_chain)
     results = measure(folder, asked, how, flags)
     report(results, said, how, flags)
 
@@ -137,13 +157,6 @@ def _in_windows(found: Sequence[Passage], texts: int, window: Window) -> str:
         f"{count} in {len(found):,} windows of {window.length} tokens that move on by {window.stride}: each "
         f"token is counted once, behind at least {window.length - window.stride} others but in a text's first window"
     )
-
-
-def say_if_untrained(folder: Folder, how: Reading) -> None:
-    """Print a line on standard error when an autoregressive model is read as it was not trained to be."""
-    if folder.config.is_autoregressive and not how.is_chain:
-        said = "is autoregressive and was not trained to see or predict like this, so the bound is loose"
-        print(f"{folder.path}: {said}", file=sys.stderr)
 
 
 def measure(folder: Folder, asked: Sequence[Passage], how: Reading, flags: Flags) -> dict[str, Any]:

@@ -107,6 +107,17 @@ def say_if_untrained(folder: Folder, settings: SamplerConfig) -> None:
         )
 
 
+def say_if_bound_is_loose(folder: Folder, is_chain: bool) -> None:
+    """Print a line on standard error when an autoregressive model is read as it was not trained to be.
+
+    Args:
+        is_chain: each token is predicted from those before it alone.
+    """
+    if folder.config.is_autoregressive and not is_chain:
+        said = "is autoregressive and was not trained to see or predict like this, so the bound is loose"
+        print(f"{folder.path}: {said}", file=sys.stderr)
+
+
 def say_if_approximate(settings: SamplerConfig, config: ModelConfig) -> None:
     """Print a line on standard error when a cache changes what is written, in any dtype."""
     if not q.is_exact(settings, config):

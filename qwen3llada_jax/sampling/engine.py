@@ -51,6 +51,18 @@ class Finished(NamedTuple):
     error: NotFiniteError | None
 
 
+class Written(NamedTuple):
+    """How far a request is written.
+
+    Attributes:
+        ids: of its finished blocks (under `speculate` all that is verified), which nothing will change.
+        nfe: forward passes so far.
+    """
+
+    ids: list[int]
+    nfe: int
+
+
 class Engine:
     """Rows that are written side by side, each with its own request.
 
@@ -191,6 +203,26 @@ class Engine:
             row = row._replace(places=np.minimum(row.places[:, :many], row.length[:, None]))
             result = texts_of(row)
             found.append(Finished(slot, result, NotFiniteError(result, [0]) if row.is_masked.any() else None))
+        return found
+
+    def look(self) -> dict[int, Written]:
+        """How far the request of each slot is written, between two calls of `advance`."""
+        canvas, block = on_host(self._state.canvas), np.asarray(self._state.block)
+        found = {}
+        for slot, (many, are_holes) in sorted(self._asked.items()):
+            if self._is_new[slot]:
+                found[slot] = Written([], 0)
+                continue
+            places, L = canvas.places[slot], self.length
+            if self._structure.speculate:
+                masked = np.append(canvas.is_masked[slot], True)[np.minimum(places, L)]
+                places = places[: int(np.argmax(np.append(masked, True)))]
+            elif not self._state.done[slot]:
+                places = places[: int(block[slot]) * self._structure.block_length]
+            end = L if are_holes else int(canvas.prompt_length[slot]) + many
+            places = places[places < min(end, int(canvas.length[slot]))]
+            places = places[~self._inputs.is_given[slot][places]]
+            found[slot] = Written(np.asarray(canvas.tokens[slot])[places].tolist(), int(canvas.nfe[slot]))
         return found
 
     def cancel(self, slot: int) -> None:

@@ -75,6 +75,12 @@ COMMANDS: dict[str, dict[str, Run | Left]] = {
         'alias generate="python -m sample.generate"': Left("a setting of a shell"),
         'eval "$(python -m sample.generate --print-completion bash)"': Run(),
     },
+    "docs/evaluation.md": {
+        "python -m sample.evaluate --model examples/tiny-qwen3 --tasks examples/lm_eval/shakespeare.yaml "
+        "--limit 8": Run(),
+        "python -m sample.evaluate --model runs/sft --tasks shakespeare --include-path examples/lm_eval --limit 8 "
+        "--block-length 4 --visibility block_causal --out out/tasks": Run("--samples 2"),
+    },
     "docs/hosts.md": {
         "srun python -m train.run --config FILE --mesh.data 2 --mesh.fsdp 8": Left("SLURM"),
     },
