@@ -65,6 +65,14 @@ COMMANDS: dict[str, dict[str, Run | Left]] = {
         "python -m sample.chat --model runs/sft --threshold 0.9": Run(said="Why is it blue?\nAnd at night?\n/quit\n"),
         "python -m converters.to_hf --src runs/sft --dst export": Run(),
     },
+    "docs/adaptation.md": {
+        "python -m examples.adaptation.run --out out/adaptation --quick": Run("--recipes joint"),
+        "python -m examples.adaptation.run --out out/adaptation": Left("36 runs; the quick form is run"),
+        "python -m examples.adaptation.run --out out/real --model out/smollm2/hf --text train.txt --held-out test.txt "
+        "--recipes autoregressive,joint,joint-schedule --seeds 1 --updates 240 --batch-size 4 --lr 1e-4": Left(
+            "an hour and a half on two cores, of weights that are loaded from the package index"
+        ),
+    },
     "CONTRIBUTING.md": {
         'pytest -m "not slow"': Left("make test runs the same tests"),
     },
