@@ -39,7 +39,8 @@ def _in_blocks(said: str, length: int, source: str, *, joint: bool = False, **ke
 
 _SHIFT = {"training.shift": "true"}
 RECIPES = {
-    "autoregressive": _in_blocks("next-token training goes on: blocks of one token", 1, "the anchor"),
+    "autoregressive": _in_blocks("next-token training goes on: blocks of one token, each asked every time", 1,
+                                 "the anchor", **{"training.noise.min_masking_rate": 1}),
     "scratch": Recipe("masked, fresh weights", {"model.from_scratch": "true"}, source="LLaDA"),
     "plain": Recipe("masked, each token predicted at its own position", source="LLaDA, dllm's A2D"),
     "shift": Recipe("masked, each token predicted at the position before it", _SHIFT, source="Dream"),
