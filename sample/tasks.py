@@ -34,7 +34,7 @@ _OF_BOTH = ("visibility", "block_length", "mask_token_id")  # settings that like
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _DRAWS = ("top_k", "top_p")
 _KEYS = ("until", "do_sample", "temperature", "repetition_penalty", *_DRAWS, *_LENGTHS)
-_OFF = ("num_beams", 1)  # what some tasks say, and changes nothing
+_OFF = {"num_beams": 1}  # what some tasks say, and changes nothing
 _LENGTH = 256  # tokens to write where a task does not say: the harness's own default
 _RESAMPLES = 1000  # of metrics without a formula for their error; the harness's 100,000 take minutes in one process
 
@@ -139,8 +139,7 @@ def plan_of(kwargs: Mapping[str, Any], flags: Any, folder: Folder, name: str = "
         InputError: a key that the sampler has not, or settings that do not go together.
     """
     where = f"--tasks {name}: " if name else ""
-    neutral = {"num_beams": 1}
-    unknown = [key for key in kwargs if key not in _KEYS and kwargs[key] != neutral.get(key, kwargs)]
+    unknown = [key for key in kwargs if key not in _KEYS and kwargs[key] != _OFF.get(key, kwargs)]
     if unknown:
         raise InputError(
             f"{where}generation_kwargs has {unknown[0]!r}, which the sampler has not; there are {listed(_KEYS)}"

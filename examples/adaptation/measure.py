@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 import qwen3llada_jax as q
+from sample.quality import distinct_share
 
 GIVEN, WRITTEN = 64, 64  # tokens of a prompt, and of what follows it: whole blocks of every recipe
 TEMPERATURE = 0.7
@@ -58,6 +59,5 @@ def judged(judge: q.Qwen3LLaDA, prompts: np.ndarray, answers: np.ndarray) -> dic
     """Nats per token by an autoregressive model, given the prompts, and the share of distinct 4-grams: a text that
     repeats itself is likely, too."""
     found = q.nelbo(judge, np.concatenate([prompts, answers], axis=1), prompt_length=prompts.shape[1]).per_token.mean
-    grams = [len({tuple(row[i : i + 4]) for i in range(len(row) - 3)}) / (len(row) - 3) for row in answers.tolist()]
     return {"nats": float(found.mean()), "standard_error": float(found.std(ddof=1) / len(found) ** 0.5),
-            "distinct_4grams": float(np.mean(grams))}  # fmt: skip
+            "distinct_4grams": float(np.mean([distinct_share(row) for row in answers.tolist()]))}  # fmt: skip

@@ -13,14 +13,12 @@ class Recipe:
     Attributes:
         said: what it does, in a line.
         keys: of train.run, beside those that all share.
-        block_length: tokens of a block; None: the row is one, seen whole.
         reads: what an update reads, for its cost.
         source: who trains like this.
     """
 
     said: str
     keys: dict[str, Any] = field(default_factory=dict)
-    block_length: int | None = None
     reads: Reading = field(default_factory=Reading)
     source: str = ""
 
@@ -34,7 +32,7 @@ def _in_blocks(said: str, length: int, source: str, *, joint: bool = False, **ke
         every[f"{block}block_length"] = length
     if joint:
         every |= {f"{block}causal_context": "true", "training.clean_loss": 0.2}
-    return Recipe(said, every | keys, length, Reading(1, length, asks_clean=joint), source)
+    return Recipe(said, every | keys, Reading(1, length, asks_clean=joint), source)
 
 
 _SHIFT = {"training.shift": "true"}

@@ -71,11 +71,11 @@ def main() -> None:
     make_folder(flags.out)
     start = imported(flags)
     judge = q.load(start, dtype="float32")
-    windows, prompts = held_out_rows(flags)
+    windows, prompts, following = held_out_rows(flags)
     results = results_of(flags)
     if "original" not in results:
         results["original"] = measure(judge, judge, windows, prompts, flags.samples)
-        results["original"]["held_out_text"] = judged(judge, prompts, windows_after(flags, prompts))
+        results["original"]["held_out_text"] = judged(judge, prompts, following)
         save(flags, results)
     console = Console(stderr=True)
     todo = [(name, seed) for seed in range(flags.seeds) for name in names]
@@ -135,18 +135,15 @@ def train(flags: Flags, start: Path, recipe: Recipe, name: str, seed: int, confi
     return time.monotonic() - began
 
 
-def held_out_rows(flags: Flags) -> tuple[np.ndarray, np.ndarray]:
-    """([windows, L] text to measure on, [prompts, GIVEN] text to go on from), from all over the held-out text."""
+def held_out_rows(flags: Flags) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """([windows, L] text to measure on, [prompts, GIVEN] text to go on from, [prompts, WRITTEN] what really follows
+    it), from all over the held-out text."""
     rows = _rows(flags)
     if len(rows) < max(flags.windows, flags.prompts):
         need = max(flags.windows, flags.prompts)
         raise InputError(f"{flags.held_out} has {len(rows)} rows of {flags.length} tokens; {need} are asked for")
-    return _spread(rows, flags.windows), _spread(rows, flags.prompts)[:, :GIVEN]
-
-
-def windows_after(flags: Flags, prompts: np.ndarray) -> np.ndarray:
-    """What really follows the prompts."""
-    return _spread(_rows(flags), len(prompts))[:, GIVEN : GIVEN + WRITTEN]
+    texts = _spread(rows, flags.prompts)
+    return _spread(rows, flags.windows), texts[:, :GIVEN], texts[:, GIVEN : GIVEN + WRITTEN]
 
 
 def _rows(flags: Flags) -> np.ndarray:

@@ -221,7 +221,7 @@ MANY = {
 
 @pytest.mark.soak
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["all", *(pytest.param(name, marks=pytest.mark.soak) for name in MANY)][: len(MANY)])
+@pytest.mark.parametrize("name", ["all", *MANY][: len(MANY)])
 def test_caches_and_blocks_at_once_change_no_token(twin, name):
     _, model = twin
     prompts = [[1, 2, 3], [4], [50, 9], [7, 7, 7, 7]]
