@@ -8,14 +8,16 @@
     <<5+12=17>>17 apples
     #### 17
 
-A small model learns them from scratch, by SFT; a copy of it goes on with random tokens in the place of masks, so that
-it has seen wrong tokens. No held-out question is in the training data, nor the numbers of one with two steps. Terms and
-factors stand in either order, at random: two places of an answer that are right one by one may be wrong together.
-sample.compare then sweeps the rules, for both models; an answer is right by GSM8K's strict match, and for some rules
-its flexible one is told too. The same command goes on after an interruption, and does nothing twice.
+A small model learns them from scratch, by SFT, and once more at half the rate (`masks`); a copy of it goes on with
+random tokens in the place of masks, so that it has seen wrong tokens (`wrong`). No held-out question is in the training
+data, nor the numbers of one with two steps. Terms and factors stand in either order, at random: two places of an answer
+that are right one by one may be wrong together. sample.compare then sweeps the rules, for both models; an answer is
+right by GSM8K's strict match, and for some rules its flexible one is told too. The same command goes on after an
+interruption, and does nothing twice. `taskset -c 1` keeps it to one core.
 """
 
 import argparse
+import functools
 import json
 import random
 import shutil
@@ -29,7 +31,7 @@ from typing import Any
 from benchmarks.sorting import ARCHITECTURE, ROOT, TOKENIZER
 
 ROW_LENGTH, ANSWER_LENGTH, BLOCK_LENGTH = 88, 40, 20
-BATCH_SIZE = 16
+BATCH_SIZE, HELD_OUT = 16, 200
 NAMES = ("Tom", "Ben", "Sam", "Dan", "Kim", "Kate", "Rose", "Tess")
 THINGS = ("hats", "rings", "pears", "apples", "crowns", "cows")
 GAINS = ("{other} gave {who} {n} more.", "{who} found {n} more.")
@@ -41,8 +43,7 @@ def levels(rule: str, *values: float, beside: str = "") -> list[str]:
     return [f"{rule}={value}{beside}" for value in values]
 
 
-BUDGETED = ["low_confidence", "random", "left_to_right"]
-FINISHED = levels("finish_below", 0.1, 1.0)
+BUDGETED = ["low_confidence", "finish_below=0.5"]
 THRESHOLDS = levels("threshold", 0.9, 0.7, 0.5)
 SURE = [
     *levels("local_leap", 0.9, 0.8, 0.7), *levels("klass", 0.9, 0.7, 0.5), *levels("less", 0.9, 0.7, 0.5),
@@ -127,14 +128,14 @@ def make_problems(held_out: int, learned: int) -> tuple[list[dict[str, str]], li
     return apart, rows
 
 
-def make_folder(folder: Path, held_out: int, updates: int) -> None:
+def make_folder(folder: Path, updates: int) -> None:
     """Write the rows, and the outline of a model."""
     start = folder / "start"
     start.mkdir(parents=True, exist_ok=True)
     (start / "config.json").write_text(json.dumps(ARCHITECTURE))
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(TOKENIZER / name, start / name)
-    apart, learned = make_problems(held_out, updates * BATCH_SIZE)
+    apart, learned = make_problems(HELD_OUT, updates * BATCH_SIZE)
     for name, rows in (("held_out", apart), ("train", learned)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -151,8 +152,10 @@ def train(folder: Path, name: str, updates: int, **keys: Any) -> None:
     run("train.run", "--mode=sft", *(f"--{key}={value}" for key, value in every.items()))
 
 
-def compare(folder: Path, model: str, rules: Sequence[str], steps: str, match: str = "gsm8k-strict") -> None:
-    """Run sample.compare on the held-out rows, unless its figures are there."""
+def compare(
+    folder: Path, prompts: int, model: str, rules: Sequence[str], steps: str, match: str = "gsm8k-strict"
+) -> None:
+    """Run sample.compare on held-out rows, unless its figures are there."""
     out = folder / f"{model}-{match}"
     if (out / "compare.json").is_file():
         print(f"{out}: compare.json is there")
@@ -160,7 +163,7 @@ def compare(folder: Path, model: str, rules: Sequence[str], steps: str, match: s
     run(
         "sample.compare", f"--model={folder / model}", f"--data={folder / 'held_out.jsonl'}", f"--match={match}",
         f"--gen-length={ANSWER_LENGTH}", f"--block-length={BLOCK_LENGTH}", f"--rules={','.join(rules)}",
-        f"--steps={steps}", "--batch-size=50", f"--out={out}",
+        f"--steps={steps}", f"--limit={prompts}", "--batch-size=25", f"--out={out}",
     )  # fmt: skip
 
 
@@ -170,20 +173,26 @@ def run(program: str, *arguments: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--updates", type=int, default=700)
-    parser.add_argument("--wrong-updates", type=int, default=150, help="of the copy that sees wrong tokens")
-    parser.add_argument("--held-out", type=int, default=200)
+    parser.add_argument("--updates", type=int, default=700, help="of a model from scratch (default: %(default)s)")
+    parser.add_argument("--more", type=int, default=500, help="updates at half the rate (default: %(default)s)")
+    parser.add_argument("--wrong", type=int, default=100, help="updates on wrong tokens (default: %(default)s)")
+    parser.add_argument("--prompts", type=int, default=HELD_OUT, help="held-out questions to ask, at most %(default)s")
     parser.add_argument("--folder", type=Path, default=ROOT / "out" / "word_problems")
     flags = parser.parse_args()
+    if not 1 <= flags.prompts <= HELD_OUT:
+        parser.error(f"--prompts {flags.prompts}: must be 1 to {HELD_OUT}, as many as are held out")
     folder = flags.folder.absolute()
-    make_folder(folder, flags.held_out, flags.updates)
-    train(folder, "masks", flags.updates, model__base_model_path=folder / "start", model__from_scratch="true",
-          training__lr=4e-3)  # fmt: skip
-    train(folder, "wrong", flags.wrong_updates, model__qwen3llada_model_path=folder / "masks", project__seed=1,
-          training__noise__noise_type="random_replace", training__lr=1e-3)  # fmt: skip
-    compare(folder, "masks", [*BUDGETED, *FINISHED, *THRESHOLDS, *SURE, *CHECKED, *EDITED], "48,24,12,6")
-    compare(folder, "wrong", [BUDGETED[0], *THRESHOLDS, *CHECKED, *EDITED], "48,24,12,6")
-    compare(folder, "masks", [BUDGETED[0], *THRESHOLDS], "48,6", match="gsm8k-flexible")
+    make_folder(folder, flags.updates)
+    start = {"model__base_model_path": folder / "start", "model__from_scratch": "true"}
+    train(folder, "first", flags.updates, training__lr=4e-3, **start)
+    train(folder, "masks", flags.more, training__lr=2e-3, project__seed=1,
+          model__qwen3llada_model_path=folder / "first")  # fmt: skip
+    train(folder, "wrong", flags.wrong, training__lr=1e-3, project__seed=2,
+          model__qwen3llada_model_path=folder / "masks", training__noise__noise_type="random_replace")  # fmt: skip
+    ask = functools.partial(compare, folder, flags.prompts)
+    ask("masks", [*BUDGETED, *THRESHOLDS, *SURE, *CHECKED, *EDITED], "40,20,10")
+    ask("wrong", [BUDGETED[0], *THRESHOLDS, *CHECKED, *EDITED], "40,20,10")
+    ask("masks", [BUDGETED[0], THRESHOLDS[-1]], "40,10", match="gsm8k-flexible")
 
 
 if __name__ == "__main__":
