@@ -45,7 +45,7 @@ def levels(rule: str, *values: float, beside: str = "") -> list[str]:
 
 BUDGETED = ["low_confidence", "finish_below=0.5"]
 THRESHOLDS = levels("threshold", 0.9, 0.7, 0.5)
-SURE = [*levels("local_leap", 0.9, 0.7), *levels("klass", 0.9, 0.5), *levels("less", 0.9, 0.5)]
+SURE = [*levels("local_leap", 0.9, 0.8), *levels("klass", 0.9, 0.5), *levels("less", 0.9, 0.5)]
 CHECKED = levels("wide_in", 0.8, 0.5, beside="+narrow_out=0.9")
 EDITED = levels("threshold", 0.9, 0.5, beside="+edit_above=0.9")
 
