@@ -53,6 +53,8 @@ RECIPES = {
                         joint=True, **{"training.noise.min_masking_rate": 1}),
     "joint": _in_blocks("blocks of 4, and 0.2 · the clean half's next-token loss", 4, "Nemotron-Labs-Diffusion",
                         joint=True),
+    "joint-clipped": _in_blocks("joint, at least 45% of each block masked", 4, "BD3-LM's clipped noise, joint",
+                                joint=True, **{"training.noise.min_masking_rate": 0.45}),
     "joint-schedule": _in_blocks("joint, blocks of 1 until 10%, of 2 until 40%, then of 4", 4, "I-DLM's order, joint",
                                  joint=True, schedule="1@0.1, 2@0.4, 4"),
 }  # fmt: skip

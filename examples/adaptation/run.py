@@ -45,13 +45,13 @@ class Flags:
     held_out: Path = flag("text to measure on, a .txt (default: the bundled one)", SHAKESPEARE / "valid.txt")
     recipes: str | None = flag(f"joined by commas; of {', '.join(RECIPES)} (default: all)", None)
     seeds: int = flag("runs of each recipe (default: %(default)s)", 3)
-    updates: int = flag("of masked diffusion; other recipes as many as cost the same (default: %(default)s)", 260)
-    batch_size: int = flag("rows of an update (default: %(default)s)", 16)
+    updates: int = flag("of masked diffusion; other recipes as many as cost the same (default: %(default)s)", 200)
+    batch_size: int = flag("rows of an update (default: %(default)s)", 8)
     length: int = flag("tokens of a row, at least 128 (default: %(default)s)", 128)
     lr: float = flag("peak learning rate (default: %(default)s)", 1e-3)
     windows: int = flag("held-out rows to measure on (default: %(default)s)", 64)
     prompts: int = flag("held-out texts to go on from (default: %(default)s)", 32)
-    samples: int = flag("draws of noise for each row, an even number (default: %(default)s)", 16)
+    samples: int = flag("draws of noise for each row, an even number (default: %(default)s)", 8)
     quick: bool = flag(f"{', '.join(QUICK)}, one seed, 60 updates, less to measure", False)
 
 
@@ -59,7 +59,7 @@ def main() -> None:
     flags = cli.parse(Flags)
     flags = dataclasses.replace(flags, **{n: getattr(flags, n).resolve() for n in ("out", "model", "text", "held_out")})
     if flags.quick:
-        flags = dataclasses.replace(flags, seeds=1, updates=60, windows=16, prompts=8, samples=8)
+        flags = dataclasses.replace(flags, seeds=1, updates=60, windows=16, prompts=8)
     names = (flags.recipes or ",".join(QUICK if flags.quick else RECIPES)).split(",")
     for name in names:
         if name not in RECIPES:
