@@ -102,7 +102,7 @@ def test_a_bundled_configuration_has_a_name_and_a_users_file_comes_first(tmp_pat
     (tmp_path / "sft").write_text("training: {lr: 0.5}\ndataset: {name: x}\nmodel: {base_model_path: y}")
     for path in ("sft", "./sft"):
         assert cli.parse(ConfigFlags, ["--config", path]).read().training.lr == 0.5
-    with pytest.raises(q.InputError, match=r"^--config sfd: .*bundled ones \(plan, pretrain, sft\)$"):
+    with pytest.raises(q.InputError, match=r"^--config sfd: .*bundled ones \(adapt, plan, pretrain, sft\)$"):
         read_config(Path("sfd"))
     for path in ("sft.yaml", "configs/sft"):
         with pytest.raises(q.InputError, match="cannot be read"):
