@@ -37,11 +37,13 @@ from qwen3llada_jax.model.config import VISIBILITIES
 from qwen3llada_jax.pictures import pyplot, write_picture
 from qwen3llada_jax.writing.opening import Folder
 
-from . import inputs, passages, tasks
+from . import inputs
 from .answers import check_place
 from .flags import THINKING, MeshFlags, SamplerFlags, check_counts
-from .passages import Line, Passage, Window
-from .tally import BANDS, Tally, grouped
+from .measuring import passages
+from .measuring.passages import Line, Passage, Window
+from .measuring.tally import BANDS, Tally, grouped
+from .tasks import run as tasks
 
 _PLACES_SHOWN = 8
 

@@ -34,7 +34,7 @@ from .answers import check_place
 from .clock import Timed, timed
 from .flags import THINKING, MeshFlags, SamplerFlags, check_counts, own_settings, settings_of, told
 from .live import show_live
-from .trace import Trace, check_trace_path, write_trace
+from .traces.trace import Trace, check_trace_path, write_trace
 
 
 @dataclass(frozen=True, kw_only=True)

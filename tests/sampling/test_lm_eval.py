@@ -14,7 +14,9 @@ from transformers import AutoModelForCausalLM
 import qwen3llada_jax as q
 from qwen3llada_jax.likelihood.reading import reading_of
 from qwen3llada_jax.writing.opening import open_folder
-from sample import evaluate, finding, scoring, tasks
+from sample import evaluate
+from sample.tasks import finding, scoring
+from sample.tasks import run as tasks
 
 pytest.importorskip("lm_eval")
 SMOLLM2 = ROOT / "out" / "smollm2" / "hf"

@@ -24,9 +24,10 @@ from qwen3llada_jax.sampling.config import SETTINGS, SamplerConfig, origin_of
 from qwen3llada_jax.text.chat_template import ChatWriter
 from qwen3llada_jax.writing.opening import Folder
 
-from . import finding, inputs, task_report, until
-from .answers import check_place
-from .flags import settings_of
+from .. import inputs
+from ..answers import check_place
+from ..flags import settings_of
+from . import finding, report, until
 from .scoring import rolling_window
 
 FLAGS = ("include_path", "num_fewshot", "fewshot_as_multiturn", "system")  # that mean nothing without --tasks
@@ -89,9 +90,9 @@ def run(flags: Any) -> None:
         print(
             f"{model.cut:,} contexts were longer than the model's positions and lost their beginning", file=sys.stderr
         )
-    task_report.report(results, model.notes)
+    report.report(results, model.notes)
     if flags.out:
-        task_report.write(results, model.notes, flags)
+        report.write(results, model.notes, flags)
 
 
 def check(flags: Any) -> None:

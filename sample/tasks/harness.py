@@ -1,7 +1,7 @@
 """A model as lm-evaluation-harness asks it: three kinds of requests, each answered in the order it was asked.
 
 What its answers have no place for is kept in `notes`: forward passes, tokens, and each likelihood's standard error.
-Only this file and `tasks.py` know the harness; it is imported when it is asked for.
+Only this file and `run.py` know the harness; it is imported when it is asked for.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,8 +17,8 @@ from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.text.chat_template import ChatWriter
 from qwen3llada_jax.writing.opening import Folder
 
+from ..measuring.passages import Window
 from . import scoring, until
-from .passages import Window
 from .scoring import Encoder, Row, Score
 from .until import Asked
 

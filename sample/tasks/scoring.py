@@ -26,7 +26,7 @@ from qwen3llada_jax.writing.completions import keys_of
 from qwen3llada_jax.writing.opening import Folder
 from qwen3llada_jax.writing.requests import Request, encode
 
-from .passages import Window, window_of, windows
+from ..measuring.passages import Window, window_of, windows
 
 
 class Row(NamedTuple):
