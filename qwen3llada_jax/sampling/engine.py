@@ -18,13 +18,13 @@ from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model import kv_cache as kv
 from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.sampling import layout, loop
-from qwen3llada_jax.sampling import memory as memories
 from qwen3llada_jax.sampling.config import SamplerConfig
 from qwen3llada_jax.sampling.limits import check_memory
 from qwen3llada_jax.sampling.parameters import Parameters
+from qwen3llada_jax.sampling.passes import memory as memories
+from qwen3llada_jax.sampling.passes.speculation import no_draft
 from qwen3llada_jax.sampling.rules import AtEos
 from qwen3llada_jax.sampling.slots import SLOTS
-from qwen3llada_jax.sampling.speculation import no_draft
 from qwen3llada_jax.sampling.state import (
     Canvas,
     Generation,
