@@ -19,14 +19,11 @@ budget run once for each of --steps, adaptive ones once, without a limit on thei
 """
 
 import dataclasses
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 import qwen3llada_jax as q
 from qwen3llada_jax import cli
@@ -50,6 +47,7 @@ from .comparing.frontier import Points
 from .comparing.report import report
 from .comparing.variants import Variant, budgets_of, variants_of
 from .flags import THINKING, MeshFlags, SamplerFlags, check_counts, own_settings, settings_of
+from .progress import tracked
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,10 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     inputs.say_if_untrained(folder, variants[0].settings)
     model = folder.load(flags.dtype)
     inputs.say_if_rounded(model, variants[0].settings.for_model(folder.config), size)
-    quiet = not sys.stderr.isatty()
     found = [
         measure(model, folder, requests, answers, variant, flags)
-        for variant in track(variants, "comparing", console=Console(stderr=True), disable=quiet, transient=True)
+        for variant in tracked(variants, "comparing", len(variants))
     ]
     rows, of_each = zip(*found, strict=True)
     report(rows, Points(*(np.stack(x) for x in zip(*of_each, strict=True))), flags)
