@@ -45,7 +45,7 @@ class Flags:
     held_out: Path = flag("text to measure on, a .txt (default: the bundled one)", SHAKESPEARE / "valid.txt")
     recipes: str | None = flag(f"joined by commas; of {', '.join(RECIPES)} (default: all)", None)
     seeds: int = flag("runs of each recipe (default: %(default)s)", 3)
-    updates: int = flag("of masked diffusion; other recipes as many as cost the same (default: %(default)s)", 260)
+    updates: int = flag("of masked diffusion; other recipes as many as cost the same (default: %(default)s)", 200)
     batch_size: int = flag("rows of an update (default: %(default)s)", 8)
     length: int = flag("tokens of a row, at least 128 (default: %(default)s)", 128)
     lr: float = flag("peak learning rate (default: %(default)s)", 1e-3)
