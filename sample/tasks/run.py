@@ -209,6 +209,7 @@ def _in_blocks(most: int, settings: SamplerConfig, config: ModelConfig) -> int:
 def judged(model: Any, found: Sequence[Any], flags: Any) -> dict[str, Any]:
     """What the harness makes of the answers."""
     from lm_eval import evaluator, simple_evaluate
+    from lm_eval.tasks import TaskManager
 
     evaluator.get_git_commit_hash = str  # of the user's folder, where git complains if it is no repository
     # Its processes would be forks of one that runs JAX.
@@ -217,6 +218,7 @@ def judged(model: Any, found: Sequence[Any], flags: Any) -> dict[str, Any]:
         return simple_evaluate(
             model=model,
             tasks=list(found),
+            task_manager=TaskManager(include_defaults=False),  # all are found; else it reads its thousands, for seconds
             num_fewshot=flags.num_fewshot,
             limit=flags.limit,
             bootstrap_iters=_RESAMPLES,
