@@ -53,7 +53,7 @@ COMMANDS: dict[str, dict[str, Run | Left]] = {
     "README.md": {
         # configs/demo.yaml is given fewer updates in the copy; make is told that .venv is ready, and where Python is
         "make demo": Run(f"-o .venv/ready BIN={Path(sys.executable).parent}"),
-        "make demo-real": Left("it loads 98 MB from the package index; its steps are those of test_smollm2.py"),
+        "make demo-real": Left("it loads 98 MB from the package index, and trains for ten minutes"),
         "make test": Left("it is what runs these tests"),
         # a folder of that name stands for the hub's model
         "python -m converters.from_hf --src Qwen/Qwen3-0.6B-Base --dst models/qwen3-0.6b --mask-token-id auto": Run(),
@@ -67,7 +67,7 @@ COMMANDS: dict[str, dict[str, Run | Left]] = {
     },
     "docs/adaptation.md": {
         "python -m examples.adaptation.run --out out/adaptation --quick": Run("--recipes joint"),
-        "python -m examples.adaptation.run --out out/adaptation": Left("36 runs; the quick form is run"),
+        "python -m examples.adaptation.run --out out/adaptation": Left("39 runs; the quick form is run"),
         "python -m examples.adaptation.run --out out/real --model out/smollm2/hf --text train.txt --held-out test.txt "
         "--recipes autoregressive,joint,joint-schedule --seeds 1 --updates 240 --batch-size 4 --lr 1e-4": Left(
             "an hour and a half on two cores, of weights that are loaded from the package index"

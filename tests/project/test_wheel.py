@@ -146,7 +146,7 @@ def test_k12_every_command_of_the_wheel_has_its_help(place):
         assert f"qwen3llada {name}" in said
         assert "python -m" not in said
     assert "did you mean 'generate'?" in place.run("genrate", code=2).stderr
-    assert "(plan, pretrain, sft)" in place.run("train", "--config", "sfd", code=2).stderr
+    assert "(adapt, plan, pretrain, sft)" in place.run("train", "--config", "sfd", code=2).stderr
 
 
 def test_k12_the_wheel_pretrains_and_fine_tunes(tuned):
