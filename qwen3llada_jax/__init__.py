@@ -25,8 +25,8 @@ from qwen3llada_jax.sampling import rules
 from qwen3llada_jax.sampling.api import generate, infill, watch, watch_infill
 from qwen3llada_jax.sampling.config import SamplerConfig
 from qwen3llada_jax.sampling.engine import Engine
-from qwen3llada_jax.sampling.forward import is_exact
 from qwen3llada_jax.sampling.loop import compilations
+from qwen3llada_jax.sampling.passes.forward import is_exact
 from qwen3llada_jax.sampling.slots import rule
 from qwen3llada_jax.sampling.state import Canvas, Generation, NotFiniteError
 from qwen3llada_jax.sampling.state import to_host as finish

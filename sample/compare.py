@@ -8,8 +8,9 @@
 the answer. Quality is then the share of right answers: --match exact, contains, last-number, regex=PATTERN, or
 gsm8k-strict and gsm8k-flexible, as lm-evaluation-harness judges GSM8K, looked for in the text and in the answer alike;
 an empty think block at the head of a text is left out. Without answers it is the model's own opinion of the finished
-text: the mean log-probability of its tokens, each given all others (quality.py), together with the share of distinct
-4-grams, because a text that repeats itself is likely too. Intervals are 95%, by drawing prompts anew (frontier.py).
+text: the mean log-probability of its tokens, each given all others (comparing/quality.py), together with the share of
+distinct 4-grams, because a text that repeats itself is likely too. Intervals are 95%, by drawing prompts anew
+(comparing/frontier.py).
 
 A rule is a confidence rule, or SETTING=VALUE (threshold=0.9, factor=1, cache=dual, temperature=0.7), or one of your own
 (my.py:Halves:share=0.3, as --rule takes it), or several joined by `+`; steps= is no part of one. Rules with a fixed
@@ -18,14 +19,11 @@ budget run once for each of --steps, adaptive ones once, without a limit on thei
 """
 
 import dataclasses
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 import qwen3llada_jax as q
 from qwen3llada_jax import cli
@@ -41,13 +39,15 @@ from qwen3llada_jax.writing.opening import Folder
 from qwen3llada_jax.writing.requests import Request
 from qwen3llada_jax.writing.settings import settings_for
 
-from . import inputs, quality
+from . import inputs
 from .answers import check_place
 from .clock import Timed, timed
+from .comparing import quality
+from .comparing.frontier import Points
+from .comparing.report import report
+from .comparing.variants import Variant, budgets_of, variants_of
 from .flags import THINKING, MeshFlags, SamplerFlags, check_counts, own_settings, settings_of
-from .frontier import Points
-from .frontier_report import report
-from .variants import Variant, budgets_of, variants_of
+from .progress import tracked
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,10 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     inputs.say_if_untrained(folder, variants[0].settings)
     model = folder.load(flags.dtype)
     inputs.say_if_rounded(model, variants[0].settings.for_model(folder.config), size)
-    quiet = not sys.stderr.isatty()
     found = [
         measure(model, folder, requests, answers, variant, flags)
-        for variant in track(variants, "comparing", console=Console(stderr=True), disable=quiet, transient=True)
+        for variant in tracked(variants, "comparing", len(variants))
     ]
     rows, of_each = zip(*found, strict=True)
     report(rows, Points(*(np.stack(x) for x in zip(*of_each, strict=True))), flags)

@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from qwen3llada_jax import cli
@@ -37,11 +36,14 @@ from qwen3llada_jax.model.config import VISIBILITIES
 from qwen3llada_jax.pictures import pyplot, write_picture
 from qwen3llada_jax.writing.opening import Folder
 
-from . import inputs, passages, tasks
+from . import inputs
 from .answers import check_place
 from .flags import THINKING, MeshFlags, SamplerFlags, check_counts
-from .passages import Line, Passage, Window
-from .tally import BANDS, Tally, grouped
+from .measuring import passages
+from .measuring.passages import Line, Passage, Window
+from .measuring.tally import BANDS, Tally, check_finite, grouped
+from .progress import tracked
+from .tasks import run as tasks
 
 _PLACES_SHOWN = 8
 
@@ -166,14 +168,8 @@ def measure(folder: Folder, asked: Sequence[Passage], how: Reading, flags: Flags
     tally = Tally(how.block_length if how.in_blocks else None)
     with folder.on_mesh():
         found = each(model, rows, how, flags.samples, "stratified", flags.batch_size)
-        quiet = not sys.stderr.isatty()
-        console = Console(stderr=True)
-        for number, draws in track(found, "measuring", len(asked), console=console, disable=quiet, transient=True):
-            if not np.isfinite(draws.value).all():
-                raise InputError(
-                    f"{asked[number].where}: the model's probabilities are not finite; weights are damaged, or float16 "
-                    "overflows (--dtype float32)"
-                )
+        for number, draws in tracked(found, "measuring", len(asked)):
+            check_finite(draws.value, asked[number].where)
             tally.add(draws, _places(asked[number], draws.start.size, how), asked[number].size)
     results = tally.results()
     if not results["tokens"]:

@@ -16,9 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rich.console import Console
-from rich.progress import track
-
 import qwen3llada_jax as q
 from qwen3llada_jax import cli
 from qwen3llada_jax.cli import flag
@@ -34,7 +31,8 @@ from .answers import check_place
 from .clock import Timed, timed
 from .flags import THINKING, MeshFlags, SamplerFlags, check_counts, own_settings, settings_of, told
 from .live import show_live
-from .trace import Trace, check_trace_path, write_trace
+from .progress import tracked
+from .traces.trace import Trace, check_trace_path, write_trace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,8 +140,9 @@ def _write(
     watcher = watcher_of(flags, folder.tokenizer, trace, wanted.eos_token_ids or ())
     written = completions.write(model, folder, requests, wanted, seed=flags.seed, rows=size, watcher=watcher)
     count = -(-len(requests) // size)
-    quiet = count == 1 or flags.live or not sys.stderr.isatty()
-    batches = track(timed(written), "batches", count, console=Console(stderr=True), disable=quiet, transient=True)
+    batches = timed(written)
+    if count > 1 and not flags.live:
+        batches = tracked(batches, "batches", count)
     done = emit(batches, flags, folder.tokenizer, settings, trace, stream)
     print(summary(done, flags.seed), file=sys.stderr)
     return done[0]

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 from qwen3llada_jax import cli
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.io.atomic_files import expanded
-from qwen3llada_jax.sampling import choice, memory, proposals, rules, slots, step
+from qwen3llada_jax.sampling import rules, slots
 from qwen3llada_jax.sampling.config import SETTINGS, SamplerConfig
 from qwen3llada_jax.sampling.parameters import Parameters
+from qwen3llada_jax.sampling.passes import choice, memory, proposals, step
 from qwen3llada_jax.sampling.state import Canvas
 
 _BLOCK, _VOCAB = 32, 1 << 17  # shapes to try a rule on: as large as those it meets

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 import qwen3llada_jax as q
-from sample.quality import distinct_share
+from sample.comparing.quality import distinct_share
 
 GIVEN, WRITTEN = 64, 64  # tokens of a prompt, and of what follows it: whole blocks of every recipe
 TEMPERATURE = 0.7

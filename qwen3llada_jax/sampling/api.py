@@ -2,9 +2,9 @@
 
 A canvas holds a row's tokens, masks where something is to be written. The places to write are cut into blocks of
 `block_length` that are filled one after another. Each pass runs the model once, proposes a token for every masked
-position of the row's current block (proposals.py), and writes those that the rules choose (rules/). Which positions
-are masked is carried along, never read back from the ids. Rows go on by themselves, each with its own block, pass
-and end; the whole trajectory of all rows is one compiled program, and watching it runs the same one pass by pass.
+position of the row's current block (passes/proposals.py), and writes those that the rules choose (rules/). Which
+positions are masked is carried along, never read back from the ids. Rows go on by themselves, each with its own block,
+pass and end; the whole trajectory of all rows is one compiled program, and watching it runs the same one pass by pass.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,9 +16,9 @@ from jaxtyping import Array, Int, PRNGKeyArray
 from qwen3llada_jax import sharding
 from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.sampling import layout, loop
-from qwen3llada_jax.sampling import memory as memories
 from qwen3llada_jax.sampling.config import SamplerConfig
-from qwen3llada_jax.sampling.speculation import no_draft
+from qwen3llada_jax.sampling.passes import memory as memories
+from qwen3llada_jax.sampling.passes.speculation import no_draft
 from qwen3llada_jax.sampling.state import (
     Canvas,
     Generation,

@@ -67,7 +67,7 @@ class SamplerConfig:
             what follows the block too. None: `prefix` where it changes no token in float32 (`is_exact`), else `none`.
         parallel_blocks: all blocks in the same passes (needs block_bias, and no shift); the same tokens, in float32.
         speculate: draft a block by diffusion and verify it from left to right: the autoregressive text in fewer passes
-            (speculation.py); `block_length` is the draft's.
+            (passes/speculation.py); `block_length` is the draft's.
         mask_token_id: None: the model's.
         order, commit, draw, remask, stop, finish, edit: rules (slots.py); None: what the short names say.
     """

@@ -1,4 +1,4 @@
-"""What self-speculation (speculation.py) goes with: models that can verify, and settings that do not contradict it."""
+"""What self-speculation (passes/speculation.py) goes with: models that can verify, settings that go with it."""
 
 import dataclasses
 from typing import TYPE_CHECKING

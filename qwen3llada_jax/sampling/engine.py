@@ -18,13 +18,13 @@ from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model import kv_cache as kv
 from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.sampling import layout, loop
-from qwen3llada_jax.sampling import memory as memories
+from qwen3llada_jax.sampling.admission import admitted
 from qwen3llada_jax.sampling.config import SamplerConfig
 from qwen3llada_jax.sampling.limits import check_memory
 from qwen3llada_jax.sampling.parameters import Parameters
+from qwen3llada_jax.sampling.passes import memory as memories
+from qwen3llada_jax.sampling.passes.speculation import no_draft
 from qwen3llada_jax.sampling.rules import AtEos
-from qwen3llada_jax.sampling.slots import SLOTS
-from qwen3llada_jax.sampling.speculation import no_draft
 from qwen3llada_jax.sampling.state import (
     Canvas,
     Generation,
@@ -161,7 +161,7 @@ class Engine:
             raise InputError(
                 f"the request has {length:,} tokens with what is written; this engine's rows {self.length:,}"
             )
-        parameters = self._checked(config)
+        parameters = admitted(config, self.config, self._own)
         if not config.stop_at_eos and self._parameters.stop is not None:  # a row without ends has nothing to stop at
             inputs = inputs._replace(ends=inputs.ends[:, :0])
         self._put(slot, canvas, inputs)
@@ -290,32 +290,6 @@ class Engine:
                 empty: Any = np.full(both.shape[1:], vocab) if name in lists else getattr(still, name)[0]
                 both[slot] = _fitted(row[0], empty)
         self._is_new[slot] = True
-
-    def _checked(self, config: SamplerConfig) -> Parameters:
-        """The numbers of a request's complete config.
-
-        Raises:
-            InputError: naming the setting that another program would be needed for.
-        """
-        config.check_rows(1)
-        if self.config.stop_at_eos and not config.stop_at_eos and (config.eos == "last" or config.min_length):
-            raise InputError("stop_at_eos: this engine stops at an EOS that eos 'last' and min_length speak of")
-        its = config.parameters(like=self.config)
-        pairs: list[Any] = [
-            (f"{slot} ({what})", getattr(self._own, slot), getattr(its, slot)) for slot, what in SLOTS.items()
-        ]
-        for name in ("block_length", "visibility", "cache", "parallel_blocks", "speculate", "mask_token_id"):
-            pairs.append((name, getattr(self.config, name), getattr(config, name)))
-        pairs.append(("eos", *(c.eos if c.eos == "last" else "free or never" for c in (self.config, config))))
-        for name in ("cfg_scale", "repetition_penalty", "min_length", "sub_block_length"):
-            pairs.append((name, *("off" if getattr(p, name) is None else "on" for p in (self._own, its))))
-        for name, here, there in pairs:
-            trees: Any = (jax.tree.structure(here), jax.tree.structure(there))
-            if trees[0] != trees[1] if "(" in name else here != there:
-                raise InputError(
-                    f"{name}: this engine is made for {here}, the request has {there}; make it another one"
-                )
-        return its
 
 
 def _fitted(row: Any, empty: Any) -> Any:

@@ -9,7 +9,7 @@ import jax
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.sampling.config import SamplerConfig
-from qwen3llada_jax.sampling.memory import bytes_of_a_place
+from qwen3llada_jax.sampling.passes.memory import bytes_of_a_place
 
 
 def check_positions(

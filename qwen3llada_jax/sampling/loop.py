@@ -13,11 +13,11 @@ from qwen3llada_jax.model.kv_cache import AXES, Cache
 from qwen3llada_jax.model.layers import unstack_layers
 from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.sampling.config import SamplerConfig
-from qwen3llada_jax.sampling.forward import block_start_differs, first_cache, with_new_rows
 from qwen3llada_jax.sampling.parameters import Parameters, Structure
-from qwen3llada_jax.sampling.speculation import speculate
+from qwen3llada_jax.sampling.passes.forward import block_start_differs, first_cache, with_new_rows
+from qwen3llada_jax.sampling.passes.speculation import speculate
+from qwen3llada_jax.sampling.passes.step import unmask
 from qwen3llada_jax.sampling.state import Canvas, GenerationInputs, SamplerState
-from qwen3llada_jax.sampling.step import unmask
 from qwen3llada_jax.sharding import canonical_spec, constrain
 
 TO_THE_END = 2**31 - 1  # passes: more than any row takes

@@ -36,7 +36,7 @@ class Structure:
         shift: the token of a position is predicted at the position before it; position 0 keeps its own.
         block_origin: where blocks are counted from (`config.origin_of`).
         is_eos_last: EOS is written last in its block.
-        speculate: blocks are drafts that are verified from left to right (speculation.py).
+        speculate: blocks are drafts that are verified from left to right (passes/speculation.py).
         cfg_branches: forward passes of a step; guidance needs one more, without the prompt.
     """
 

@@ -103,7 +103,7 @@ class GenerationInputs(NamedTuple):
 
 
 class Draft(NamedTuple):
-    """What was drafted in the pass before, behind the last token that is known (speculation.py).
+    """What was drafted in the pass before, behind the last token that is known (passes/speculation.py).
 
     Attributes:
         tokens: [B, S - 1] ids, S being the block length.
@@ -126,7 +126,7 @@ class SamplerState(NamedTuple):
         revised: [B, G] how many of its tokens have been masked again.
         done: [B].
         cache: keys and values, or None.
-        memory: what rules remember of the current block's places (memory.py).
+        memory: what rules remember of the current block's places (passes/memory.py).
         full: [B] passes of the current block since all of it was written; None: no rule replaces what is.
         draft: of self-speculation alone.
     """

@@ -48,7 +48,7 @@ def test_programs_are_named_as_they_were_started(monkeypatch):
         patch.setattr(sys, "argv", ["qwen3llada sft"])
         assert as_typed(text) == typed
         assert as_typed("python -m train.run --mode pretrain --x") == "qwen3llada train --x"
-        assert as_typed("my.train.runs sample/trace.py train.step") == "my.train.runs sample/trace.py train.step"
+        assert as_typed("my.train.runs sample/flags.py train.step") == "my.train.runs sample/flags.py train.step"
     monkeypatch.setattr(commands, "IS_CHECKOUT", False)  # an installed wheel has nothing else
     assert as_typed(text) == typed
 

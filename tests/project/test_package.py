@@ -80,6 +80,13 @@ def test_every_folder_of_code_is_a_package():
             assert (file.parent / "__init__.py").exists(), file
 
 
+def test_no_folder_of_code_has_more_than_14_files():
+    """More than one looks through: they are several subjects, each of which is a room."""
+    for room in ("qwen3llada_jax", "converters", "train", "sample"):
+        for folder in {file.parent for file in (ROOT / room).rglob("*.py")}:
+            assert len(list(folder.glob("*.py"))) <= 14, folder
+
+
 def test_flags_take_either_dash_and_unknown_ones_get_a_guess():
     @dataclass(frozen=True)
     class Flags:

@@ -13,7 +13,7 @@ from test_shift_and_origin import GEN, MASK, V, assert_equal, continuations, ref
 from torch_sampler import logits_of
 
 import qwen3llada_jax as q
-from sample import quality
+from sample.comparing import quality
 
 CAUSAL = {"visibility": "block_causal", "causal_context": True}
 LENGTHS = (6, 1, 9, 8)

@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM
 import qwen3llada_jax as q
 from qwen3llada_jax.likelihood.estimate import Draws
 from qwen3llada_jax.writing.opening import open_folder
-from sample import evaluate, passages
-from sample.passages import Window, windows
-from sample.tally import Tally, grouped
+from sample import evaluate
+from sample.measuring import passages
+from sample.measuring.passages import Window, windows
+from sample.measuring.tally import Tally, grouped
 
 TEXT = "Shall I compare thee to a summer's day?\nThou art more lovely — and more temperate:\n" * 6
 

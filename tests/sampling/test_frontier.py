@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from conftest import TINY
 
-from sample import compare, frontier, quality
+from sample import compare
+from sample.comparing import frontier, quality
 
 
 def points(seed=3, ways=3, n=40):

@@ -14,7 +14,9 @@ from transformers import AutoModelForCausalLM
 import qwen3llada_jax as q
 from qwen3llada_jax.likelihood.reading import reading_of
 from qwen3llada_jax.writing.opening import open_folder
-from sample import evaluate, finding, scoring, tasks
+from sample import evaluate
+from sample.tasks import faults, finding, scoring
+from sample.tasks import run as tasks
 
 pytest.importorskip("lm_eval")
 SMOLLM2 = ROOT / "out" / "smollm2" / "hf"
@@ -43,6 +45,8 @@ def place(tmp_path_factory):
     write(folder / "texts.jsonl", [{"text": "\n".join(LINES[:9])}, {"text": LINES[3]}])
     write(folder / "asks.jsonl", [{"question": halves(x)[0], "answer": halves(x)[1]} for x in LINES[:5]])
     common = {"dataset_path": "json", "test_split": "test", "metadata": {"version": 1}}
+    fifth = halves(LINES[4])[1].split(" ")[0]
+    late = "{{question if answer.split(' ')[0] != '" + fifth + "' else gone.x}}"
     guess = {
         "doc_to_text": "{{question}}",
         "doc_to_target": " {{answer.split(' ')[0]}}",
@@ -71,6 +75,12 @@ def place(tmp_path_factory):
             "fewshot_split": "test", "num_fewshot": 2, "generation_kwargs": {"until": "<|im_end|>", "max_gen_toks": 8},
         }),
         "beams": ("asks", CHAT | {"generation_kwargs": {"until": ["x"], "num_beams": 4}}),
+        "stop": ("asks", CHAT | {"generation_kwargs": {"until": 5}}),
+        "many": ("asks", CHAT | {"generation_kwargs": {"max_gen_toks": "many"}}),
+        "alone": ("asks", CHAT | {"num_fewshot": 0}),
+        "mean": ("asks", CHAT | {"metric_list": [{"metric": "exact_match", "aggregation": "no_such_mean"}]}),
+        "late": ("asks", CHAT | {"doc_to_text": late}),
+        "filter": ("asks", CHAT | {"filter_list": [{"name": "x", "filter": [{"function": "no_such_filter"}]}]}),
     }  # fmt: skip
     for name, (data, of_task) in kinds.items():
         files = {"dataset_kwargs": {"data_files": {"test": str(folder / f"{data}.jsonl")}}}
@@ -255,6 +265,7 @@ def test_what_stands_before_a_text_and_what_positions_hold(tokenizer):
 def test_what_cannot_be_run_is_refused_in_a_line(place, tmp_path, monkeypatch):
     texts = write(tmp_path / "t.jsonl", [{"text": "a"}])
     (tmp_path / "gone.yaml").write_text((place / "texts.yaml").read_text().replace("texts.jsonl", "gone.jsonl"))
+    (tmp_path / "group.yaml").write_text("group: mine\ntask: [my_texts]\n")
     (tmp_path / "hub.yaml").write_text("task: hub\ndataset_path: nobody/nothing\ntest_split: test\n")
     for arguments, parts in (
         ((), ("--data FILE or --tasks NAMES",)),
@@ -273,18 +284,47 @@ def test_what_cannot_be_run_is_refused_in_a_line(place, tmp_path, monkeypatch):
         (("--tasks", "my_greedy", "--top-k", "3"), ("top_k", "temperature above 0")),
         (("--tasks", "my_greedy", "--gen-length", "1024"), ("no place for a question", "--gen-length")),
         (("--tasks", "my_texts", "--include-path", "nowhere"), ("given twice",)),
+        (("--tasks", "my_stop"), ("--tasks my_stop", "until is a text or a list of them, not 5")),
+        (("--tasks", "my_many"), ("--tasks my_many", "max_gen_toks is a number, not many")),
+        (("--tasks", "my_alone", "--num-fewshot", "2"), ("--num-fewshot", "my_alone is asked without examples")),
+        (("--tasks", "my_mean"), ("--tasks my_mean", "aggregation of the metric 'exact_match'")),
+        (("--tasks", "my_filter"), ("--tasks my_filter: cannot be made ready", "no_such_filter")),
+        (("--tasks", str(tmp_path / "group.yaml")), ("group.yaml: a group of tasks", "--include-path")),
+        (("--tasks", "my_drawn,my_greedy", "--num-fewshot", "9"), ("--tasks my_drawn", "Sample larger")),
+        (("--tasks", "my_drawn,my_late", "--out", str(tmp_path / "out")), ("--tasks my_late", "'gone' is undefined")),
     ):
         command = ["--model", str(TINY), *arguments]
         if "--tasks" in arguments:
             command += ["--include-path", str(place)]
         if parts:
             refuses(lambda c=command: evaluate.main(c), *parts)
+    assert not (tmp_path / "out").exists()
     folder = open_folder(TINY)
     for kwargs, part in (({"do_sample": True}, "no temperature"), ({"max_length": 9}, "'max_length'")):
         flags = evaluate.Flags(model=str(TINY), tasks="x")
         refuses(lambda k=kwargs, f=flags: tasks.plan_of(k, f, folder, "t"), "--tasks t", part)
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     refuses(lambda: evaluate.main(["--model", str(TINY), "--tasks", "x"]), "pip install lm-eval")
+
+
+def test_a_fault_below_our_answers_keeps_its_traceback():
+    """The harness fails while it asks, or while the model answers: only the first is the task's."""
+    at_work = {"__name__": "sample.tasks.harness"}
+    exec("def answer():\n    return {}['ours']", at_work)
+
+    def judge(task_name, answer):
+        return answer() if answer else {}["theirs"]
+
+    with pytest.raises(KeyError, match="ours"), faults.told({"a", "b"}):
+        judge("a", at_work["answer"])
+    with pytest.raises(MemoryError), faults.told({"a"}):
+        raise MemoryError
+
+    def of_a_task():
+        with faults.told({"a", "b"}):
+            judge("b", None)
+
+    refuses(of_a_task, "--tasks b: the harness cannot run it", "KeyError: 'theirs'", "test_lm_eval.py:")
 
 
 @pytest.mark.soak

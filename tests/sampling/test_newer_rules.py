@@ -15,7 +15,7 @@ from conftest import trained, wide_twin
 from torch_families import Close
 
 import qwen3llada_jax as q
-from qwen3llada_jax.sampling import memory
+from qwen3llada_jax.sampling.passes import memory
 
 V, MASK = 62, 60
 S, GEN = 8, 16

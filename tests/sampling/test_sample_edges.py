@@ -25,7 +25,8 @@ from qwen3llada_jax.checkpoint import model_folder
 from qwen3llada_jax.io.atomic_files import write_text
 from qwen3llada_jax.writing import completions, requests
 from qwen3llada_jax.writing.opening import open_folder
-from sample import answers, chat, compare, flags, generate, inputs, live, quality
+from sample import answers, chat, compare, flags, generate, inputs, live
+from sample.comparing import quality
 
 MASK = 1050
 SHORT = ["--mask-token-id", str(MASK), "--gen-length", "8", "--block-length", "4"]

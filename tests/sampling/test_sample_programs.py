@@ -22,7 +22,9 @@ from qwen3llada_jax.sampling.slots import SLOTS
 from qwen3llada_jax.text import tokens
 from qwen3llada_jax.writing import completions, requests
 from qwen3llada_jax.writing.opening import open_folder
-from sample import chat, clock, compare, flags, generate, inputs, live, quality, trace
+from sample import chat, clock, compare, flags, generate, inputs, live
+from sample.comparing import quality
+from sample.traces import trace
 
 MASK = 1050
 SHORT = ["--mask-token-id", str(MASK), "--gen-length", "8", "--block-length", "4"]
@@ -294,7 +296,7 @@ def test_trace_shows_what_was_masked_again(write_with, tmp_path):
 
 
 def test_no_text_can_end_the_page():
-    from sample.trace_page import page
+    from sample.traces.page import page
 
     evil = {"token": "</script><!--<script>", "id": 1, "pass": 1, "confidence": 0.5}
     made = page([{"nfe": 1, "tokens": [evil]}], q.SamplerConfig())
@@ -307,7 +309,7 @@ def test_picture_has_the_colors_of_the_passes(tmp_path):
     from matplotlib import colormaps
     from PIL import Image
 
-    from sample.trace_picture import draw
+    from sample.traces.picture import draw
 
     tokens = [{"token": t, "id": 0, "pass": p, "confidence": c} for t, p, c in [("aaaa", 1, 0.9), ("bbbb\nb", 2, 0.1)]]
     draw(tmp_path / "t.png", [{"nfe": 2, "tokens": tokens}])

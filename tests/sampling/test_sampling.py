@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 import qwen3llada_jax as q
 from qwen3llada_jax.model.config import VISIBILITIES
 from qwen3llada_jax.sampling import rules
-from qwen3llada_jax.sampling.choice import best_first, to_unmask
 from qwen3llada_jax.sampling.layout import bucket
-from qwen3llada_jax.sampling.proposals import Proposal, propose, propose_one
+from qwen3llada_jax.sampling.passes.choice import best_first, to_unmask
+from qwen3llada_jax.sampling.passes.proposals import Proposal, propose, propose_one
 from qwen3llada_jax.sampling.rules import COMMIT_RULES, CONFIDENCE_RULES
 
 V, MASK = 62, 61

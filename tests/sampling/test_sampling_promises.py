@@ -11,8 +11,8 @@ import pytest
 from conftest import TINY, on_devices, save_torch, torch_model
 
 import qwen3llada_jax as q
+from qwen3llada_jax.sampling.passes.step import best_first
 from qwen3llada_jax.sampling.slots import TIE
-from qwen3llada_jax.sampling.step import best_first
 from qwen3llada_jax.text.text_ends import with_text_ends
 from qwen3llada_jax.writing.opening import open_folder
 

@@ -21,7 +21,7 @@ from torch_sampler import logits_of
 
 import qwen3llada_jax as q
 from qwen3llada_jax.model.config import ModelConfig
-from qwen3llada_jax.sampling import proposals
+from qwen3llada_jax.sampling.passes import proposals
 from sample import chat, compare, generate
 from train import step as training
 from train.objectives.blocks import block_diffusion

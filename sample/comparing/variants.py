@@ -8,8 +8,8 @@ from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.sampling.config import SETTINGS, SamplerConfig
 from qwen3llada_jax.sampling.rules import COMMIT_RULES, CONFIDENCE_RULES
 
-from .flags import changed
-from .own_rules import is_own
+from ..flags import changed
+from ..own_rules import is_own
 
 
 @dataclasses.dataclass(frozen=True)

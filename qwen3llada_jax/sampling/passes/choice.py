@@ -6,7 +6,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from qwen3llada_jax.sampling import slots
 from qwen3llada_jax.sampling.parameters import Structure
-from qwen3llada_jax.sampling.proposals import Proposal
+from qwen3llada_jax.sampling.passes.proposals import Proposal
 from qwen3llada_jax.sampling.slots import Rule
 
 

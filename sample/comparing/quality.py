@@ -30,9 +30,9 @@ from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.io.jsonl import shortened
 from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.sampling.config import SamplerConfig
-from qwen3llada_jax.sampling.forward import coordinates_of
 from qwen3llada_jax.sampling.layout import blocks_of
 from qwen3llada_jax.sampling.parameters import Structure
+from qwen3llada_jax.sampling.passes.forward import coordinates_of
 
 KINDS = ("exact", "contains", "last-number", "gsm8k-strict", "gsm8k-flexible", "regex=PATTERN")
 Match = Callable[[str, str], bool]

@@ -10,9 +10,26 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.likelihood.estimate import Draws
 
 BANDS = 4
+
+
+def check_finite(nats: float | Float[np.ndarray, "..."], where: str = "") -> None:
+    """Refuse to sum up what is no number.
+
+    Args:
+        where: the row, as it is told to a user.
+
+    Raises:
+        InputError: naming it.
+    """
+    if not np.isfinite(nats).all():
+        raise InputError(
+            f"{where}{': ' if where else ''}the model's probabilities are not finite; weights are damaged, or float16 "
+            "overflows (--dtype float32)"
+        )
 
 
 class Tally:

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 
 from qwen3llada_jax.sampling.config import SETTINGS
 
-from .own_rules import is_own
+from ..own_rules import is_own
 
 DRAWS = 2000
 _SWEPT = {"order", "commit", "remask", "finish", "edit"}  # rules whose numbers are levels of a sweep

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from qwen3llada_jax.model.model import Qwen3LLaDA
-from qwen3llada_jax.sampling import memory as memories
 from qwen3llada_jax.sampling import slots
-from qwen3llada_jax.sampling.choice import best_first, first_of, of_first_part, to_unmask
-from qwen3llada_jax.sampling.forward import hidden_of_blocks
 from qwen3llada_jax.sampling.parameters import Parameters, Structure
-from qwen3llada_jax.sampling.proposals import Proposal, allowed_ids, propose
+from qwen3llada_jax.sampling.passes import memory as memories
+from qwen3llada_jax.sampling.passes.choice import best_first, first_of, of_first_part, to_unmask
+from qwen3llada_jax.sampling.passes.forward import hidden_of_blocks
+from qwen3llada_jax.sampling.passes.proposals import Proposal, allowed_ids, propose
 from qwen3llada_jax.sampling.slots import Rule, tie_of
 from qwen3llada_jax.sampling.state import Canvas, GenerationInputs, SamplerState
 

@@ -1,6 +1,6 @@
 """In which pass each token was written, and how sure the model was: collected, and written to a file.
 
-The kinds of file: .json (below), .png and .gif (trace_picture.py), .html (trace_page.py).
+The kinds of file: .json (below), .png and .gif (picture.py), .html (page.py).
 
     settings   the sampler's settings; null: the model's
     passes     of the whole batch
@@ -85,11 +85,11 @@ def write_trace(
         record = {"settings": names, "passes": int(result.passes), "rows": texts}
         write_text(path, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     elif path.suffix == ".html":
-        from .trace_page import page
+        from .page import page
 
         write_text(path, page(texts, settings))
     else:
-        from .trace_picture import draw, draw_moving, lacks_letters
+        from .picture import draw, draw_moving, lacks_letters
 
         if lacks_letters(texts):
             note = f"; some characters are not in the picture's font, --trace {path.with_suffix('.html')} has them all"

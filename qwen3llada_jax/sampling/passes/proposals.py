@@ -14,8 +14,8 @@ from qwen3llada_jax import sharding
 from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.model.head import positions_at_once, stream
 from qwen3llada_jax.sampling import rules, slots
-from qwen3llada_jax.sampling.memory import Memory, remembered
 from qwen3llada_jax.sampling.parameters import Parameters, Structure
+from qwen3llada_jax.sampling.passes.memory import Memory, remembered
 from qwen3llada_jax.sampling.state import GenerationInputs
 
 

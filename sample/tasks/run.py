@@ -8,25 +8,25 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from rich.console import Console
-from rich.progress import track
-
 from qwen3llada_jax import cli
-from qwen3llada_jax.errors import InputError, listed
+from qwen3llada_jax.errors import InputError, brief, listed
 from qwen3llada_jax.io.atomic_files import check_folder, make_folder
 from qwen3llada_jax.likelihood.reading import reading_of
 from qwen3llada_jax.model.config import ModelConfig
+from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.sampling.config import SETTINGS, SamplerConfig, origin_of
 from qwen3llada_jax.text.chat_template import ChatWriter
 from qwen3llada_jax.writing.opening import Folder
 
-from . import finding, inputs, task_report, until
-from .answers import check_place
-from .flags import settings_of
+from .. import inputs
+from ..answers import check_place
+from ..flags import settings_of
+from ..progress import tracked
+from . import faults, finding, report, until
 from .scoring import rolling_window
 
 FLAGS = ("include_path", "num_fewshot", "fewshot_as_multiturn", "system")  # that mean nothing without --tasks
@@ -75,23 +75,28 @@ def run(flags: Any) -> None:
         if task.OUTPUT_TYPE == "generate_until":
             plan_of(task.config.generation_kwargs or {}, flags, folder, task.task_name)
     writer = ChatWriter(folder.tokenizer, "chat", folder.thinks(flags.enable_thinking)) if flags.chat else None
-    if flags.out:
-        make_folder(flags.out)
-        check_place("--out", flags.out / "results.json", {}, folder.path)
     inputs.say_if_bound_is_loose(folder, how.is_chain)
     answering = harness.Answering(
         how, rolling, window, flags.samples, flags.seed, flags.batch_size,
-        lambda kwargs: plan_of(kwargs, flags, folder), finding.asks_greedy(leaves), writer, _track,
+        lambda kwargs: plan_of(kwargs, flags, folder), finding.asks_greedy(leaves), writer, tracked,
     )  # fmt: skip
-    model = harness.Harness(folder.load(flags.dtype), folder, answering)
-    results = judged(model, found, flags)
+
+    def load() -> Qwen3LLaDA:
+        if flags.out:  # once nothing else is refused: no empty folder is left
+            make_folder(flags.out)
+            check_place("--out", flags.out / "results.json", {}, folder.path)
+        return folder.load(flags.dtype)
+
+    model = harness.Harness(load, folder, answering)
+    with faults.told({task.task_name for task in leaves}):
+        results = judged(model, found, flags)
     if model.cut:
         print(
             f"{model.cut:,} contexts were longer than the model's positions and lost their beginning", file=sys.stderr
         )
-    task_report.report(results, model.notes)
+    report.report(results, model.notes)
     if flags.out:
-        task_report.write(results, model.notes, flags)
+        report.write(results, model.notes, flags)
 
 
 def check(flags: Any) -> None:
@@ -120,6 +125,9 @@ def check_kinds(leaves: Sequence[Any], flags: Any) -> None:
             raise InputError(f"--tasks: {task.task_name} runs code that the model has written, which is not done here")
         if getattr(task, "MULTIMODAL", False):
             raise InputError(f"--tasks: {task.task_name} shows pictures or sounds; the model reads text")
+        _check_metrics(task)
+        if flags.num_fewshot and task.config.num_fewshot == 0:  # which the harness leaves as it is
+            raise InputError(f"--num-fewshot: {task.task_name} is asked without examples; leave it out")
     kinds = {task.OUTPUT_TYPE for task in leaves}
     if "generate_until" not in kinds and (given := given_of_sampler(flags)):
         raise InputError(f"--{given[0].replace('_', '-')} is of writing, and no task of --tasks writes; leave it out")
@@ -127,6 +135,16 @@ def check_kinds(leaves: Sequence[Any], flags: Any) -> None:
         for name in ("window", "stride"):
             if getattr(flags, name) is not None:
                 raise InputError(f"--{name} is of whole texts, and no task of --tasks reads any; leave it out")
+
+
+def _check_metrics(task: Any) -> None:
+    """Refuse what the harness would find missing once all questions are answered."""
+    if task.config.process_results is not None:  # the task's own code says what its metrics are
+        return
+    for what, of_task in (("metric", "_metric_fn_list"), ("aggregation of the metric", "_aggregation_list")):
+        for name, function in getattr(task, of_task, {}).items():
+            if function is None:
+                raise InputError(f"--tasks {task.task_name}: the harness does not know the {what} {name!r}")
 
 
 # ---- how texts are written -----------------------------------------------------------------------------------
@@ -144,8 +162,13 @@ def plan_of(kwargs: Mapping[str, Any], flags: Any, folder: Folder, name: str = "
         raise InputError(
             f"{where}generation_kwargs has {unknown[0]!r}, which the sampler has not; there are {listed(_KEYS)}"
         )
-    stops = kwargs.get("until") or ()
-    stops = (stops,) if isinstance(stops, str) else tuple(stops)
+    stops = kwargs.get("until") or []
+    stops = [stops] if isinstance(stops, str) else stops
+    if not isinstance(stops, list | tuple) or not all(isinstance(stop, str) for stop in stops):
+        raise InputError(f"{where}generation_kwargs: until is a text or a list of them, not {brief(stops, 60)}")
+    for key in (*_LENGTHS, "temperature", "repetition_penalty", *_DRAWS):
+        if not isinstance(kwargs.get(key) or 0, int | float):
+            raise InputError(f"{where}generation_kwargs: {key} is a number, not {brief(kwargs[key], 60)}")
     most = next((int(kwargs[key]) for key in _LENGTHS if kwargs.get(key) is not None), _LENGTH)
     most = flags.gen_length or most
     temperature = float(kwargs.get("temperature") or 0.0) if kwargs.get("do_sample") is not False else 0.0
@@ -185,14 +208,17 @@ def _in_blocks(most: int, settings: SamplerConfig, config: ModelConfig) -> int:
 
 def judged(model: Any, found: Sequence[Any], flags: Any) -> dict[str, Any]:
     """What the harness makes of the answers."""
-    from lm_eval import simple_evaluate
+    from lm_eval import evaluator, simple_evaluate
+    from lm_eval.tasks import TaskManager
 
+    evaluator.get_git_commit_hash = str  # of the user's folder, where git complains if it is no repository
     # Its processes would be forks of one that runs JAX.
     os.environ.setdefault("DISABLE_MULTIPROC", "1")
     with contextlib.redirect_stdout(io.StringIO()):  # it tells of its resampling
         return simple_evaluate(
             model=model,
             tasks=list(found),
+            task_manager=TaskManager(include_defaults=False),  # all are found; else it reads its thousands, for seconds
             num_fewshot=flags.num_fewshot,
             limit=flags.limit,
             bootstrap_iters=_RESAMPLES,
@@ -200,8 +226,3 @@ def judged(model: Any, found: Sequence[Any], flags: Any) -> dict[str, Any]:
             fewshot_as_multiturn=flags.fewshot_as_multiturn is not False,
             system_instruction=flags.system,
         )
-
-
-def _track(found: Iterator[Any], what: str, count: int) -> Iterator[Any]:
-    quiet = not sys.stderr.isatty()
-    return iter(track(found, what, count, console=Console(stderr=True), disable=quiet, transient=True))

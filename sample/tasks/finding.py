@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,8 @@ def ready(names: str, include_path: Path | None) -> list[Any]:
         if _is_file(name):
             if not Path(name).expanduser().is_file():
                 raise InputError(f"--tasks {name}: there is no such file")
+            if re.search(r"^group:", Path(name).expanduser().read_text(encoding="utf-8"), re.M):
+                raise InputError(f"--tasks {name}: a group of tasks; give its folder as --include-path, and its name")
             specs.append(name)
             continue
         matches = manager.match_tasks([name])
@@ -56,14 +59,17 @@ def ready(names: str, include_path: Path | None) -> list[Any]:
             raise InputError(f"--tasks {name}: no such task{hint or '; a file of one ends in .yaml'}")
         specs += matches
     found: list[Any] = []
+    complaints = _complaints()
     for spec in dict.fromkeys(specs):
+        complaints.clear()
         try:
             loaded = manager.load([spec])
         except Exception as error:  # of datasets, the hub, YAML, or a task's own code
-            raise InputError(
-                f"--tasks {spec}: cannot be made ready ({type(error).__name__}: {brief(error, 160)}); its data come "
-                "from the hub, once, or from files that dataset_kwargs names"
-            ) from error
+            frames = traceback.walk_tb(error.__traceback__)
+            is_of_data = any(frame.f_globals["__name__"].split(".")[0] == "datasets" for frame, _ in frames)
+            hint = "; its data come from the hub, once, or from files that dataset_kwargs names" if is_of_data else ""
+            said = brief(" ".join([f"{type(error).__name__}:", *complaints, str(error)]), 200)
+            raise InputError(f"--tasks {spec}: cannot be made ready ({said}){hint}") from error
         groups = loaded.get("groups", {})
         inner = {child for children in loaded.get("group_map", {}).values() for child in children}
         tops = [group for name, group in groups.items() if name not in inner]
@@ -86,10 +92,18 @@ def _manager(asked: Sequence[str], include_path: Path | None) -> Any:
 
     include = str(include_path) if include_path else None
     own = TaskManager(include_path=include, include_defaults=False)
-    files = [Path(name).expanduser() for name in asked if _is_file(name)]
-    has_groups = any(re.search(r"^group:", f.read_text(encoding="utf-8"), re.M) for f in files if f.is_file())
     is_own = all(_is_file(name) or own.match_tasks([name]) for name in asked)
-    return own if is_own and not has_groups and not own.all_groups else TaskManager(include_path=include)
+    return own if is_own and not own.all_groups else TaskManager(include_path=include)
+
+
+def _complaints() -> list[str]:
+    """What the harness logs as errors from now on: some of what it raises later says less."""
+    said: list[str] = []
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("lm_eval")
+    logger.handlers, logger.propagate = [handler], False
+    return said
 
 
 def leaves_of(found: Sequence[Any]) -> list[Any]:

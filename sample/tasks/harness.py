@@ -1,9 +1,10 @@
 """A model as lm-evaluation-harness asks it: three kinds of requests, each answered in the order it was asked.
 
 What its answers have no place for is kept in `notes`: forward passes, tokens, and each likelihood's standard error.
-Only this file and `tasks.py` know the harness; it is imported when it is asked for.
+Beside it finding.py, run.py and faults.py know the harness; it is imported when it is asked for.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +18,8 @@ from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.text.chat_template import ChatWriter
 from qwen3llada_jax.writing.opening import Folder
 
+from ..measuring.passages import Window
 from . import scoring, until
-from .passages import Window
 from .scoring import Encoder, Row, Score
 from .until import Asked
 
@@ -54,17 +55,24 @@ class Answering:
 class Harness(LM):
     """A model that answers.
 
+    The weights are read when the first question is asked: by then the harness has made all of them.
+
     Attributes:
         notes: (task, number of its question) → what is to be said of each of its requests, with their numbers.
         cut: contexts that lost their beginning, for the model's positions.
     """
 
-    def __init__(self, model: Qwen3LLaDA, folder: Folder, answering: Answering):
+    def __init__(self, load: Callable[[], Qwen3LLaDA], folder: Folder, answering: Answering):
         super().__init__()
-        self.model, self.folder, self.answering = model, folder, answering
+        self._load, self.folder, self.answering = load, folder, answering
         self.encoder = Encoder(folder.tokenizer, shift=answering.how.shift)
         self.notes: dict[tuple[str, int], list[tuple[int, dict[str, Any]]]] = {}
         self.cut = 0
+
+    @functools.cached_property
+    def model(self) -> Qwen3LLaDA:
+        """Its weights read."""
+        return self._load()
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """log p of each continuation behind its context; whether greedy decoding writes it, where a metric asks.

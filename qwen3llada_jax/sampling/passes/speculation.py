@@ -25,11 +25,11 @@ from jaxtyping import Array, Bool
 
 from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.sampling import rules
-from qwen3llada_jax.sampling.forward import hidden_of_draft
 from qwen3llada_jax.sampling.parameters import Parameters, Structure
-from qwen3llada_jax.sampling.proposals import Proposal, allowed_ids, propose
+from qwen3llada_jax.sampling.passes.forward import hidden_of_draft
+from qwen3llada_jax.sampling.passes.proposals import Proposal, allowed_ids, propose
+from qwen3llada_jax.sampling.passes.step import is_in, stopped
 from qwen3llada_jax.sampling.state import Canvas, Draft, GenerationInputs, SamplerState
-from qwen3llada_jax.sampling.step import is_in, stopped
 
 
 def no_draft(model: Qwen3LLaDA, rows: int, parameters: Parameters, structure: Structure) -> Draft | None:

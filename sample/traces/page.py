@@ -6,7 +6,7 @@ from typing import Any
 
 from qwen3llada_jax.sampling.config import SamplerConfig
 
-from .flags import told
+from ..flags import told
 
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>Unmasking</title>

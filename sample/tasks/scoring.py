@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from qwen3llada_jax.errors import InputError
@@ -26,7 +25,8 @@ from qwen3llada_jax.writing.completions import keys_of
 from qwen3llada_jax.writing.opening import Folder
 from qwen3llada_jax.writing.requests import Request, encode
 
-from .passages import Window, window_of, windows
+from ..measuring.passages import Window, window_of, windows
+from ..measuring.tally import check_finite
 
 
 class Row(NamedTuple):
@@ -153,11 +153,7 @@ def score(
     with folder.on_mesh():
         for number, draws in each(model, asked, how, samples, "stratified", batch_size):
             (nats, variance), counted = draws.nats, draws.start.size
-            if not np.isfinite(nats):
-                raise InputError(
-                    "the model's probabilities are not finite; weights are damaged, or float16 overflows (--dtype "
-                    "float32)"
-                )
+            check_finite(nats)
             yield number, Score(-nats, float(variance**0.5), counted, len(draws.value) if counted else 0)
 
 

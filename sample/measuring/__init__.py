@@ -1,0 +1,1 @@
+"""How likely texts are: cut into rows, and the rows summed up."""

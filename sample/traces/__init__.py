@@ -1,0 +1,1 @@
+"""In which pass each token was written: collected, and shown as a page, a picture or a film."""
