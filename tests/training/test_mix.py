@@ -254,6 +254,7 @@ def test_a_run_says_which_objective_it_trained(whole):
         assert (record[f"updates_{name}"], record[f"updates_{other}"]) == (1, 0)
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_what_goes_on_draws_what_it_would_have_drawn(start, whole, tmp_path):
     out = tmp_path / "run"
