@@ -12,6 +12,7 @@ from orbax.checkpoint import CheckpointManager
 
 from .checkpoint import manager as checkpoints
 from .checkpoint.base_model import BaseModel
+from .config.mix import mix_of
 from .config.schema import Config
 from .data import loader
 from .data.batches import Batches
@@ -20,7 +21,7 @@ from .monitor import interval, samples
 from .monitor.profiler import Profile
 from .monitor.run_log import RunLog, info
 from .monitor.throughput import Throughput, peak_of_run
-from .objective import reading_of
+from .objective import readings_of
 from .objectives.example import DeviceBatch
 from .optim import bad_updates
 from .optim.schedule import schedule
@@ -106,13 +107,14 @@ class _Loop:
         self.state, self.place, ledger = ready.resumed
         self.done = self.saved = ready.first
         self.has_saved = manager.latest_step() is not None
-        self.total = interval.fresh(ready.mesh, ledger.get("interval"))
+        self.objectives = tuple(name for name, _ in mix_of(config.training)) if config.training.mix else ()
+        self.total = interval.fresh(ready.mesh, ledger.get("interval"), objectives=len(self.objectives))
         self.seen: int | None = ledger.get("tokens", None if ready.first else 0)
         self.owes: list[str] = list(ledger.get("owes", ()))
         self.eval_loss: float | None = None  # of what stands, once it is computed
         self.metrics: Any = None  # of the newest update
         self.unseen: Any = None  # the same, while nobody has waited for it
-        self.throughput = Throughput(ready.base.config, peak_of_run(config), reading=reading_of(config))
+        self.throughput = Throughput(ready.base.config, peak_of_run(config), readings=readings_of(config))
 
     def run(self) -> None:
         """All updates that are left, or those until a request to stop, saved."""
@@ -150,8 +152,8 @@ class _Loop:
             if logs:
                 with self.throughput.paused(metrics):
                     skipped = int(metrics["skipped"])
-                    values = {"lr": float(rate(step - skipped)), **interval.read(self.total)}
-                    self.total = interval.fresh(ready.mesh)
+                    values = {"lr": float(rate(step - skipped)), **interval.read(self.total, self.objectives)}
+                    self.total = interval.fresh(ready.mesh, objectives=len(self.objectives))
                 values |= {"skipped": skipped} if skips else {}
                 log.metrics({"step": self.done, **values, **self.throughput.read()})
             if due:

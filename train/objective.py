@@ -13,18 +13,47 @@ from qwen3llada_jax.model import masks
 from qwen3llada_jax.model.masks import Mask
 
 from .config.block_schedule import read_schedule
+from .config.mix import mix_of
 from .config.schema import BLOCK_LENGTH, BLOCK_ORIGIN, BLOCK_VISIBILITY, Config
-from .monitor.model_flops import Reading
+from .monitor.model_flops import Reading, Readings
 from .objectives.blocks import block_diffusion
 from .objectives.example import DeviceBatch, Example, Objective
 from .objectives.masked import masked
+from .objectives.mixture import Mixture
 from .objectives.noising import Corruption
+
+
+def trained_objective(config: Config, mask_token_id: int, live: int, *, updates: int) -> Objective | Mixture:
+    """What the updates train: a configuration's objective, or the mixture of several.
+
+    Args:
+        updates: of the whole run.
+    """
+    if config.training.mix is None:
+        return objective_of(config, mask_token_id, live, updates=updates)
+    names, shares = zip(*mix_of(config.training), strict=True)
+    objectives = (objective_of(_alone(config, name), mask_token_id, live, updates=updates) for name in names)
+    return Mixture(names, shares, tuple(objectives))
+
+
+def readings_of(config: Config) -> Readings:
+    """What updates read of each row, for their cost, each with its share of them (config settled)."""
+    return tuple((share, reading_of(_alone(config, name))) for name, share in mix_of(config.training))
+
+
+def _alone(config: Config, objective: str) -> Config:
+    """The configuration that trains one objective of a mixture by itself; places of a block are block diffusion's."""
+    t = config.training
+    place_bias = t.place_bias if objective == "block_diffusion" else 0.0
+    return dataclasses.replace(
+        config, training=dataclasses.replace(t, objective=objective, mix=None, place_bias=place_bias)
+    )
 
 
 def objective_of(
     config: Config, mask_token_id: int, live: int, *, updates: int | None = None, for_evaluation: bool = False
 ) -> Objective:
-    """The objective that a configuration asks for.
+    """The objective that `training.objective` names, whatever it is mixed with.
 
     For evaluation the noise is the same every time, no option that biases the loss applies, and blocks are of the
     length that they end with.
@@ -64,7 +93,7 @@ def objective_of(
 
 
 def reading_of(config: Config) -> Reading:
-    """What an update reads of each row, for its cost (config settled)."""
+    """What an update of `training.objective` reads of each row, for its cost (config settled)."""
     t, times = config.training, 2 if config.training.complementary else 1
     if t.objective == "masked":
         return Reading(times)
@@ -93,6 +122,8 @@ def _annealed(
     rule, L = example.mask, example.inputs.shape[1]
     assert isinstance(rule, Mask)
     share = jnp.minimum(step / updates, 1.0)
+    # 11 is row 11's key too, where there is such a row. What both draw alike is one number, here of the pair (0, 0),
+    # which is seen in any case.
     is_open = jax.random.bernoulli(jax.random.fold_in(jax.random.fold_in(key, step), 11), share, (1, L, L))
     place = jnp.arange(L)
     allowed: Bool[Array, "R L L"] = masks.dense(rule, L) & (is_open | (place[:, None] >= place))

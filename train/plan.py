@@ -36,18 +36,19 @@ from qwen3llada_jax.model.head import positions_at_once
 from qwen3llada_jax.model.model import Runtime
 
 from .checkpoint.base_model import blocks_of, check_length, settled, shift_of
+from .config.mix import mix_of
 from .config.parse import ConfigFlags
 from .config.schema import Config
 from .data.batches import lengths_of
-from .monitor.model_flops import training_flops_of_row
-from .objective import objective_of, reading_of
+from .monitor.model_flops import mean_training_flops_of_row
+from .objective import readings_of, trained_objective
 from .objectives.example import DeviceBatch
 from .optim import bad_updates
 from .planning import hlo_analysis, saved_activations
 from .planning.hardware import Hardware, hardware_of
 from .planning.jaxpr_analysis import traced
 from .planning.plan_report import Memory, Plan, as_text
-from .step import make_train_step, rows_of_a_pass, rows_sharding, state_shardings
+from .step import DRAWN, make_train_step, rows_of_a_pass, rows_sharding, state_shardings
 
 _MOST_COMPILES = 6
 NOISED_SHARE = 0.5  # of the tokens go through the head: the mean noise level of a schedule symmetric in t
@@ -131,10 +132,11 @@ def plan(config: Config, architecture: ModelConfig, place: Hardware) -> Plan:
             moments=_local_bytes(shapes["opt"]),
             activations=saved_activations.saved_bytes(program.jaxpr, architecture.num_hidden_layers) // ways,
         ),
-        ideal_flops=training_flops_of_row(architecture, lengths[-1], reading_of(config)) * t.batch_size,
+        ideal_flops=mean_training_flops_of_row(architecture, lengths[-1], readings_of(config)) * t.batch_size,
     )
     trip_counts = {"cross_entropy": trips_of_the_head(architecture, rows // ways * lengths[-1], mesh.shape["tensor"])}
-    counted = traced(program.jaxpr, trip_counts)
+    often = trip_counts, {f"{DRAWN}/cond": [share for _, share in mix_of(t)]}  # the latter in a mixture's step alone
+    counted = traced(program.jaxpr, *often)
     started = time.perf_counter()
     try:
         with jax.set_mesh(mesh):
@@ -159,9 +161,9 @@ def plan(config: Config, architecture: ModelConfig, place: Hardware) -> Plan:
         result,
         memory=memory.summed(),
         traced_flops=counted,
-        compiled_flops=hlo_analysis.matmul_flops(text, trip_counts) * len(place.devices) + counted.kernels,
-        hbm_bytes=hlo_analysis.hbm_bytes(text, trip_counts),
-        collectives=tuple(hlo_analysis.by_purpose(text, trip_counts)),
+        compiled_flops=hlo_analysis.matmul_flops(text, *often) * len(place.devices) + counted.kernels,
+        hbm_bytes=hlo_analysis.hbm_bytes(text, *often),
+        collectives=tuple(hlo_analysis.by_purpose(text, *often)),
         compile_seconds=time.perf_counter() - started,
     )
 
@@ -181,7 +183,7 @@ def traced_step(config: Config, architecture: ModelConfig, mesh: Mesh) -> tuple[
     live, mask_token = architecture.live_vocab_size, architecture.mask_token_id
     assert live is not None
     assert mask_token is not None
-    objective = objective_of(config, mask_token, live, updates=t.max_steps or 1000)
+    objective = trained_objective(config, mask_token, live, updates=t.max_steps or 1000)
     step = make_train_step(graphdef, config, tx, shardings, jax.random.key(0), objective)
     with jax.set_mesh(mesh):
         return step.trace(state, abstract_batch(config, mesh)), state

@@ -44,7 +44,7 @@ from .monitor import samples, trackers
 from .monitor.banner import banner, check_disk
 from .monitor.profiler import Profile
 from .monitor.run_log import info, warn
-from .objective import objective_of
+from .objective import objective_of, trained_objective
 from .optim import bad_updates
 from .runtime import distributed
 from .runtime.preemption import leave_on_sigterm
@@ -220,7 +220,7 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
     # ---- programs: compiled here, where a stop loses nothing ----------------------------------------------
     live, mask_token = architecture.live_vocab_size or architecture.vocab_size, architecture.mask_token_id
     seed_key = jax.random.key(config.project.seed)
-    objective = objective_of(config, mask_token, live, updates=steps)
+    objective = trained_objective(config, mask_token, live, updates=steps)
     step_fn = make_train_step(graphdef, config, tx, shardings, seed_key, objective)
     eval_fn = make_eval_step(graphdef, objective_of(config, mask_token, live, for_evaluation=True))
     compile_step = compiler(step_fn)

@@ -22,10 +22,12 @@ from qwen3llada_jax.model.roles import roles_of
 from .config.schema import Config
 from .data.loader import Batch
 from .objectives.example import DeviceBatch, Example, Objective
+from .objectives.mixture import Mixture
 from .optim import bad_updates, freeze, optimizer
 
 State = dict[str, Any]  # {"params", "opt", "step"}, and "ema" where an average of the weights is kept
 BANDS = 4  # noise levels [0, ¼), … that the loss is also reported for
+DRAWN = "drawn_objective"  # the scope of a mixture's branches, by which a plan knows them
 
 
 def to_devices(batch: Batch, mesh: Mesh, row_ids: Int[np.ndarray, " B"] | None = None) -> DeviceBatch:
@@ -109,9 +111,12 @@ def loss_and_sums(network: Qwen3LLaDA, part: Example, *, smoothing: float = 0.0)
 
 def make_train_step(
     graphdef: Any, config: Config, tx: optax.GradientTransformation, shardings: State, seed_key: PRNGKeyArray,
-    objective: Objective,
+    objective: Objective | Mixture,
 ) -> Any:  # fmt: skip
-    """A compiled `(state, batch) → (state, metrics)` of whatever the objective asks; the old state is given up."""
+    """A compiled `(state, batch) → (state, metrics)` of whatever the objective asks; the old state is given up.
+
+    Of a mixture each update computes the objective that it draws, in the one program.
+    """
     pieces = config.micro_batches
     tx = optax.with_extra_args_support(tx)
     smoothing = config.training.loss_smoothing if config.training.loss_impl == "soft_ce" else 0.0
@@ -125,37 +130,50 @@ def make_train_step(
 
         return jax.value_and_grad(loss, has_aux=True)(params)
 
+    def of_update(objective: Objective, params: Any, batch: DeviceBatch, step: Array) -> Any:
+        """((loss, sums), gradient) of a whole batch."""
+        example = objective(batch, seed_key, step)
+        (loss, sums), gradient = of_pieces(params, example)
+        return (loss, sums | {"weight": jnp.float32(example.share.sum())}), gradient
+
+    def of_pieces(params: Any, example: Example) -> Any:
+        if pieces == 1:
+            return value_and_grad(params, example)
+
+        def add(total: Any, part: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, value_and_grad(params, whole(part))), None
+
+        def divided(x: Array) -> Array:
+            if x.ndim == 0 or len(x) == 1:  # the same for all rows
+                return jnp.broadcast_to(x, (pieces, *x.shape))
+            # Rows are dealt out in turn: a plain reshape would gather a batch that lies on several devices.
+            return x.reshape(-1, pieces, *x.shape[1:]).swapaxes(0, 1)
+
+        # What is known while compiling stays so: the rule of a kernel's mask.
+        leaves, structure = jax.tree.flatten(example)
+        known = [x if isinstance(x, np.ndarray) else None for x in leaves]
+        parts = [None if x is not None else divided(leaf) for x, leaf in zip(known, leaves, strict=True)]
+
+        def whole(part: Any) -> Example:
+            return jax.tree.unflatten(structure, [b if a is None else a for a, b in zip(known, part, strict=True)])
+
+        first = whole(jax.tree.map(lambda x: x[0], parts))
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(value_and_grad, params, first))
+        return jax.lax.scan(add, zero, parts)[0]
+
     options = sharding.compiler_options(shardings["step"].mesh)
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, P()), compiler_options=options)
     def train_step(state: State, batch: DeviceBatch) -> tuple[State, dict[str, Array]]:
-        example = objective(batch, seed_key, state["step"])
-        if pieces == 1:
-            (loss, sums), gradient = value_and_grad(state["params"], example)
+        asked = (state["params"], batch, state["step"])
+        if isinstance(objective, Mixture):
+            drawn = objective.drawn(seed_key, state["step"])
+            branches = [functools.partial(of_update, one) for one in objective.objectives]
+            with jax.named_scope(DRAWN):
+                (loss, sums), gradient = jax.lax.switch(drawn, branches, *asked)
+            sums["updates_of"] = jax.nn.one_hot(drawn, len(branches))
         else:
-
-            def add(total: Any, part: Any) -> tuple[Any, None]:
-                return jax.tree.map(jnp.add, total, value_and_grad(state["params"], whole(part))), None
-
-            def divided(x: Array) -> Array:
-                if x.ndim == 0 or len(x) == 1:  # the same for all rows
-                    return jnp.broadcast_to(x, (pieces, *x.shape))
-                # Rows are dealt out in turn: a plain reshape would gather a batch that lies on several devices.
-                return x.reshape(-1, pieces, *x.shape[1:]).swapaxes(0, 1)
-
-            # What is known while compiling stays so: the rule of a kernel's mask.
-            leaves, structure = jax.tree.flatten(example)
-            known = [x if isinstance(x, np.ndarray) else None for x in leaves]
-            parts = [None if x is not None else divided(leaf) for x, leaf in zip(known, leaves, strict=True)]
-
-            def whole(part: Any) -> Example:
-                return jax.tree.unflatten(structure, [b if a is None else a for a, b in zip(known, part, strict=True)])
-
-            first = whole(jax.tree.map(lambda x: x[0], parts))
-            zero = jax.tree.map(
-                lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(value_and_grad, state["params"], first)
-            )
-            ((loss, sums), gradient), _ = jax.lax.scan(add, zero, parts)
+            (loss, sums), gradient = of_update(objective, *asked)
         updates, opt = tx.update(gradient, state["opt"], state["params"], loss=loss)
         params = optax.apply_updates(state["params"], updates)
         skipped = bad_updates.is_skipped(opt, state["opt"])
@@ -164,7 +182,7 @@ def make_train_step(
             "param_norm": optax.global_norm(params),
             "update_norm": optax.global_norm(updates),
             "taken": ~skipped,
-            "sums": sums | {"weight": jnp.float32(example.share.sum())},
+            "sums": sums,
             **bad_updates.metrics_of(opt),
         }
         new = {"params": params, "opt": opt, "step": state["step"] + 1}

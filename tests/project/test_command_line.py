@@ -134,7 +134,7 @@ def test_no_text_is_no_place():
 def test_a_key_that_lacks_its_value_is_told_how_to_write_one_with_dashes():
     for program in ("train.run", "train.plan"):
         with pytest.raises(q.InputError) as caught:
-            cli.parse(flags_of(program), ["--prompts", "--x"])
+            cli.parse(flags_of(program), ["--prompts", "--zz"])
         assert str(caught.value) == "--prompts needs a value (one that begins with -- is written --prompts=--…)"
 
 

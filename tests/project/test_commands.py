@@ -89,7 +89,7 @@ def test_what_a_command_always_says_may_be_said_again_and_not_otherwise():
 
 
 def test_a_bundled_configuration_has_a_name_and_a_users_file_comes_first(tmp_path, monkeypatch):
-    assert set(bundled_configs()) == {"pretrain", "plan", "sft"}
+    assert set(bundled_configs()) == {"adapt", "pretrain", "plan", "sft"}
     assert {p.stem for p in (ROOT / "configs").glob("*.yaml")} == {*bundled_configs(), "demo"}
     monkeypatch.chdir(tmp_path)
     for name, file in bundled_configs().items():

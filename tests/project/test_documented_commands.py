@@ -121,6 +121,16 @@ COMMANDS: dict[str, dict[str, Run | Left]] = {
         "--dataset.name examples/data/shakespeare/valid.txt --training.max_length 64 --training.max_steps 20 "
         "--objective block_diffusion --causal_context true --clean_loss 0.2 --shift true "
         "--training.block_attention.block_length 4 --do_eval_loss false --project.output_dir runs/joint": Run(),
+        "python -m train.run --mode pretrain --model.base_model_path examples/tiny-qwen3 "
+        "--model.mask_token_id auto --dataset.name examples/data/shakespeare/valid.txt --training.max_length "
+        '64 --training.max_steps 20 --objective block_diffusion --mix "block_diffusion@0.7, masked@0.3" '
+        "--shift true --training.block_attention.block_length 4 --do_eval_loss false --project.output_dir "
+        "runs/mixed": Run(),
+        "python -m train.run --mode pretrain --model.base_model_path examples/tiny-qwen3 "
+        "--model.mask_token_id auto --dataset.name examples/data/shakespeare/valid.txt --training.max_length "
+        "64 --training.max_steps 20 --objective block_diffusion --training.block_attention.block_length 1 "
+        "--origin start --shift true --min_masking_rate 1 --random_length_prob 0 --do_eval_loss false "
+        "--project.output_dir runs/autoregressive": Run(),
     },
 }  # fmt: skip
 

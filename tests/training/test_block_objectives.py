@@ -97,6 +97,25 @@ def test_loss_and_gradients_are_pytorchs(kind, mode, shift, causal, from_0, divi
     assert_trained_alike(theirs, ours, example, expected)
 
 
+@pytest.mark.parametrize("mode", [pytest.param("pretrain", marks=pytest.mark.soak), "sft"])
+def test_blocks_of_one_token_all_of_them_noised_are_autoregressive_training(mode, tmp_path):
+    """The cross-entropy that transformers gives for labels, and its gradients; whatever the noise draws."""
+    theirs, ours = twin("qwen3", tmp_path)
+    more = {
+        "training.block_attention.block_length": 1,
+        "training.shift": True,
+        "training.noise.min_masking_rate": 1,
+        **FROM_0,
+    }
+    config, batch = configured(mode, **DIFFUSION | more, **{"training.normalization": "tokens"}), batch_of(mode)
+    config = dataclasses.replace(config, training=dataclasses.replace(config.training, block_attention=settled(config)))
+    example = objective_of(config, MASK, MASK)(batch, jax.random.key(4), jnp.int32(2))
+    tokens, place = torch.tensor(np.asarray(batch.tokens)).long(), torch.arange(L)[None]
+    sizes, prompts = (torch.tensor(np.asarray(x))[:, None] for x in (batch.real_length, batch.prompt_length))
+    labels = tokens.masked_fill((place < prompts) | (place >= sizes), -100)
+    assert_trained_alike(theirs, ours, example, theirs(tokens, labels=labels).loss)
+
+
 def settled(config):
     """Its blocks, as a run has them."""
     return dataclasses.replace(config.training.block_attention, enabled=True, visibility="block_causal")

@@ -14,6 +14,7 @@ from qwen3llada_jax.text import mask_token, tokens
 from qwen3llada_jax.text.mask_token import MaskToken
 
 from ..config.block_schedule import read_schedule
+from ..config.mix import trains
 from ..config.schema import BLOCK_LENGTH, BLOCK_ORIGIN, BLOCK_VISIBILITY, BlockAttentionConfig, Config
 from ..monitor.run_log import warn
 
@@ -127,7 +128,7 @@ def blocks_of(config: Config, architecture: ModelConfig) -> tuple[BlockAttention
     """
     asked, model = config.training.block_attention, architecture
     was_blocks = model.visibility != "full" and not model.is_autoregressive
-    in_blocks = config.training.objective == "block_diffusion"
+    in_blocks = trains(config.training, "block_diffusion")
     enabled = (was_blocks or in_blocks) if asked.enabled is None else asked.enabled
     own = _before(model, _in_words(model.visibility, model.block_length, model.block_origin))
     if not enabled:
@@ -157,6 +158,11 @@ def blocks_of(config: Config, architecture: ModelConfig) -> tuple[BlockAttention
         raise InputError(
             "the model reads what stands before a block from left to right (causal_context), which only "
             "training.objective block_diffusion trains; set it"
+        )
+    if causal and config.training.mix is not None:
+        raise InputError(
+            "the model reads what stands before a block from left to right (causal_context), which not all of "
+            "training.mix trains: set block_attention.causal_context: false, or leave the mix out"
         )
     only = {"prompt_sees_answer": (sees, "block_bias"), "origin": (origin != BLOCK_ORIGIN, "block_causal")}
     for name, (acts, needed) in only.items():

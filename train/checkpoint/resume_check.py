@@ -22,6 +22,7 @@ _SETTINGS_BEFORE = {
     "training.block_attention.causal_context": False,
     "training.block_attention.schedule": None,
     "training.objective": "masked",
+    "training.mix": None,
     "training.clean_loss": 0.0,
     "training.complementary": False,
     "training.place_bias": 0.0,

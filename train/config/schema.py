@@ -44,6 +44,7 @@ class BaseModelConfig:
     from_scratch: bool = key(False, "new: draw fresh weights, keep only architecture and tokenizer")
 
 
+OBJECTIVES = ("masked", "block_diffusion")
 # Where neither the run nor its model says otherwise.
 BLOCK_VISIBILITY, BLOCK_LENGTH, BLOCK_ORIGIN = "block_bias", 32, "prompt"
 
@@ -84,6 +85,11 @@ class TrainingConfig:
         "masked",
         "new: masked (noised tokens from the rest of the row) or block_diffusion (each block from clean text before "
         "it, over [noisy ; clean])",
+    )
+    mix: str | None = key(
+        None,
+        "new: several objectives, each with its share of the updates, of which every update draws one: "
+        "block_diffusion@0.7, masked@0.3; the held-out loss is that of training.objective",
     )
     clean_loss: float = key(
         0.0,

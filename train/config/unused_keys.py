@@ -11,6 +11,7 @@ from typing import NamedTuple
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.text.conversations import Columns
 
+from .mix import trains
 from .schema import Config, flat
 
 
@@ -33,7 +34,7 @@ TABLE = (
     ),
     Inert(
         "training.place_bias",
-        lambda c: c.training.objective == "masked",
+        lambda c: not trains(c.training, "block_diffusion"),
         "with training.objective masked, which has no places of a block",
         "leave it out, or set objective: block_diffusion",
     ),

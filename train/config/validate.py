@@ -8,12 +8,13 @@ from qwen3llada_jax.model.config import BLOCK_ORIGINS
 from qwen3llada_jax.sampling.rules import CONFIDENCE_RULES
 
 from .block_schedule import read_schedule
-from .schema import Config, DatasetConfig, OptimConfig, TrainingConfig, flat
+from .mix import read_mix, trains
+from .schema import OBJECTIVES, Config, DatasetConfig, OptimConfig, TrainingConfig, flat
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "project.device": ("auto", "cpu", "gpu", "cuda", "tpu"),
     "training.mode": ("pretrain", "sft"),
-    "training.objective": ("masked", "block_diffusion"),
+    "training.objective": OBJECTIVES,
     "training.normalization": ("tokens", "rows", "noised"),
     "training.loss_impl": ("guidelines", "dllm", "soft_ce"),
     "training.remat": ("none", "dots", "full"),
@@ -143,6 +144,8 @@ def _check_schedule(t: TrainingConfig, o: OptimConfig) -> None:
 
 def _check_objective(t: TrainingConfig) -> None:
     blocks, noise = t.block_attention, t.noise
+    if t.mix is not None:
+        _check_mix(t)
     if blocks.schedule is not None:
         last = read_schedule(blocks.schedule)[-1][0]
         if blocks.block_length not in (None, last):
@@ -150,15 +153,14 @@ def _check_objective(t: TrainingConfig) -> None:
                 f"training.block_attention: schedule ends with blocks of {last} and block_length is "
                 f"{blocks.block_length}; leave block_length out"
             )
-    if t.objective == "block_diffusion":
+    if trains(t, "block_diffusion"):
+        by = "training.objective" if t.mix is None else "training.mix with"
         asked = {"enabled": (False, "true"), "visibility": ("block_bias", "block_causal")}
         for name, (wrong, right) in asked.items():
             if getattr(blocks, name) == wrong:
-                raise InputError(f"training.objective block_diffusion needs block_attention.{name} {right}, or none")
+                raise InputError(f"{by} block_diffusion needs block_attention.{name} {right}, or none")
         if noise.mask_contiguous_region_prob > 0:
-            raise InputError(
-                "training.objective block_diffusion noises single tokens: leave noise.mask_contiguous_region_prob out"
-            )
+            raise InputError(f"{by} block_diffusion noises single tokens: leave noise.mask_contiguous_region_prob out")
     if t.place_bias and noise.noise_type != "mask":
         raise InputError("training.place_bias noises with the mask token: leave noise.noise_type out")
     if t.complementary and (noise.noise_type != "mask" or noise.min_masking_rate > 0 or t.place_bias):
@@ -166,6 +168,23 @@ def _check_objective(t: TrainingConfig) -> None:
             "training.complementary noises each token once in two readings, with the mask token: leave out "
             "noise.noise_type, noise.min_masking_rate and training.place_bias"
         )
+
+
+def _check_mix(t: TrainingConfig) -> None:
+    names = [name for name, _ in read_mix(t.mix or "")]
+    if t.objective not in names:
+        raise InputError(
+            f"training.objective {t.objective} is not in training.mix, and the held-out loss would be of what is not "
+            f"trained: set it to one of {', '.join(names)}"
+        )
+    # What belongs to one objective, and leaves a model that the other one does not train.
+    alone = {
+        "block_attention.causal_context": t.block_attention.causal_context, "clean_loss": t.clean_loss,
+        "causal_annealing": t.causal_annealing,
+    }  # fmt: skip
+    for name, value in alone.items():
+        if value:
+            raise InputError(f"training.{name} is not for mixed objectives: leave it out, or training.mix")
 
 
 def _check_processes(config: Config) -> None:

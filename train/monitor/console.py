@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from ..config.schema import OBJECTIVES
+
 
 class Progress:
     """Shows how far the updates are and the newest metrics."""
@@ -51,8 +53,9 @@ class Progress:
         else:
             speed = f"{record['tokens_per_second']:,.0f} tokens/s"
             self._bar.update(self._task, description=f"loss {record['loss']:.3f}  {speed}")
+            each = ", ".join(f"{name} {record[f'loss_{name}']:.4f}" for name in OBJECTIVES if f"loss_{name}" in record)
             line = (
-                f"loss {record['loss']:.4f}  ce {record['ce']:.4f}  "
+                f"loss {record['loss']:.4f}{f' ({each})' if each else ''}  ce {record['ce']:.4f}  "
                 f"grad {record['grad_norm']:.2f} (most {record['grad_norm_max']:.2f})  "
                 f"lr {record['lr']:.2e}  {speed}"
             )

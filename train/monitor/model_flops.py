@@ -66,6 +66,14 @@ class Reading(NamedTuple):
     asks_clean: bool = False
 
 
+Readings = tuple[tuple[float, Reading], ...]  # of updates that differ, each with its share of them
+
+
+def mean_training_flops_of_row(config: ModelConfig, length: int, readings: Readings) -> int:
+    """FLOPs that a row of `length` tokens needs, forward and backward, in the mean over updates."""
+    return round(sum(share * training_flops_of_row(config, length, reading) for share, reading in readings))
+
+
 def training_flops_of_row(config: ModelConfig, length: int, reading: Reading) -> int:
     """FLOPs that a row of `length` tokens needs, forward and backward.
 

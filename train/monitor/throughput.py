@@ -11,7 +11,7 @@ from qwen3llada_jax.model.config import ModelConfig
 
 from ..config.schema import Config
 from ..data.loader import Batch
-from .model_flops import Reading, peak_flops, training_flops_of_row
+from .model_flops import Reading, Readings, mean_training_flops_of_row, peak_flops
 
 # What is measured, here and by the watch: the only metrics that differ between two equal runs.
 MEASURED = ("tokens_per_second", "real_tokens_per_second", "seconds_per_update", "data_wait", "mfu", "elapsed", "time")
@@ -29,6 +29,7 @@ class Throughput:
 
     Args:
         peak: FLOP/s of all devices together; None: no utilization is given.
+        readings: of objectives that are mixed, each counts by its share, not by which was drawn.
     """
 
     def __init__(
@@ -36,9 +37,9 @@ class Throughput:
         model: ModelConfig,
         peak: float | None,
         clock: Callable[[], float] = time.perf_counter,
-        reading: Reading = Reading(),
+        readings: Readings = ((1, Reading()),),
     ):
-        self._model, self._peak, self._clock, self._reading = model, peak, clock, reading
+        self._model, self._peak, self._clock, self._readings = model, peak, clock, readings
         self._reset()
 
     def _reset(self) -> None:
@@ -52,7 +53,7 @@ class Throughput:
         self._real += int(batch.real_length.sum())
         if self._peak is not None:
             rows, length = batch.tokens.shape
-            self._flops += rows * training_flops_of_row(self._model, length, self._reading)
+            self._flops += rows * mean_training_flops_of_row(self._model, length, self._readings)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:

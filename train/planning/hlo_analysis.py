@@ -1,18 +1,19 @@
 """What a compiled program does, read off its text: collectives, their bytes, memory traffic, the arrays it holds.
 
-XLA prints a loop's body once; everything here is multiplied by how often the loop runs. The text is what
-`jax.stages.Compiled.as_text` gives; all sizes are those of one device.
+XLA prints a loop's body once; everything here is multiplied by how often the loop runs, and branches of a conditional
+by their shares, where they are given (`hlo_parser.executed`). The text is what `jax.stages.Compiled.as_text` gives; all
+sizes are those of one device.
 """
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 
-from .hlo_parser import Computation, Operation, attribute, executed, parse
+from .hlo_parser import NO_SHARES, Computation, Operation, attribute, executed, parse
 
 NO_TRIPS: Mapping[str, int] = MappingProxyType({})  # of loops whose data decide how often they go round
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
@@ -24,7 +25,7 @@ class Collective(NamedTuple):
     """One collective of the program.
 
     Attributes:
-        times: how often it runs in one call of the program.
+        times: how often it runs in one call of the program, in the mean.
         bytes: of the whole array, once: what is gathered, reduced, scattered or exchanged in a group; for a permute
             what one device sends.
         group: devices that take part together.
@@ -35,7 +36,7 @@ class Collective(NamedTuple):
     """
 
     kind: str
-    times: int
+    times: float
     bytes: int
     group: int
     shape: str
@@ -54,8 +55,8 @@ class Collective(NamedTuple):
 class Traffic(NamedTuple):
     """How many collectives of a kind run in one call, and the bytes of their arrays together."""
 
-    times: int
-    bytes: int
+    times: float
+    bytes: float
 
 
 def collectives(text: str, trip_counts: Mapping[str, int] = NO_TRIPS) -> dict[str, Traffic]:
@@ -78,15 +79,17 @@ class Purpose(NamedTuple):
     """The collectives of one kind and purpose: count, bytes of their arrays, bytes that each device sends."""
 
     name: str
-    times: int
-    bytes: int
+    times: float
+    bytes: float
     wire_bytes: float
 
 
-def by_purpose(text: str, trip_counts: Mapping[str, int] = NO_TRIPS) -> list[Purpose]:
+def by_purpose(
+    text: str, trip_counts: Mapping[str, int] = NO_TRIPS, branch_shares: Mapping[str, Sequence[float]] = NO_SHARES
+) -> list[Purpose]:
     """Collectives by kind; permutes that are a piecewise all-gather or reduce-scatter apart."""
     total: dict[str, Purpose] = {}
-    for one in find_collectives(text, trip_counts):
+    for one in find_collectives(text, trip_counts, branch_shares):
         name = one.kind
         if "windowed_dot_general_body_ag" in one.where:
             name = "collective-permute (piecewise all-gather)"
@@ -97,7 +100,9 @@ def by_purpose(text: str, trip_counts: Mapping[str, int] = NO_TRIPS) -> list[Pur
     return sorted(total.values(), key=lambda purpose: -purpose.wire_bytes)
 
 
-def find_collectives(text: str, trip_counts: Mapping[str, int] = NO_TRIPS) -> list[Collective]:
+def find_collectives(
+    text: str, trip_counts: Mapping[str, int] = NO_TRIPS, branch_shares: Mapping[str, Sequence[float]] = NO_SHARES
+) -> list[Collective]:
     """Every collective of a program, one entry for each place it stands in.
 
     Raises:
@@ -107,7 +112,7 @@ def find_collectives(text: str, trip_counts: Mapping[str, int] = NO_TRIPS) -> li
     found: list[Collective] = []
     steps: list[tuple[str, Collective]] = []  # pieces of a collective that the TPU compiler overlaps with others
     started = set()
-    for times, inside, op, _ in executed(computations, entry, trip_counts):
+    for times, inside, op, _ in executed(computations, entry, trip_counts, branch_shares):
         kind = op.opcode.removesuffix("-start")
         if kind not in KINDS:
             continue
@@ -132,7 +137,9 @@ def find_collectives(text: str, trip_counts: Mapping[str, int] = NO_TRIPS) -> li
     return found
 
 
-def hbm_bytes(text: str, trip_counts: Mapping[str, int] = NO_TRIPS) -> int:
+def hbm_bytes(
+    text: str, trip_counts: Mapping[str, int] = NO_TRIPS, branch_shares: Mapping[str, Sequence[float]] = NO_SHARES
+) -> int:
     """An estimate of the bytes that one call moves between a device's main memory and its cores.
 
     The operands and results of every operation outside fusions, but for arrays that the compiler has placed in
@@ -143,8 +150,8 @@ def hbm_bytes(text: str, trip_counts: Mapping[str, int] = NO_TRIPS) -> int:
     computations, entry = parse(text)
     free = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call",
             "call-start", "after-all", "partition-id", "iota", "opt-barrier"}  # fmt: skip
-    total = 0
-    for times, inside, op, in_fusion in executed(computations, entry, trip_counts):
+    total: float = 0
+    for times, inside, op, in_fusion in executed(computations, entry, trip_counts, branch_shares):
         if in_fusion or op.opcode in free or op.opcode.endswith(("-done", "-update")):
             continue
         body = computations.get(attribute(op.text, r"calls=%([\w.\-]+)") or "") if op.opcode == "fusion" else None
@@ -155,25 +162,27 @@ def hbm_bytes(text: str, trip_counts: Mapping[str, int] = NO_TRIPS) -> int:
         if not op.opcode.endswith("-start"):
             moved += _written(op, body)
         total += (1 if times is None else times) * moved
-    return total
+    return round(total)
 
 
-def matmul_flops(text: str, trip_counts: Mapping[str, int] = NO_TRIPS) -> int:
+def matmul_flops(
+    text: str, trip_counts: Mapping[str, int] = NO_TRIPS, branch_shares: Mapping[str, Sequence[float]] = NO_SHARES
+) -> int:
     """FLOPs of the matrix products of one call on one device, loops multiplied; kernels (custom calls) are not seen.
 
     Raises:
         ValueError: as `collectives`, of a loop with matrix products.
     """
     computations, entry = parse(text)
-    total = 0
-    for times, inside, op, _ in executed(computations, entry, trip_counts):
+    total: float = 0
+    for times, inside, op, _ in executed(computations, entry, trip_counts, branch_shares):
         if op.opcode in ("dot", "convolution"):
             left, right = (_dims(inside.operations[name].type) for name in op.operands)
             flops = _dot(op, left) if op.opcode == "dot" else _convolution(op, left, right)
             if times is None:
                 raise ValueError(f"how often {op.name} in {inside.name} runs cannot be told from the text")
             total += times * flops
-    return total
+    return round(total)
 
 
 def arrays(text: str) -> set[tuple[str, tuple[int, ...]]]:

@@ -1,17 +1,20 @@
 """The text of a compiled program as data: its computations, their operations, and how often each runs.
 
 XLA prints a loop's body once. `executed` walks the program as it runs and says how often; for that it reads the
-trip count where the text states it, and runs the loop's counter where it does not (TPUs).
+trip count where the text states it, and runs the loop's counter where it does not (TPUs). How often each branch of a
+conditional runs, only who calls can know.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%([\w.\-]+) .*\{$")
 _OPERATION = re.compile(r"^\s+(ROOT )?%([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\((.*)$")
 _WHOLE_NUMBER = re.compile(r"[su]\d+\[\]")
 _MOST_TRIPS = 1_000_000
+NO_SHARES: Mapping[str, Sequence[float]] = MappingProxyType({})  # of branches that run alike
 
 
 class Operation(NamedTuple):
@@ -62,18 +65,23 @@ def closing(text: str) -> int:
 
 
 def executed(
-    computations: dict[str, Computation], entry: str, trip_counts: Mapping[str, int]
-) -> Iterator[tuple[int | None, Computation, Operation, bool]]:
-    """(times, computation, operation, inside a fusion) of all that runs; every branch of a conditional counts.
+    computations: dict[str, Computation],
+    entry: str,
+    trip_counts: Mapping[str, int],
+    branch_shares: Mapping[str, Sequence[float]] = NO_SHARES,
+) -> Iterator[tuple[float | None, Computation, Operation, bool]]:
+    """(times, computation, operation, inside a fusion) of all that runs.
 
     Args:
         trip_counts: how often loops go round whose data decide it, by a word in the `op_name` of the loop. Loops that
             neither this nor the text tells have `times` None inside.
+        branch_shares: the share of the runs of each branch, by the end of the conditional's `op_name`: `times` is a
+            mean then. Of other conditionals every branch counts.
     """
 
     def visit(
-        name: str, times: int | None, known: dict[int, int], in_fusion: bool
-    ) -> Iterator[tuple[int | None, Computation, Operation, bool]]:
+        name: str, times: float | None, known: dict[int, int], in_fusion: bool
+    ) -> Iterator[tuple[float | None, Computation, Operation, bool]]:
         here = computations[name]
         for op in here.operations.values():
             yield times, here, op, in_fusion
@@ -87,8 +95,12 @@ def executed(
             elif op.opcode in ("call", "call-start", "fusion", "conditional", "async-start"):
                 for called in re.findall(r"(?:calls|to_apply|true_computation|false_computation)=%([\w.\-]+)", op.text):
                     yield from visit(called, times, {}, in_fusion or op.opcode == "fusion")
-                for called in (attribute(op.text, r"branch_computations=\{([^}]*)\}") or "").replace("%", "").split():
-                    yield from visit(called.strip(","), times, {}, in_fusion)
+                source = attribute(op.text, r'op_name="([^"]*)"') or ""
+                shares = next((shares for end, shares in branch_shares.items() if source.endswith(end)), None)
+                branches = attribute(op.text, r"branch_computations=\{([^}]*)\}") or ""
+                for number, called in enumerate(re.findall(r"%([\w.\-]+)", branches)):
+                    part = times if shares is None or times is None else times * shares[number]
+                    yield from visit(called, part, {}, in_fusion)
 
     yield from visit(entry, 1, {}, False)
 

@@ -1,10 +1,13 @@
 """Floating-point operations of the matrix products of a traced program; a product [m, k] · [k, n] is 2·m·k·n."""
 
 import math
-from collections.abc import Mapping
+import operator
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+
+from .hlo_parser import NO_SHARES
 
 
 class Traced(NamedTuple):
@@ -20,19 +23,26 @@ class Traced(NamedTuple):
     kernels: int
 
 
-def traced(jaxpr: Any, trip_counts: Mapping[str, int]) -> Traced:
-    """Count a (closed) jaxpr: loops multiplied, the dearest branch of a conditional.
+def traced(
+    jaxpr: Any, trip_counts: Mapping[str, int], branch_shares: Mapping[str, Sequence[float]] = NO_SHARES
+) -> Traced:
+    """Count a (closed) jaxpr: loops multiplied, of a conditional the mean or, where no shares are given, the dearest
+    branch.
 
     Args:
         trip_counts: how often loops go round whose data decide it, by a word in their name stack.
+        branch_shares: the share of the runs of each branch, by the end of the conditional's name.
 
     Raises:
         ValueError: such a loop, with matrix products, that `trip_counts` does not tell.
     """
-    return _count(getattr(jaxpr, "jaxpr", jaxpr), trip_counts, "", in_kernel=False)
+    return _count(getattr(jaxpr, "jaxpr", jaxpr), trip_counts, branch_shares, "", in_kernel=False)
 
 
-def _count(jaxpr: Any, trip_counts: Mapping[str, int], stack: str, *, in_kernel: bool) -> Traced:
+def _count(
+    jaxpr: Any, trip_counts: Mapping[str, int], branch_shares: Mapping[str, Sequence[float]], stack: str, *,
+    in_kernel: bool,
+) -> Traced:  # fmt: skip
     counts = []
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
@@ -42,7 +52,8 @@ def _count(jaxpr: Any, trip_counts: Mapping[str, int], stack: str, *, in_kernel:
             counts.append(Traced(flops, flops * ("rematted_computation" in here), flops * in_kernel))
             continue
         kernel = in_kernel or name == "pallas_call"
-        parts = [_count(inner, trip_counts, here, in_kernel=kernel) for inner in jax.core.jaxprs_in_params(params)]
+        inner = jax.core.jaxprs_in_params(params)
+        parts = [_count(one, trip_counts, branch_shares, here, in_kernel=kernel) for one in inner]
         if not parts:
             continue
         times = 1
@@ -57,13 +68,20 @@ def _count(jaxpr: Any, trip_counts: Mapping[str, int], stack: str, *, in_kernel:
             if not known:
                 raise ValueError(f"a loop in {here} goes round as its data decide")
             times = known[0]
-        part = max(parts) if name == "cond" else _sum(parts)
+        part = _sum(parts)
+        if name == "cond":
+            shares = next((s for end, s in branch_shares.items() if f"{here}/cond".endswith(end)), None)
+            part = max(parts) if shares is None else _mean(parts, shares)
         counts.append(Traced(*(times * n for n in part)))
     return _sum(counts)
 
 
 def _sum(counts: list[Traced]) -> Traced:
     return Traced(*(sum(n) for n in zip(*counts, strict=True))) if counts else Traced(0, 0, 0)
+
+
+def _mean(counts: list[Traced], shares: Sequence[float]) -> Traced:
+    return Traced(*(round(sum(map(operator.mul, shares, of_all))) for of_all in zip(*counts, strict=True)))
 
 
 def _product(equation: Any) -> int:

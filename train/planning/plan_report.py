@@ -152,7 +152,7 @@ def _memory(plan: Plan, per: str) -> list[str]:
 def _collectives(plan: Plan, per: str) -> list[str]:
     lines = [f"{f'collectives of an update, by {per}':<44}{'times':>8}{'arrays':>12}{'sent':>12}"]
     for one in plan.collectives:
-        lines.append(f"  {one.name:<42}{one.times:>8}{gib(one.bytes):>12}{gib(one.wire_bytes):>12}")
+        lines.append(f"  {one.name:<42}{round(one.times):>8}{gib(one.bytes):>12}{gib(one.wire_bytes):>12}")
     return [*lines, *([] if plan.collectives else ["  none"])]
 
 

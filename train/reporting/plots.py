@@ -10,6 +10,8 @@ from jaxtyping import Float
 
 from qwen3llada_jax.pictures import pyplot
 
+from ..config.schema import OBJECTIVES
+
 Records = Sequence[Mapping[str, Any]]
 
 COLORS = ("#2563c9", "#e0702a", "#1f9d78", "#9a4fc0", "#c93550", "#8a7a1e", "#4a9fd8", "#6b6b6b")
@@ -58,6 +60,13 @@ class Panel(NamedTuple):
 
 PANELS = (
     Panel("Training loss", "nats per token", ("loss",), smooth=True),
+    Panel(
+        "Training loss by objective",
+        "nats per token",
+        tuple(f"loss_{name}" for name in OBJECTIVES),
+        smooth=True,
+        names=OBJECTIVES,
+    ),
     Panel("Cross-entropy of noised tokens", "nats", ("ce",), smooth=True),
     Panel("Held-out loss", "nats per token", ("eval_loss",)),
     Panel("Held-out perplexity", "at most: exp of the loss", ("eval_bound_perplexity",), scale="log"),
