@@ -153,8 +153,8 @@ def train(folder: Path, name: str, updates: int, **keys: Any) -> None:
 def compare(
     folder: Path, prompts: int, model: str, rules: Sequence[str], steps: str, match: str = "gsm8k-strict"
 ) -> None:
-    """Run sample.compare on held-out rows, unless its figures are there."""
-    out = folder / f"{model}-{match}"
+    """Run sample.compare on the first held-out rows, unless their figures are there."""
+    out = folder / f"{model}-{match}-{prompts}"
     if (out / "compare.json").is_file():
         print(f"{out}: compare.json is there")
         return
