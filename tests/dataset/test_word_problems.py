@@ -8,7 +8,8 @@ from conftest import TINY
 
 import qwen3llada_jax as q
 from benchmarks import word_problems
-from sample import compare, quality
+from sample import compare
+from sample.comparing import quality
 
 HELD_OUT, LEARNED = 60, 700
 SUM = re.compile(r"<<(\d+)([-+*])(\d+)=(\d+)>>(\d+)")

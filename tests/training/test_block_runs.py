@@ -57,6 +57,7 @@ def test_what_goes_on_is_what_was_never_stopped(start, whole, tmp_path):
     assert_same(run(start, out, **JOINT), whole[1])
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_the_model_carries_what_it_was_trained_with(start, whole, tmp_path):
     out = whole[0]

@@ -137,13 +137,14 @@ def step_of(objective, config):
     return mesh, training.make_train_step(graphdef, config, tx, shardings, jax.random.key(1), objective), tx, shardings
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "more"),
     [
         ("pretrain", {"training.block_attention.block_length": 4}),
         pytest.param("sft", {"training.gradient_accumulation_steps": 2, "training.place_bias": 2.0,
-                             "training.block_attention.schedule": "2@0.5, 4"}, marks=pytest.mark.soak),
+                             "training.block_attention.schedule": "2@0.5, 4"}),
     ],
 )  # fmt: skip
 def test_each_update_is_that_of_the_objective_it_draws(mode, more):
