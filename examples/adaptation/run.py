@@ -3,7 +3,8 @@
     python -m examples.adaptation.run --out out/adaptation --quick      # five minutes on two cores
     python -m examples.adaptation.run --out out/adaptation              # every recipe, three seeds
     python -m examples.adaptation.run --out out/real --model out/smollm2/hf --text train.txt --held-out test.txt \\
-        --recipes autoregressive,joint,joint-schedule --seeds 1 --updates 240 --batch-size 4 --lr 1e-4
+        --recipes autoregressive,joint-clipped --seeds 1 --updates 300 --batch-size 4 --lr 3e-4 --windows 32 \\
+        --samples 4 --prompts 16
 
 Every recipe (recipes.py) is a run of train.run from the same weights, with as many updates as cost the FLOPs of
 --updates updates of masked diffusion. A run that was stopped goes on by the same command, and what is measured is not

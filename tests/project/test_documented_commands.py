@@ -69,7 +69,8 @@ COMMANDS: dict[str, dict[str, Run | Left]] = {
         "python -m examples.adaptation.run --out out/adaptation --quick": Run("--recipes joint"),
         "python -m examples.adaptation.run --out out/adaptation": Left("39 runs; the quick form is run"),
         "python -m examples.adaptation.run --out out/real --model out/smollm2/hf --text train.txt --held-out test.txt "
-        "--recipes autoregressive,joint,joint-schedule --seeds 1 --updates 240 --batch-size 4 --lr 1e-4": Left(
+        "--recipes autoregressive,joint-clipped --seeds 1 --updates 300 --batch-size 4 --lr 3e-4 --windows 32 "
+        "--samples 4 --prompts 16": Left(
             "an hour and a half on two cores, of weights that are loaded from the package index"
         ),
     },
