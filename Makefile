@@ -4,8 +4,6 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 DEMO := out/demo
-# Huge pages for malloc (glibc): a tenth less time for compiling, a quarter for training; nothing elsewhere.
-export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 SMOLLM2 := out/smollm2
 ADAPT := --dataset.name examples/data/shakespeare/train.txt --dataset.config null --training.max_length 128 \
   --training.max_steps 60 --training.batch_size 4 --training.micro_batch_size 4 --training.lr 3e-4 --training.bf16 false \
