@@ -21,6 +21,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKENIZER = ROOT / "examples" / "tiny-qwen3"
@@ -79,6 +80,13 @@ def sort_lists(prompt: str) -> str:
     return " ".join("".join(sorted(numbers)) for numbers in prompt.split())
 
 
+def write_outline(start: Path, architecture: dict[str, Any]) -> None:
+    """Write into a folder the outline of a model without weights: its config and the bundled tokenizer."""
+    (start / "config.json").write_text(json.dumps(architecture))
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(TOKENIZER / name, start / name)
+
+
 def make_problems(folder: Path, task: Task, held_out: int) -> list[str]:
     """Write the model's outline and the training data; returns the held-out prompts.
 
@@ -86,9 +94,7 @@ def make_problems(folder: Path, task: Task, held_out: int) -> list[str]:
     """
     start = folder / "start"
     start.mkdir(parents=True)
-    (start / "config.json").write_text(json.dumps(ARCHITECTURE | (LARGER if task.lists > 1 else {})))
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(TOKENIZER / name, start / name)
+    write_outline(start, ARCHITECTURE | (LARGER if task.lists > 1 else {}))
     rows = task.updates * task.batch_size
     draw, combine = random.Random(0), random.Random(rows)
     apart = held_out * task.lists

@@ -20,7 +20,6 @@ import argparse
 import functools
 import json
 import random
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.sorting import ARCHITECTURE, ROOT, TOKENIZER
+from benchmarks.sorting import ARCHITECTURE, ROOT, write_outline
 
 ROW_LENGTH, ANSWER_LENGTH, BLOCK_LENGTH = 88, 40, 20
 BATCH_SIZE, HELD_OUT = 16, 200
@@ -130,9 +129,7 @@ def make_folder(folder: Path, updates: int) -> None:
     """Write the rows, and the outline of a model."""
     start = folder / "start"
     start.mkdir(parents=True, exist_ok=True)
-    (start / "config.json").write_text(json.dumps(ARCHITECTURE))
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(TOKENIZER / name, start / name)
+    write_outline(start, ARCHITECTURE)
     apart, learned = make_problems(HELD_OUT, updates * BATCH_SIZE)
     for name, rows in (("held_out", apart), ("train", learned)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

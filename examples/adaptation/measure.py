@@ -25,13 +25,16 @@ def measure(
         samples: draws of noise for each window.
     """
     config = model.config
-    result: dict[str, Any] = {"nelbo": likelihood(model, windows, samples)}
+    result: dict[str, Any] = {}
     if config.causal_context or (config.block_length == 1 and config.shift):
         # Such a model reads clean text as an autoregressive one, so every length of blocks is a question it knows.
         result["by_block_length"] = {
             str(S): likelihood(model, windows, samples, visibility="block_causal", block_length=S, causal_context=True)
-            for S in SIZES
+            for S in sorted({*SIZES, config.block_length})
         }
+        result["nelbo"] = result["by_block_length"][str(config.block_length)]  # its own length is one of them
+    else:
+        result["nelbo"] = likelihood(model, windows, samples)
     S = config.block_length if config.visibility == "block_causal" else ALL_AT_ONCE
     result["texts"] = {
         str(at_once): written(model, judge, prompts, S, at_once) for at_once in (1, 2, 4) if at_once <= (S or 1)

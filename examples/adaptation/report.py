@@ -48,8 +48,7 @@ def _likelihoods(original: dict[str, Any], runs: dict[str, list[dict[str, Any]]]
         draws = np.mean([run["nelbo"]["standard_error"] for run in found])
         yield (
             f"| {name}: {RECIPES[name].said} ({RECIPES[name].source}) | {found[0]['updates']} "
-            f"| {_said([r['nelbo']['mean'] for r in found])} "
-            f"| {draws:.3f} |"
+            f"| {_said([r['nelbo']['mean'] for r in found])} | {draws:.3f} |"
         )
 
 
