@@ -23,6 +23,7 @@ from qwen3llada_jax.cli import Place, flag
 from qwen3llada_jax.errors import InputError, listed, shown
 from qwen3llada_jax.families.trained_with import NAMES, trained_with
 from qwen3llada_jax.io.atomic_files import expanded, new_folder
+from qwen3llada_jax.io.buckets import is_under
 from qwen3llada_jax.io.hub import model_folder
 from qwen3llada_jax.model.config import (
     BLOCK_ORIGINS,
@@ -108,7 +109,7 @@ def convert(
     if strange := sampling_defaults.unread(folder):
         asked = listed(f"{name} {shown(value)}" for name, value in strange.items())
         _notice(f"generation_config.json asks for what the sampler has not: {asked}; texts are written without")
-    if dst.resolve() == folder.resolve() or dst.resolve() in folder.resolve().parents:
+    if is_under(folder, dst):
         raise InputError(f"{dst}: would overwrite its own source {folder}; choose another --dst")
     with new_folder(dst, overwrite=overwrite) as target:
         params = hf_import.import_params(folder, stored, dtype)

@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from qwen3llada_jax.io.atomic_files import home
+from qwen3llada_jax.io.atomic_files import home, run_of
+from qwen3llada_jax.io.buckets import is_bucket, is_there, place, real
 from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.text.text_ends import with_text_ends
 
@@ -58,8 +59,8 @@ def provenance(folder: Path, is_of_hub: str | None = None) -> dict[str, str]:
     if isinstance(noted, dict):
         found |= {k: v for k, v in noted.items() if k in ("base_model", "license") and isinstance(v, str)}
     base = _base_of(_yaml(home(folder) / "training.yaml"))
-    if base is not None and Path(base).is_dir() and Path(base).resolve() != home(folder).resolve():
-        return provenance(Path(base)) | found
+    if base is not None and is_there(base) and real(base) not in (real(folder), real(home(folder))):
+        return provenance(place(base)) | found
     return ({"base_model": base} if base is not None and _is_of_hub(base) else {}) | found
 
 
@@ -134,14 +135,15 @@ def _recipe(source: Path, step: int | None) -> str:
     rows: dict[str, str] = {"updates": str(step)} | told | {"data": ", ".join(f"`{name}`" for name in names)}
     base = _base_of(settings)
     rows["started from"] = f"`{_public(base)}`" if base else ""
-    rows |= _last_numbers(home(source), settings, step)
+    rows |= _last_numbers(run_of(source), settings, step)
     return f"## Training\n\n{_table(rows)}"
 
 
 def _last_numbers(run: Path, settings: Mapping[str, Any], step: int) -> dict[str, str]:
     """The last evaluation up to a checkpoint."""
-    logs = Path(str(_section(settings, "project").get("log_dir") or run))
-    path = next((place / "metrics.jsonl" for place in (run, logs) if (place / "metrics.jsonl").is_file()), None)
+    told = str(_section(settings, "project").get("log_dir") or run)
+    logs = place(told) if is_there(told) else run
+    path = next((folder / "metrics.jsonl" for folder in (run, logs) if (folder / "metrics.jsonl").is_file()), None)
     last: dict[str, Any] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path else ():
         try:
@@ -195,7 +197,7 @@ print(tokenizer.batch_decode(ids[:, inputs.input_ids.shape[1] :], skip_special_t
 
 def _public(name: Any) -> str:
     """A path or name as others may read it: where it lies on this machine is left out."""
-    return Path(str(name)).name if Path(str(name)).is_absolute() else str(name)
+    return Path(str(name)).name if Path(str(name)).is_absolute() or is_bucket(str(name)) else str(name)
 
 
 def _table(rows: Mapping[str, str]) -> str:

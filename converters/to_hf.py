@@ -24,6 +24,7 @@ from qwen3llada_jax.checkpoint.hf_names import flatten, hf_tensors, ours_of
 from qwen3llada_jax.cli import flag
 from qwen3llada_jax.errors import InputError, brief, shown
 from qwen3llada_jax.io.atomic_files import new_folder, write_text
+from qwen3llada_jax.io.buckets import is_under
 from qwen3llada_jax.io.safetensors_folder import INDEX
 from qwen3llada_jax.model import model
 from qwen3llada_jax.model.config import ModelConfig, read_config_json
@@ -76,7 +77,7 @@ def export(
         InputError: nothing to export, nowhere to write it, or a model that is none of that family.
     """
     limit = _bytes(max_shard_size)
-    if dst.resolve() == src.resolve() or dst.resolve() in src.resolve().parents:
+    if is_under(src, dst):
         raise InputError(f"{dst}: would overwrite its own source {src}; choose another --dst")
     source = read_config_json(src)
     own = model_folder.read_config(src)

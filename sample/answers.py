@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 
 from qwen3llada_jax.errors import InputError, brief
 from qwen3llada_jax.io.atomic_files import check_file, home, write_text
+from qwen3llada_jax.io.buckets import is_bucket
 from qwen3llada_jax.writing.requests import Request
 
 from .clock import Timed
@@ -43,13 +44,19 @@ def check_place(flag: str, path: Path, inputs: Mapping[str, Path | None], model:
     Raises:
         InputError: saying what to do.
     """
+    if is_bucket(path):
+        check_file(path)  # which refuses it
     if not path.absolute().parent.is_dir():
         raise InputError(f"{flag} {path}: no such folder {path.parent}")
     check_file(path)
     for name, read in inputs.items():
-        if read is not None and any(_is_same(written, read) for written in (path, part_of(path))):
+        if (
+            read is not None
+            and not is_bucket(read)
+            and any(_is_same(written, read) for written in (path, part_of(path)))
+        ):
             raise InputError(f"{flag} {path} is the file of {name} too and would replace it; choose another name")
-    if path.exists() and path.resolve().parent in (model.resolve(), home(model).resolve()):
+    if path.exists() and not is_bucket(model) and path.resolve().parent in (model.resolve(), home(model).resolve()):
         raise InputError(f"{flag} {path} is a file of the model and would be replaced; choose another name")
     probe = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

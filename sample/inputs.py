@@ -19,6 +19,7 @@ from qwen3llada_jax.commands import as_typed
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.io.atomic_files import expanded, put_back
 from qwen3llada_jax.io.jsonl import BadRowError, NoFormatError, kind_of, shortened
+from qwen3llada_jax.io.objects import on_disk
 from qwen3llada_jax.io.readers import SUFFIXES, raw_rows, unpacked
 from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.sampling.config import SamplerConfig
@@ -264,7 +265,7 @@ def _asked(where: str, raw: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return on_disk(path).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:

@@ -126,6 +126,7 @@ class _Loop:
             self.look(self.owes)
             if self.stop():
                 return
+            self.log.settle()
             checkpoints.settle(self.manager, self.done)
         for step in range(ready.first, ready.steps):
             with self.stop.rescued(self.save_and_leave):
@@ -226,6 +227,7 @@ class _Loop:
         ledger = {"interval": interval.to_json(self.total), "tokens": self.seen, "elapsed": self.log.elapsed,
                   "owes": self.owes}  # fmt: skip
         architecture = self.ready.base.config
+        self.log.settle()  # what the run forgets when it goes on from here, it computes again
         checkpoints.save(self.manager, self.state, self.config, architecture, stands, self.eval_loss, ledger)
         self.saved, self.has_saved = self.done, True
 

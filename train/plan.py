@@ -30,6 +30,7 @@ from qwen3llada_jax.checkpoint.model_folder import read_config
 from qwen3llada_jax.cli import flag
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.io.atomic_files import check_file, write_text
+from qwen3llada_jax.io.buckets import place
 from qwen3llada_jax.model import attention, model
 from qwen3llada_jax.model.config import PRESETS, ModelConfig
 from qwen3llada_jax.model.head import positions_at_once
@@ -210,7 +211,7 @@ def architecture_of(config: Config, preset: str | None) -> ModelConfig:
         found = PRESETS[preset]
     else:
         names = [name for name in (config.model.qwen3llada_model_path, config.model.base_model_path) if name]
-        folder = next((Path(name) for name in names if Path(name).is_dir()), None)
+        folder = next((place(name) for name in names if place(name).is_dir()), None)
         if folder is None:
             raise InputError(
                 f"{' and '.join(names)}: no such folder on this disk, and a plan downloads nothing; name an "

@@ -14,6 +14,7 @@ from qwen3llada_jax import cli
 from qwen3llada_jax.cli import flag
 from qwen3llada_jax.errors import InputError, brief
 from qwen3llada_jax.io.atomic_files import check_file, make_folder, write_text
+from qwen3llada_jax.io.buckets import is_bucket, place, real
 from qwen3llada_jax.pictures import pyplot, write_picture
 
 from .monitor.jsonl import read_lines
@@ -32,9 +33,9 @@ def main() -> None:
     flags = cli.parse(Flags)
     if flags.out.suffix != ".png":
         raise InputError(f"--out {flags.out}: unknown kind of picture; use .png")
-    if len({run.resolve() for run in flags.runs}) < len(flags.runs):
+    if len({real(run) for run in flags.runs}) < len(flags.runs):
         raise InputError("a run is named twice")
-    names = [Path(os.path.abspath(run)).name for run in flags.runs]  # of `.` too
+    names = [place(run if is_bucket(run) else os.path.abspath(run)).name for run in flags.runs]  # of `.` too
     unique = len(set(names)) == len(names)
     runs = [read_run(run, name if unique else str(run)) for run, name in zip(flags.runs, names, strict=True)]
     for target in (flags.out, flags.out.with_suffix(".html")):
@@ -84,9 +85,9 @@ def _logs(folder: Path, config: Mapping[str, object]) -> Path:
     told, own = config.get("project.log_dir"), owner_of(folder)
     if own is not None and own.log_dir == own.output_dir:
         return folder
-    logs = Path(str(told or folder))
-    if own is not None and Path(own.log_dir).is_dir():  # the setting may be relative, and this be another place
-        logs = Path(own.log_dir)
+    logs = place(str(told or folder))
+    if own is not None and place(own.log_dir).is_dir():  # the setting may be relative, and this be another place
+        logs = place(own.log_dir)
     theirs = owner_of(logs)
     if own is not None and theirs is not None and own.id != theirs.id:
         raise InputError(f"{logs} holds the records of the run {theirs.output_dir}, not those of {folder}")

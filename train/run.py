@@ -10,7 +10,6 @@ is a model folder: give it to sample.generate or converters.to_hf. The same comm
 import argparse
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from qwen3llada_jax import cli, sharding
 from qwen3llada_jax.checkpoint import model_folder
 from qwen3llada_jax.cli import flag
 from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.io import buckets
 from qwen3llada_jax.io.atomic_files import check_folder, make_folder, remove_parts, write_text
 from qwen3llada_jax.model import attention, model
 from qwen3llada_jax.model.model import Runtime
@@ -109,10 +109,10 @@ def train(config: Config, look: Look = Look()) -> None:
     Raises:
         InputError: anything wrong with configuration, data, model or disk; nearly all of it before compiling.
     """
-    output = Path(config.project.output_dir)
-    logs = Path(config.project.log_dir or output)
+    output = buckets.place(config.project.output_dir)
+    logs = buckets.place(config.project.log_dir or output)
     for folder in (output / "checkpoints", logs):
-        check_folder(folder)
+        check_folder(folder, or_bucket=True)
     if (output / "params").exists() or any(output.glob("*.safetensors*")):
         raise InputError(f"{output} is a model folder, not a run; choose another project.output_dir")
     trackers.require(config)
@@ -122,7 +122,7 @@ def train(config: Config, look: Look = Look()) -> None:
         return
     with ExitStack() as held:
         holds = [held.enter_context(only_run_in(output))]
-        if os.path.realpath(logs) != os.path.realpath(output):
+        if buckets.real(logs) != buckets.real(output):
             holds.append(held.enter_context(only_run_in(logs, "project.log_dir")))
         with leave_on_sigterm():
             ready = prepare(config, output, logs, holds, look)
@@ -261,7 +261,7 @@ def prepare_folder(
     for folder in (logs, output):
         remove_parts(folder, (*WRITTEN, *model_folder.TOKENIZER_FILES))
     model_folder.write_config(output, base.config)
-    if os.path.realpath(base.folder) != os.path.realpath(output):
+    if buckets.real(base.folder) != buckets.real(output):
         model_folder.copy_tokenizer(base.folder, output)
     write_text(output / "training.yaml", as_yaml(config))
     write_text(output / "versions.json", json.dumps(versions(), indent=2) + "\n")

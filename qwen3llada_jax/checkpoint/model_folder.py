@@ -27,6 +27,7 @@ from qwen3llada_jax import arguments, sharding
 from qwen3llada_jax.checkpoint import hf_import
 from qwen3llada_jax.checkpoint.hf_names import flatten
 from qwen3llada_jax.errors import InputError, brief, listed
+from qwen3llada_jax.io import buckets
 from qwen3llada_jax.io.atomic_files import copy_file, expanded, home, write_text
 from qwen3llada_jax.model import model
 from qwen3llada_jax.model.config import ModelConfig, read_model_config
@@ -127,13 +128,16 @@ def check_params(path: Path, config: ModelConfig) -> None:
 
 
 def params_item(path: Path) -> Path | None:
-    """The orbax item with a folder's parameters, of a run's newest finished step; None if it has none.
+    """The orbax item with a folder's parameters, of a run's newest finished step; None if it has none (finished).
 
     Where a run keeps a moving average of its weights (`ema`), that is what one wants to use.
     """
     if (path / "params").is_dir():
+        if not buckets.is_whole(path / "params"):
+            return None
         return path / "ema" if (path / "ema").is_dir() else path / "params"
     steps = [p for p in (path / "checkpoints").glob("*") if p.name.isdigit() and (p / "params").is_dir()]
+    steps = [p for p in steps if buckets.is_whole(p)]
     return params_item(max(steps, key=lambda p: int(p.name))) if steps else None
 
 
@@ -144,7 +148,7 @@ def save_params(item: Path, params: dict[str, Any]) -> None:
         InputError: the disk is full or the place cannot be written.
     """
     with writing(item), ocp.Checkpointer(params_handler()) as checkpointer:
-        checkpointer.save(Path(item).absolute(), args=ocp.args.PyTreeSave(params))
+        checkpointer.save(buckets.absolute(item), args=ocp.args.PyTreeSave(params))
 
 
 @contextmanager
@@ -154,7 +158,9 @@ def writing(place: Path) -> Iterator[None]:
         yield
     except InputError:  # says by itself what it is
         raise
-    except (ValueError, OSError) as error:
+    except Exception as error:
+        if not isinstance(error, (ValueError, OSError)) and not buckets.is_answer(error):
+            raise
         raise InputError(f"{place}: cannot be written ({cause_of(error)})") from error
 
 
@@ -177,7 +183,7 @@ def params_handler() -> ocp.PyTreeCheckpointHandler:
 
 def write_config(folder: Path, config: ModelConfig, extra: dict[str, Any] | None = None) -> None:
     """Write `config.json`; `extra` adds keys to it."""
-    write_text(Path(folder) / "config.json", json.dumps(config.to_hf() | (extra or {}), indent=2) + "\n")
+    write_text(buckets.place(folder) / "config.json", json.dumps(config.to_hf() | (extra or {}), indent=2) + "\n")
 
 
 def copy_tokenizer(source: Path, target: Path) -> list[str]:
@@ -189,7 +195,7 @@ def copy_tokenizer(source: Path, target: Path) -> list[str]:
     source = home(source)
     names = [name for name in TOKENIZER_FILES if (source / name).is_file()]
     for name in names:
-        copy_file(source / name, Path(target) / name)
+        copy_file(source / name, buckets.place(target) / name)
     return names
 
 
@@ -202,7 +208,7 @@ def _no_weights(path: Path) -> InputError:
 
 def _stored(item: Path) -> Any:
     """Shapes and dtypes of an item. Asked of the handler: a checkpointer keeps to itself why it cannot read."""
-    return params_handler().metadata(epath.Path(item.absolute())).tree
+    return params_handler().metadata(epath.Path(buckets.absolute(item))).tree
 
 
 def _reading(item: Path) -> AbstractContextManager[None]:
@@ -231,7 +237,9 @@ def _restore_params(item: Path, config: ModelConfig, dtype: str | None, mesh: Me
             placed,
         )
         arguments = ocp.checkpoint_utils.construct_restore_args(target)
-        return checkpointer.restore(item.absolute(), args=ocp.args.PyTreeRestore(item=target, restore_args=arguments))
+        return checkpointer.restore(
+            buckets.absolute(item), args=ocp.args.PyTreeRestore(item=target, restore_args=arguments)
+        )
 
 
 def _check_stored(item: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -264,8 +272,8 @@ def reading(damaged: Callable[[str], Exception], refused: Callable[[str], Except
     except Exception as error:
         # An array cut short is reported as a bare Exception around its cause.
         wrapped = type(error) is Exception and isinstance(error.__cause__, Exception)
-        cause = error.__cause__ if wrapped else error
-        if not isinstance(cause, (ValueError, OSError, KeyError, TypeError)):
+        cause: Any = error.__cause__ if wrapped else error
+        if not isinstance(cause, (ValueError, OSError, KeyError, TypeError)) and not buckets.is_answer(cause):
             raise
         is_damage = isinstance(cause, (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError))
         is_damage |= str(cause).startswith(_DAMAGE)

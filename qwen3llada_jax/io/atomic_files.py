@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from qwen3llada_jax.errors import InputError, shown
+from qwen3llada_jax.io import buckets, objects
 
 _BEGAN = time.time()  # parts of our own number that are older are another's: in a container numbers come again
 _HOST = socket.gethostname()
@@ -21,8 +22,10 @@ def expanded(path: Path | str) -> Path:
     """A path as it is typed, with the home folder in place of `~` and `~somebody`, which a shell leaves in `--dst=~/x`.
 
     Raises:
-        InputError: nobody of that name here.
+        InputError: nobody of that name here; no place in a bucket, or the packages for buckets are not installed.
     """
+    if buckets.is_bucket(path):
+        return buckets.place(path)
     found = Path(os.path.expanduser(path))
     if str(found).startswith("~"):
         raise InputError(
@@ -37,6 +40,9 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         InputError: the disk is full, the place cannot be written or named, or half of a surrogate pair in the text.
     """
+    if buckets.is_bucket(path):
+        objects.write(path, text)
+        return
     path = Path(path)
     part = path.parent / f".{path.name}.{os.getpid()}.part"  # `with_name` has none for `.`
     try:
@@ -61,6 +67,10 @@ def copy_file(source: Path, target: Path) -> None:
     Raises:
         InputError: `source` cannot be read, the disk is full or the place cannot be written.
     """
+    source = objects.on_disk(source)
+    if buckets.is_bucket(target):
+        objects.copy(source, target)
+        return
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         shutil.copyfile(source, part)
@@ -72,23 +82,31 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and its parents.
+    """Make a folder and its parents; in a bucket there are none to make.
 
     Raises:
         InputError: it cannot be made.
     """
+    if buckets.is_bucket(path):
+        return
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{path}: cannot be made a folder ({error.strerror})") from error
 
 
-def check_folder(path: Path) -> None:
+def check_folder(path: Path, *, or_bucket: bool = False) -> None:
     """Refuse, before the work begins, a place where no folder can be made or written to.
 
+    Args:
+        or_bucket: a bucket's would do.
+
     Raises:
-        InputError: an address (gs://…) rather than a path, a file in the way, or a place that may not be written.
+        InputError: an address (s3://…) rather than a path, a file in the way, or a place that may not be written.
     """
+    if or_bucket and buckets.is_bucket(path):
+        buckets.check(path)
+        return
     _refuse_address(path)
     try:
         place = next(p for p in (path, *path.absolute().parents) if p.exists())
@@ -127,8 +145,12 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
         overwrite: replace a `target` that holds something.
 
     Raises:
-        InputError: `target` is an address (gs://…), a file, holds something, or cannot be written (a full disk, say).
+        InputError: `target` is an address (s3://…), a file, holds something, or cannot be written (a full disk, say).
     """
+    if buckets.is_bucket(target):
+        with objects.new_folder(target, overwrite=overwrite) as filled:
+            yield filled
+        return
     _refuse_address(target)
     target = Path(os.path.realpath(target))
     put_back(target)
@@ -168,6 +190,8 @@ def put_back(target: Path) -> None:
     Raises:
         InputError: it cannot be renamed.
     """
+    if buckets.is_bucket(target):
+        return
     target = Path(os.path.realpath(target))
     if target.exists():
         return
@@ -222,7 +246,9 @@ def _remove_what_killed_writers_left(target: Path) -> None:
 
 
 def _refuse_address(path: Path) -> None:
-    """Else gs://bucket/run would become a folder `gs:` here, another one on every host."""
+    """Else s3://bucket/run would become a folder `s3:` here, another one on every host."""
+    if buckets.is_bucket(path):
+        raise InputError(f"{path}: this is written to a disk only; name a place there, and copy it to the bucket")
     if re.match(r"[a-z][a-z0-9+.-]+:/", str(path)):
         raise InputError(f"{path}: is an address, not a path; name a folder of a disk (that all hosts share)")
 
@@ -240,19 +266,40 @@ def _remove(folder: Path) -> None:
 def home(folder: Path) -> Path:
     """Where a folder's config.json and tokenizer lie: in itself, or for a checkpoint RUN/checkpoints/<n> in RUN.
 
-    A link to a checkpoint is one; a model folder that is called checkpoints/1 is none.
+    A link to a checkpoint is one; a model folder that is called checkpoints/1 is none. Of a folder in a bucket they lie
+    in a copy on this machine.
+
+    Raises:
+        InputError: the bucket cannot be read.
     """
+    if buckets.is_bucket(folder):
+        return objects.local_copy(run_of(folder), deep=False, large=False)
     places = [Path(os.path.abspath(folder)), Path(os.path.realpath(folder))]
     runs = [place.parents[1] for place in places if place.name.isdigit() and place.parent.name == "checkpoints"]
     own = Path(folder)
     return next((place for place in (own, *runs) if (place / "config.json").is_file()), runs[0] if runs else own)
 
 
+def run_of(folder: Path) -> Path:
+    """The folder whose config.json and tokenizer `home` gives, where it lies: in a bucket no copy of it.
+
+    Raises:
+        InputError: the bucket cannot be read.
+    """
+    if not buckets.is_bucket(folder):
+        return home(folder)
+    is_step = folder.name.isdigit() and folder.parent.name == "checkpoints"
+    return folder.parents[1] if is_step and not (folder / "config.json").is_file() else folder
+
+
 def remove_parts(folder: Path, names: Collection[str]) -> None:
     """Remove what `write_text` and `copy_file` left of these files when their process was killed.
 
-    To be called by whoever holds the folder: nobody else may be writing those files. Other parts are let be.
+    To be called by whoever holds the folder: nobody else may be writing those files. Other parts are let be. In a
+    bucket there are none.
     """
+    if buckets.is_bucket(folder):
+        return
     for name in names:
         for part in Path(folder).glob(f".{glob.escape(name)}.*.part"):
             if part.is_file():

@@ -4,12 +4,13 @@ import re
 from pathlib import Path
 
 from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.io import buckets
 from qwen3llada_jax.io.atomic_files import expanded, put_back
 from qwen3llada_jax.io.safetensors_folder import GGUF
 
 
 def model_folder(source: str) -> Path:
-    """The folder itself, or the local copy of a hub model (weights, config and tokenizer only).
+    """The folder itself, on a disk or in a bucket, or the local copy of a hub model (weights, config, tokenizer only).
 
     Raises:
         InputError: neither a folder nor a model the hub gives out.
@@ -21,7 +22,7 @@ def model_folder(source: str) -> Path:
     if path.exists():
         is_gguf = path.suffix == ".gguf"
         raise InputError(f"{source}: {GGUF if is_gguf else 'is a file; give the folder that holds it'}")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.startswith((".", "/")):
+    if buckets.is_bucket(path) or not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.startswith((".", "/")):
         raise InputError(f"{source}: no such folder")
     import huggingface_hub
 

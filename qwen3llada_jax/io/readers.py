@@ -14,6 +14,7 @@ from typing import Any
 
 from qwen3llada_jax.errors import InputError, brief, listed
 from qwen3llada_jax.io.jsonl import TWICE, BadRowError, parse_row
+from qwen3llada_jax.io.objects import on_disk
 
 Raw = dict[str, Any]  # {"row": JSON text or None, "bad": why it cannot be read or None, "file": path, "line": number}
 FEATURES = {"row": "large_string", "bad": "string", "file": "string", "line": "int64"}
@@ -22,11 +23,13 @@ FEATURES = {"row": "large_string", "bad": "string", "file": "string", "line": "i
 def raw_rows(files: list[str]) -> Iterator[Raw]:
     """The rows of these files, one after another; `line` counts lines of .jsonl and .csv, rows of the others, from 1.
 
+    Of one in a bucket its copy is read.
+
     Raises:
         InputError: a file that cannot be read at all.
     """
     for name in files:
-        path = Path(name)
+        path = on_disk(name)
         try:
             for line, row, bad in _READERS[path.suffix.lower()](path):
                 yield {"row": row, "bad": bad, "file": name, "line": line}

@@ -20,6 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from qwen3llada_jax.errors import InputError, brief, listed, shown
+from qwen3llada_jax.io import buckets, objects
 
 DTYPES: dict[str, np.dtype] = {
     "F32": np.dtype(np.float32),
@@ -43,21 +44,22 @@ class StoredTensor:
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a Hugging Face folder, single file or sharded, by name.
+    """Every tensor of a Hugging Face folder, single file or sharded, by name; of one in a bucket, of its local copy.
 
     Raises:
         InputError: no safetensors, an absent shard, a truncated or corrupt file, a dtype that is no float.
     """
+    folder = objects.local_copy(folder, deep=False) if buckets.is_bucket(folder) else Path(folder)
     tensors: dict[str, StoredTensor] = {}
     twice: list[str] = []
-    for file in _weight_files(Path(folder)):
+    for file in _weight_files(folder):
         found = _header(file)
         twice += sorted(set(found) & set(tensors))
         tensors |= found
     if twice:
         raise InputError(f"{folder}: tensors that several of its files hold: {listed(twice)}; remove the wrong files")
-    index = Path(folder) / INDEX
-    if index.is_file() and not (Path(folder) / "model.safetensors").is_file():
+    index = folder / INDEX
+    if index.is_file() and not (folder / "model.safetensors").is_file():
         shards = _weight_map(index)
         absent = sorted(
             name for name, shard in shards.items() if name not in tensors or tensors[name].file.name != shard

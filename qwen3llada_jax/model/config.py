@@ -15,6 +15,7 @@ from qwen3llada_jax import arguments
 from qwen3llada_jax.errors import InputError, brief, listed, shown
 from qwen3llada_jax.families import records
 from qwen3llada_jax.families.trained_with import trained_with
+from qwen3llada_jax.io import buckets
 from qwen3llada_jax.io.atomic_files import home, put_back
 from qwen3llada_jax.io.safetensors_folder import GGUF
 from qwen3llada_jax.model.rope_scaling import RopeScaling, read_rope
@@ -255,10 +256,10 @@ def read_config_json(folder: Path) -> dict[str, Any]:
     """
     put_back(folder)
     path = home(folder) / "config.json"
-    if not Path(folder).is_dir():
+    if not buckets.place(folder).is_dir():
         raise InputError(f"{folder}: no such folder")
     if not path.is_file():
-        raise InputError(f"{folder}: no config.json in it; {_what_it_is(Path(folder))}")
+        raise InputError(f"{folder}: no config.json in it; {_what_it_is(buckets.place(folder))}")
     source = _json_object(path)
     if source is None:
         raise InputError(f"{path}: not a JSON object; download it again")
@@ -295,7 +296,7 @@ def named_config_json(folder: Path) -> dict[str, Any]:
     """
     source = read_config_json(folder)
     # A model of the hub lies in models--WHOSE--NAME/snapshots/COMMIT.
-    path = Path(folder).absolute()
+    path = buckets.absolute(folder)
     called = path.parts[-3] if path.parent.name == "snapshots" and len(path.parts) > 3 else path.name
     source["_name_or_path"] = f"{called.replace(' ', '-')} {source.get('_name_or_path', '')}"
     tokenizer = home(folder) / "tokenizer_config.json"

@@ -11,6 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from qwen3llada_jax.checkpoint import model_folder
+from qwen3llada_jax.io import buckets, objects
 from qwen3llada_jax.io.atomic_files import expanded
 from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.model.model import Qwen3LLaDA
@@ -72,6 +73,8 @@ class Folder:
     def identity(self) -> str:
         """Tell the weights that stand there now from others: a run that trained on has others."""
         item = model_folder.params_item(self.path)
+        if buckets.is_bucket(self.path):
+            return f"{self.path} {item}:{objects.generation(self.path if item is None else item)}"
         files = sorted(self.path.glob("*.safetensors")) if item is None else [item]
         return " ".join([str(self.path.resolve()), *(f"{f.name}:{f.stat().st_mtime_ns}" for f in files)])
 

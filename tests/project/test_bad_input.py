@@ -265,8 +265,8 @@ def test_places_that_cannot_hold_a_run(start, tmp_path, monkeypatch):
                 attempt(**{key: place})
         with refused("File name too long"):
             attempt(**{key: tmp_path / ("a" * 300)})
-        with refused("gs:/bucket/run", "is an address, not a path; name a folder of a disk"):
-            attempt(**{key: "gs://bucket/run"})
+        with refused("s3:/bucket/run", "is an address, not a path; name a folder of a disk"):
+            attempt(**{key: "s3://bucket/run"})
     with refused(f"{model} is a model folder, not a run"):
         attempt(**{"project.output_dir": model})
     assert (model / "config.json").read_text() == before

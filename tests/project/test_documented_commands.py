@@ -90,6 +90,9 @@ COMMANDS: dict[str, dict[str, Run | Left]] = {
         "python -m sample.evaluate --model runs/sft --tasks shakespeare --include-path examples/lm_eval --limit 8 "
         "--block-length 4 --visibility block_causal --out out/tasks": Run("--samples 2"),
     },
+    "docs/buckets.md": {
+        "pip install '.[gcs]'": Left("takes an index; the test extra holds the same"),
+    },
     "docs/hosts.md": {
         "srun python -m train.run --config FILE --mesh.data 2 --mesh.fsdp 8": Left("SLURM"),
     },

@@ -21,7 +21,16 @@ from qwen3llada_jax import libtpu
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PACKAGES = ("qwen3llada_jax", "converters", "train", "sample")
 # What a program imports when it is asked for: an extra brings it, and a line tells which package is missing.
-OPTIONAL = {"lm_eval": "eval", "matplotlib": "plot", "tensorboardX": "tensorboard", "wandb": "wandb", "libtpu": "plan"}
+OPTIONAL = {
+    "fsspec": "gcs",
+    "gcsfs": "gcs",
+    "google": "gcs",
+    "lm_eval": "eval",
+    "matplotlib": "plot",
+    "tensorboardX": "tensorboard",
+    "wandb": "wandb",
+    "libtpu": "plan",
+}
 TOOLS = {"pytest-xdist", "ruff", "mypy", "pre-commit", "types-pyyaml", "hatchling"}  # run, not imported
 PUBLISHED = {"xprof"}  # named in the docs, needed by nothing here
 

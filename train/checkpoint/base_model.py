@@ -7,6 +7,7 @@ from typing import Any
 
 from qwen3llada_jax.checkpoint.model_folder import read_config
 from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.io import buckets
 from qwen3llada_jax.io.atomic_files import home, put_back
 from qwen3llada_jax.io.hub import model_folder
 from qwen3llada_jax.model.config import ModelConfig
@@ -50,7 +51,7 @@ def find_base_model(config: Config, goes_on: Path | None = None) -> BaseModel:
     """
     source = _source(config, goes_on)
     try:
-        if goes_on is not None and not Path(source).is_dir():  # nor is the hub asked for what is here
+        if goes_on is not None and not buckets.place(source).is_dir():  # nor is the hub asked for what is here
             raise InputError(f"{source}: no such folder")
         folder, architecture, tokenizer = _open(model_folder(source))
     except InputError as error:
@@ -218,7 +219,8 @@ def _source(config: Config, goes_on: Path | None) -> str:
     converted, base = config.model.qwen3llada_model_path, config.model.base_model_path
     if converted:
         put_back(Path(converted))
-        if Path(converted).exists() or goes_on is not None or not base:
+        is_there = buckets.is_there(converted) if buckets.is_bucket(converted) else Path(converted).exists()
+        if is_there or goes_on is not None or not base:
             return converted
     assert base is not None
     return base

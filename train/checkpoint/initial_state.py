@@ -1,6 +1,5 @@
 """The state a run goes on from: its newest checkpoint, another run's, or the starting weights."""
 
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +12,8 @@ from jax.sharding import Mesh
 
 from qwen3llada_jax.checkpoint import model_folder
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.io.atomic_files import home
+from qwen3llada_jax.io import buckets
+from qwen3llada_jax.io.atomic_files import run_of
 from qwen3llada_jax.model.model import Qwen3LLaDA
 
 from ..config.schema import Config
@@ -45,8 +45,8 @@ def origin_of(config: Config, output: Path) -> Origin | None:
             _check_is_own(goes_on, output)
         return Origin(output, is_fork=False)
     if goes_on not in ("auto", "never", None):
-        other = Path(goes_on)
-        if not step_folders(other) or not (home(other) / "checkpoints").is_dir():
+        other = buckets.place(goes_on)
+        if not step_folders(other) or not (run_of(other) / "checkpoints").is_dir():
             raise InputError(f"training.resume_from {other}: no training run with checkpoints there")
         return Origin(other, is_fork=True)
     if step_folders(output):
@@ -65,18 +65,18 @@ def _check_is_own(named: str, output: Path) -> None:
         InputError: it names something else, or nothing.
     """
     own = step_folders(output)
-    if os.path.realpath(named) in (os.path.realpath(output), os.path.realpath(own[0])):
+    if buckets.real(named) in (buckets.real(output), buckets.real(own[0])):
         return
     for step in own:
         with suppress(DamagedError, RefusedError):  # `resume` says so
             told = read_meta(step)["config"].get("training.resume_from")
-            if told is not None and (told == named or os.path.realpath(told) == os.path.realpath(named)):
+            if told is not None and (told == named or buckets.real(told) == buckets.real(named)):
                 return
-    if not step_folders(Path(named)):
+    if not step_folders(buckets.place(named)):
         raise InputError(f"training.resume_from {named}: no training run with checkpoints there")
     raise InputError(
         f"training.resume_from {named}: {output} has checkpoints, and goes on from its newest, {own[0].name}; leave "
-        f"resume_from out, or {go_on_elsewhere(Path(named))}"
+        f"resume_from out, or {go_on_elsewhere(buckets.place(named))}"
     )
 
 

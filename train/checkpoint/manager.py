@@ -22,6 +22,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from qwen3llada_jax.checkpoint.model_folder import params_handler, writing
 from qwen3llada_jax.errors import InputError, listed
+from qwen3llada_jax.io import buckets, objects
 from qwen3llada_jax.io.atomic_files import write_text
 from qwen3llada_jax.model.config import ModelConfig
 
@@ -67,7 +68,7 @@ def open_checkpoints(output_dir: Path, keep: int | None, *, keep_best: bool) -> 
     Raises:
         InputError: (on closing too) a checkpoint could not be written; earlier ones stay whole.
     """
-    folder = (output_dir / "checkpoints").absolute()
+    folder = buckets.absolute(output_dir / "checkpoints")
     loss = lambda metrics: metrics["eval_loss"]  # noqa: E731
     best = BestN(get_metric_fn=loss, reverse=True, n=int(keep_best), keep_checkpoints_without_metrics=False)
     options = ocp.CheckpointManagerOptions(
@@ -140,7 +141,7 @@ def settle(manager: ocp.CheckpointManager, step: int) -> None:
     Raises:
         InputError: it cannot be written.
     """
-    path = Path(manager.directory) / str(step) / "meta" / "metadata"
+    path = buckets.place(manager.directory) / str(step) / "meta" / "metadata"
     if is_main() and path.is_file():
         meta = json.loads(path.read_text(encoding="utf-8"))
         write_text(path, json.dumps(meta | {"ledger": meta["ledger"] | {"owes": []}}))
@@ -270,7 +271,7 @@ def _set_aside(step: Path, reason: str, *, instead: Path, leave: bool) -> None:
     warn(f"{step}: damaged ({reason}){kept}; going on from {instead.name}")
     if not leave:
         if is_main():
-            step.rename(place)
+            (objects.move if buckets.is_bucket(step) else Path.rename)(step, place)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"set aside {step}")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.io import buckets
 from qwen3llada_jax.model.config import ModelConfig
 
 from ..config.schema import FREE_ON_RESUME, FREE_SECTIONS_ON_RESUME, Config, flat
@@ -104,7 +105,7 @@ def go_on_elsewhere(folder: Path) -> str:
     """The way that works where the optimizer's state still fits."""
     return (
         "go on from it in another folder: --project.output_dir NEW "
-        f"--training.resume_from {shlex.quote(os.path.relpath(folder))}"
+        f"--training.resume_from {shlex.quote(_shown(folder))}"
     )
 
 
@@ -112,8 +113,12 @@ def start_from_weights(folder: Path) -> str:
     """The way that works where only the weights fit."""
     return (
         "start anew from its weights: --project.output_dir NEW "
-        f"--model.qwen3llada_model_path {shlex.quote(os.path.relpath(folder))}"
+        f"--model.qwen3llada_model_path {shlex.quote(_shown(folder))}"
     )
+
+
+def _shown(folder: Path) -> str:
+    return str(folder) if buckets.is_bucket(folder) else os.path.relpath(folder)
 
 
 def compare_versions(old: dict[str, str]) -> None:

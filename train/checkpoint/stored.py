@@ -12,6 +12,7 @@ from etils import epath
 
 from qwen3llada_jax.checkpoint.model_folder import cause_of, params_handler, reading
 from qwen3llada_jax.errors import brief
+from qwen3llada_jax.io import buckets
 
 from ..step import State
 from .resume_check import OtherRunError
@@ -30,10 +31,10 @@ def step_folders(run: Path) -> list[Path]:
 
     Their paths are absolute: orbax takes no others.
     """
-    run = Path(os.path.abspath(run))
-    if (run / "params").is_dir():
-        return [Path(os.path.realpath(run))]  # its name is the number of its update, a link's is not
-    found = [p for p in (run / "checkpoints").glob("*") if p.name.isdigit() and p.is_dir()]
+    run = run if buckets.is_bucket(run) else Path(os.path.abspath(run))
+    if (run / "params").is_dir():  # its name is the number of its update, a link's is not
+        return [buckets.place(buckets.real(run))] if buckets.is_whole(run) else []
+    found = [p for p in (run / "checkpoints").glob("*") if p.name.isdigit() and p.is_dir() and buckets.is_whole(p)]
     return sorted(found, key=lambda p: -int(p.name))
 
 
@@ -56,6 +57,10 @@ def read_meta(step: Path) -> dict[str, Any]:
         raise DamagedError(f"meta: {type(error).__name__} {brief(cause_of(error), 180)}") from error
     except OSError as error:
         raise RefusedError(f"meta: {error.strerror}") from error
+    except Exception as error:
+        if not buckets.is_answer(error):
+            raise
+        raise RefusedError(f"meta: {brief(error, 180)}") from error
 
 
 def restore(step: Path, shapes: State, shardings: State) -> State:

@@ -14,6 +14,7 @@ from qwen3llada_jax.commands import bundled_configs
 from qwen3llada_jax.diffusion import NoiseConfig
 from qwen3llada_jax.errors import InputError, brief, shown
 from qwen3llada_jax.io.atomic_files import expanded
+from qwen3llada_jax.io.objects import on_disk
 
 from . import unused_keys
 from .schema import Config
@@ -130,7 +131,7 @@ def as_yaml(config: Config) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.load(Path(path).read_text(encoding="utf-8"), Loader)
+        tree = yaml.load(on_disk(path).read_text(encoding="utf-8"), Loader)
         pairs = list(_flatten(tree)) if isinstance(tree, dict) else []
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error

@@ -12,6 +12,8 @@ from typing import Any
 
 from qwen3llada_jax.cli import nearest
 from qwen3llada_jax.errors import InputError, brief, listed
+from qwen3llada_jax.io.buckets import is_bucket
+from qwen3llada_jax.io.objects import on_disk
 from qwen3llada_jax.io.readers import FEATURES, SUFFIXES, raw_rows
 
 from . import files as data_files
@@ -74,11 +76,15 @@ class Source:
 def load(name: str, config: str | None, split: str, *, split_key: str = "dataset.split") -> Source:
     """A split of a local file, a folder (of files, or from `save_to_disk`) or a hub dataset; `train[:90%]` is a part.
 
+    What lies in a bucket is copied to this machine first.
+
     Raises:
         InputError: nothing of that name, an unknown kind of file or split, or no rows.
     """
     import datasets
 
+    if is_bucket(name):
+        return replace(load(str(on_disk(name)), config, split, split_key=split_key), name=name)
     _silence()
     base, part = _parted(split, split_key)
     with readable(name):
@@ -114,6 +120,8 @@ def stream(name: str, config: str | None, split: str, *, split_key: str = "datas
     """
     import datasets
 
+    if is_bucket(name):
+        return replace(stream(str(on_disk(name)), config, split, split_key=split_key), name=name)
     _silence()
     base, part = _parted(split, split_key)
     if part is not None:
@@ -176,12 +184,13 @@ def _of_files(name: str, dataset: Any, split: str, files: list[str], left_out: l
 
 def has_splits(name: str | None) -> bool:
     """False for a single file or a saved single dataset, which `split` cannot choose from."""
-    path = Path(name or "")
+    path = on_disk(name or "")
     return not path.is_file() and not (path / "state.json").is_file()
 
 
 def takes_config(name: str) -> bool:
     """Whether a dataset may have several configurations: the hub's, or a folder whose card says so."""
+    name = str(on_disk(name)) if is_bucket(name) else name
     return not data_files.is_saved(name) and not data_files.is_ours(name)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.io.buckets import is_bucket
 
 from ..config.schema import Config
 from ..optim import freeze as freezing
@@ -35,7 +36,7 @@ def banner(
     most = "" if config.is_packed else "at most "
     tokens = t.batch_size * t.max_length
     left = f"{steps - first:,} updates to go ({first:,} of {steps:,} done)" if first else f"{steps:,} updates"
-    size, place = state_bytes(shapes), _standing(output)
+    size = state_bytes(shapes)
     kept = "every one is kept" if t.save_total_limit is None else f"{_kept(config)} at most on the disk at once"
     room = f", {_bytes(_kept(config) * size)}" if t.save_total_limit is not None else ""
     return [
@@ -44,7 +45,8 @@ def banner(
         f"model: {all_:,} parameters{some}",
         f"updates: {left}, each of {t.batch_size:,} rows{pieces}, {most}{tokens:,} tokens, "
         f"{most}{(steps - first) * tokens:,} in all",
-        f"checkpoints: {_bytes(size)} each, {kept}{room}; {_bytes(shutil.disk_usage(place).free)} free there",
+        f"checkpoints: {_bytes(size)} each, {kept}{room}"
+        + ("" if is_bucket(output) else f"; {_bytes(shutil.disk_usage(_standing(output)).free)} free there"),
     ]
 
 
@@ -54,6 +56,8 @@ def check_disk(output: Path, shapes: State) -> None:
     Raises:
         InputError: naming both sizes.
     """
+    if is_bucket(output):
+        return
     size, disk = state_bytes(shapes), shutil.disk_usage(_standing(output))
     if disk.total and disk.free < size:  # some file systems know of neither
         raise InputError(

@@ -5,10 +5,12 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.io.atomic_files import write_text
+from qwen3llada_jax.io.buckets import is_bucket, place
+from qwen3llada_jax.io.growing_object import GrowingObject
 
 
 class JsonLines:
@@ -20,22 +22,35 @@ class JsonLines:
     def __init__(
         self, path: Path, resume_at: int, *, is_writer: bool = True, forget: Callable[[Any], bool] = lambda _: False
     ):
-        self._stream = None
+        self._stream: IO[str] | GrowingObject | None = None
         if not is_writer:
             return
         records = read_lines(path) if path.exists() else []
         kept = [record for record in records if record["step"] <= resume_at and not forget(record)]
-        write_text(path, "".join(_line(record) for record in kept))
-        self._stream = path.open("a", encoding="utf-8")
+        text = "".join(_line(record) for record in kept)
+        write_text(path, text)
+        self._stream = GrowingObject(path, text) if is_bucket(path) else path.open("a", encoding="utf-8")
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record, flushed to the system."""
+        """Append one record, flushed to the system; to a bucket within a quarter of a minute."""
         if self._stream is not None:
             self._stream.write(_line(record))
             self._stream.flush()
 
+    def settle(self) -> None:
+        """Wait until a bucket has all that is written; on a disk, whose system has it, there is nothing to wait for.
+
+        Raises:
+            InputError: it cannot be written there.
+        """
+        if isinstance(self._stream, GrowingObject):
+            self._stream.settle()
+
     def close(self) -> None:
         if self._stream is None:
+            return
+        if isinstance(self._stream, GrowingObject):
+            self._stream.close()
             return
         self._stream.flush()
         os.fsync(self._stream.fileno())
@@ -49,7 +64,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         InputError: no such file, or not one of records.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = place(path).read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:

@@ -1,11 +1,14 @@
 """A trace of a few updates, by `jax.profiler`."""
 
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.io import buckets, objects
 
 WARM_UP = 2  # updates before the trace: the first compiles, the second may still fill caches
 
@@ -31,7 +34,8 @@ class Profile:
         """Update `step` is about to start; `pending` is to be finished before a trace begins."""
         if step == self._start:
             jax.block_until_ready(pending)
-            jax.profiler.start_trace(str(self.folder))
+            self._written = Path(tempfile.mkdtemp(prefix="profile-")) if buckets.is_bucket(self.folder) else self.folder
+            jax.profiler.start_trace(str(self._written))
 
     def after(self, done: int, pending: Any) -> bool:
         """Whether the trace has just been written: `done` updates were started, `pending` is of the last."""
@@ -39,4 +43,7 @@ class Profile:
             return False
         jax.block_until_ready(pending)
         jax.profiler.stop_trace()
+        if self._written != self.folder:
+            objects.upload_folder(self._written, self.folder)
+            shutil.rmtree(self._written)
         return True

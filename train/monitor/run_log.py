@@ -74,6 +74,15 @@ class RunLog:
         said = record["error"] if record["answer"] is None else repr(record["answer"])
         self._progress.say(f"{record['step']:>7}  {record['prompt']!r} → {said}")
 
+    def settle(self) -> None:
+        """Wait until the files have what a checkpoint that is saved now stands behind.
+
+        Raises:
+            InputError: they cannot be written.
+        """
+        self._metrics.settle()
+        self._samples.settle()
+
     def info(self, text: str) -> None:
         """A line for the person watching."""
         self._progress.say(text)

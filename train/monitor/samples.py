@@ -1,11 +1,11 @@
 """What the model writes while it is being trained: the texts that `sample.generate` would write on its checkpoint."""
 
-from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
 
 from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.io.buckets import place
 from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.sampling.config import SamplerConfig
@@ -38,7 +38,7 @@ def check(config: Config, architecture: ModelConfig, tokenizer: Any) -> None:
 
 def write_samples(model: Qwen3LLaDA, tokenizer: Any, config: Config, step: int, log: RunLog, mesh: Mesh) -> None:
     """Answer `evaluation.prompts`, to samples.jsonl and the terminal; all processes take part."""
-    run = Path(config.project.output_dir)  # a model folder too
+    run = place(config.project.output_dir)  # a model folder too
     folder = Folder(run, with_text_ends(model.config, run), tokenizer, mesh)
     asked = _requests(config, folder.config, tokenizer)
     rows = completions.rows_of_a_batch(len(asked), completions.BATCH_SIZE, folder.ways)

@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import tempfile
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.io.atomic_files import write_text
+from qwen3llada_jax.io.buckets import is_bucket
 
 from ..config.schema import Config, flat
 
@@ -50,7 +52,8 @@ def _tensorboard(folder: Path, first: int) -> Tracker:
     def write(record: Mapping[str, Any]) -> None:
         for name, value in _grouped(record).items():
             writer.add_scalar(name, value, record["step"])
-        writer.flush()
+        if not is_bucket(folder):  # else it writes all of it anew each time; it does so by itself every two minutes
+            writer.flush()
 
     return Tracker(write, writer.close)
 
@@ -60,8 +63,9 @@ def _wandb(config: Config, logs: Path) -> Tracker:
     remembered = logs / "wandb_id.txt"
     if not remembered.exists():
         write_text(remembered, uuid.uuid4().hex[:12])
+    folder = tempfile.mkdtemp(prefix="wandb-") if is_bucket(logs) else str(logs)
     run = package.init(
-        project=config.evaluation.wandb, name=Path(config.project.output_dir).name, dir=str(logs),
+        project=config.evaluation.wandb, name=Path(config.project.output_dir).name, dir=folder,
         id=remembered.read_text(encoding="utf-8").strip(), resume="allow", config=flat(config),
     )  # fmt: skip
     # W&B's own step counter never goes back, as a resumed run's does; so the step is a metric like others.

@@ -1,5 +1,5 @@
 """One run at a time in a folder (its own, and its log_dir): a lock on FOLDER/.lock, which the system frees when its
-process ends, however."""
+process ends, however. In a bucket it is another kind of lock (`run_lease`)."""
 
 import errno
 import fcntl
@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import IO
 
 from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.io import buckets
 
 from .distributed import is_main
+from .run_lease import Lease
 
 NAME = ".lock"
 _NOT_HERE = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # file systems without locks
@@ -37,7 +39,10 @@ def only_run_in(folder: Path, key: str = "project.output_dir") -> Iterator[Calla
             nonlocal taken
             if taken or not is_main():
                 return
-            held.callback(_free, _locked(folder / NAME, key))
+            if buckets.is_bucket(folder):
+                held.callback(Lease(folder / NAME, key).free)
+            else:
+                held.callback(_free, _locked(folder / NAME, key))
             taken = True
             if not existed and (folder / "checkpoints").exists():
                 raise InputError(f"{folder}: another run has begun there meanwhile; choose another {key}")

@@ -5,7 +5,6 @@ trackers' files are one run's: a second run in that folder would erase or mix th
 """
 
 import json
-import os
 import uuid
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from typing import NamedTuple
 import yaml
 
 from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.io import buckets
 from qwen3llada_jax.io.atomic_files import write_text
 
 NAME = "run.json"
@@ -49,7 +49,7 @@ def check_owner(output: Path, logs: Path) -> Owner:
     Raises:
         InputError: `logs`, or `output`, holds another run's records.
     """
-    here, place = os.path.realpath(output), os.path.realpath(logs)
+    here, place = buckets.real(output), buckets.real(logs)
     own = owner_of(output)
     if own is not None and own.output_dir != here and not (output / "checkpoints").is_dir():
         raise InputError(
@@ -81,7 +81,9 @@ def _is_copy(owner: Owner, here: str) -> bool:
     """Whether the folder was copied from one that still is that run's; a moved one has left nothing there."""
     if owner.output_dir == here:
         return False
-    there = owner_of(Path(owner.output_dir))
+    if not buckets.is_there(owner.output_dir):
+        return False
+    there = owner_of(buckets.place(owner.output_dir))
     return there is not None and there.id == owner.id
 
 
@@ -94,7 +96,7 @@ def _was_its_log_dir(output: Path, place: str) -> bool:
         told = tree["project"]["log_dir"]
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         return False
-    return told is not None and os.path.realpath(told) == place
+    return told is not None and buckets.real(told) == place
 
 
 def _of_another(logs: Path, whom: str) -> InputError:
