@@ -12,8 +12,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from qwen3llada_jax.model.recompute import keeping_arguments
-
 # Elements of L × S, over rows and heads: what is too much to keep in every layer (256 MB of float32), and what is worked
 # on at a time then.
 _TOO_MANY, _AT_ONCE = 1 << 26, 1 << 24
@@ -92,7 +90,7 @@ def _by_stretches(q: Array, k: Array, v: Array, allowed: Array | None, size: int
         return jnp.moveaxis(x.reshape(len(x), count, size, *x.shape[2:]), 1, 0)
 
     parts = stretches(q), None if allowed is None else stretches(allowed)
-    one = keeping_arguments(_attend)
+    one = jax.checkpoint(_attend)
     _, out = jax.lax.scan(lambda _, part: (None, one(part[0], k, v, part[1])), None, parts)
     return jnp.moveaxis(out, 0, 1).reshape(B, count * size, *q.shape[2:])[:, :L]
 

@@ -23,7 +23,6 @@ from qwen3llada_jax import sharding
 from qwen3llada_jax.model import attention, coordinates
 from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.model.coordinates import Coordinates, Tiles
-from qwen3llada_jax.model.recompute import keeping_arguments
 from qwen3llada_jax.model.roles import Kind, Role
 from qwen3llada_jax.model.rope import apply_rope
 from qwen3llada_jax.sharding import constrain
@@ -163,7 +162,10 @@ def project(x: Float[Array, "B L ..."], weight: nnx.Param) -> Float[Array, "B L 
     return rows.reshape(*x.shape[: x.ndim - len(role.inputs)], *outer)
 
 
-@keeping_arguments
+# What follows is cheaper to compute again in the backward pass than to write down in the forward pass and read.
+
+
+@jax.checkpoint
 def _down(gate: Float[Array, "B L F"], up: Float[Array, "B L F"], weight: nnx.Param) -> Float[Array, "B L D"]:
     return project(constrain(jax.nn.silu(gate) * up, "batch", "length", "act_mlp"), weight)
 
@@ -172,12 +174,13 @@ def _down(gate: Float[Array, "B L F"], up: Float[Array, "B L F"], weight: nnx.Pa
 def rms_norm(x: Float[Array, "... D"], weight: Float[Array, " D"], eps: float) -> Float[Array, "... D"]:
     """x / √(mean(x²) + eps) · weight (RMSNorm, arXiv 1910.07467), in float32, rounded once."""
 
+    @jax.checkpoint
     def normed(x: Array, weight: Array) -> Array:
         x32 = x.astype(jnp.float32)
         unit = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
         return (unit * weight.astype(jnp.float32)).astype(x.dtype)
 
-    return keeping_arguments(normed)(x, weight)
+    return normed(x, weight)
 
 
 # A layer's weights that are smaller than this are copied out of the stack in less time than a list of arrays costs.
