@@ -2,8 +2,8 @@
 
     python -m benchmarks.training_step [--shapes small,large] [--rounds 7]
 
-Masked diffusion of a Qwen3 in float32 with AdamW, clipping and LLaDA's loss. `torch` is transformers' model run eagerly
-(sdpa attention, all logits, cross-entropy of the masked ones over their noise level), as LLaDA's and dllm's trainers do.
+Masked diffusion of a Qwen3 in float32 with AdamW, clipping and LLaDA's loss. `torch` is transformers' model run
+eagerly as LLaDA's and dllm's trainers do: sdpa attention, all logits, cross-entropy of masked ones over their level.
 Each reading is a process of its own: a few steps to warm up, then --steps that count; ours and torch alternate.
 """
 
@@ -97,7 +97,8 @@ def torch(shape: Shape) -> Callable[[np.ndarray], float]:
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    config = Qwen3Config(**shape.model, rope_parameters={"rope_type": "default", "rope_theta": 1e6}, is_causal=False)
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 1e6}
+    config = Qwen3Config(**shape.model, rope_parameters=rope)
     network = Qwen3ForCausalLM._from_config(config, attn_implementation="sdpa").train()
     network.config.use_cache = False
     for layer in network.model.layers:

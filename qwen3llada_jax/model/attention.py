@@ -60,9 +60,9 @@ def attention(
         case "xla":
             if isinstance(mask, Coordinates) and mask.runs:
                 return _in_runs(q, k, v, coordinates.tiles(mask))
-            return dense_attention(q, k, v, coordinates.dense(mask, q.shape[1]) if isinstance(mask, Coordinates) else mask)
+            return dense_attention(q, k, v, _dense(mask, q.shape[1]))
         case "cudnn":
-            return _cudnn(q, k, v, coordinates.dense(mask, q.shape[1]) if isinstance(mask, Coordinates) else mask)
+            return _cudnn(q, k, v, _dense(mask, q.shape[1]))
         case kind:
             constant, mask = _constant_rule(mask)
             # The compiler cannot split a kernel of our own: each device runs it on its rows and heads.
@@ -96,6 +96,10 @@ def choose(implementation: str, dtype: jnp.dtype, length: int, head_dim: int) ->
     if platform == "tpu" and length % 128 == 0 and head_dim % 128 == 0:
         return "splash"
     return "xla"
+
+
+def _dense(mask: Coordinates | Array | None, length: int) -> Array | None:
+    return coordinates.dense(mask, length) if isinstance(mask, Coordinates) else mask
 
 
 def _rows_of(array: Array) -> tuple[str, ...]:

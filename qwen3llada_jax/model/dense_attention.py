@@ -1,9 +1,9 @@
 """Attention by plain matmuls, forward and backward written out so that little is kept and nothing large is copied.
 
 The query heads that share a key head are rows of one matmul, so keys are never repeated. With
-e = exp((q kᵀ − max) / √H) the result is e v / Σe: arrays of L × S are never divided, scaled or transposed, and e alone of
-them is kept for the backward pass. Where even that is too much, a stretch of queries is worked on at a time and none is
-kept (the idea of FlashAttention, arXiv 2205.14135, at the size of a CPU's memory).
+e = exp((q kᵀ − max) / √H) the result is e v / Σe: arrays of L × S are never divided, scaled or transposed, and e alone
+of them is kept for the backward pass. Where even that is too much, a stretch of queries is worked on at a time and none
+is kept (the idea of FlashAttention, arXiv 2205.14135, at the size of a CPU's memory).
 """
 
 from typing import Any
@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-# Elements of L × S, over rows and heads: what is too much to keep in every layer (256 MB of float32), and what is worked
-# on at a time then.
+# Elements of L × S, over rows and heads: what is too much to keep in every layer (256 MB of float32), and what is
+# worked on at a time then.
 _TOO_MANY, _AT_ONCE = 1 << 26, 1 << 24
 
 
@@ -45,12 +45,11 @@ def attention_with_own(
     Args:
         own: who sees whom within each of the P = L / size parts (or one rule for all); None: everyone everyone.
     """
-    B, L, N, H = q.shape
-    parts = L // size
+    (B, L, _, H), parts = q.shape, q.shape[1] // size
     rule = None if own is None else jnp.broadcast_to(own, (B, parts, size, size)).reshape(B * parts, size, size)
-    near = _unnormalized(*_heads_first(*(x.reshape(B * parts, size, -1, H) for x in (q, near_k, near_v))), rule)
+    own_keys = _unnormalized(*_heads_first(*(x.reshape(B * parts, size, -1, H) for x in (q, near_k, near_v))), rule)
     near = [  # B · P rows of `size` queries, as B rows of all
-        jnp.moveaxis(x.reshape(B, parts, *x.shape[1:]), 1, 3).reshape(B, *x.shape[1:3], L, -1) for x in near
+        jnp.moveaxis(x.reshape(B, parts, *x.shape[1:]), 1, 3).reshape(B, *x.shape[1:3], L, -1) for x in own_keys
     ]
     if far_k.shape[1] == 0:
         return _heads_last(near[0] / near[1], q)
