@@ -23,6 +23,7 @@ from qwen3llada_jax import sharding
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model import coordinates, masks
 from qwen3llada_jax.model.coordinates import Coordinates, Tiles
+from qwen3llada_jax.model.dense_attention import attention_with_own, dense_attention
 from qwen3llada_jax.model.masks import Mask
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash", "splash_interpret")
@@ -59,9 +60,9 @@ def attention(
         case "xla":
             if isinstance(mask, Coordinates) and mask.runs:
                 return _in_runs(q, k, v, coordinates.tiles(mask))
-            return _xla(q, k, v, coordinates.dense(mask, q.shape[1]) if isinstance(mask, Coordinates) else mask)
+            return dense_attention(q, k, v, _dense(mask, q.shape[1]))
         case "cudnn":
-            return _cudnn(q, k, v, coordinates.dense(mask, q.shape[1]) if isinstance(mask, Coordinates) else mask)
+            return _cudnn(q, k, v, _dense(mask, q.shape[1]))
         case kind:
             constant, mask = _constant_rule(mask)
             # The compiler cannot split a kernel of our own: each device runs it on its rows and heads.
@@ -97,21 +98,13 @@ def choose(implementation: str, dtype: jnp.dtype, length: int, head_dim: int) ->
     return "xla"
 
 
+def _dense(mask: Coordinates | Array | None, length: int) -> Array | None:
+    return coordinates.dense(mask, length) if isinstance(mask, Coordinates) else mask
+
+
 def _rows_of(array: Array) -> tuple[str, ...]:
     """Logical axes of a mask's array: one entry a row, or one for all rows."""
     return ("batch",) if array.shape[0] > 1 else ()
-
-
-def _xla(q: Array, k: Array, v: Array, allowed: Array | None) -> Array:
-    """The query heads that share a key head are folded into rows of one matmul, so keys are never repeated."""
-    B, L, N, H = q.shape
-    K = k.shape[2]
-    rows = q.reshape(B, L, K, N // K, H).transpose(0, 2, 3, 1, 4)  # B K G L H
-    logits = jnp.einsum("bkglh,bskh->bkgls", rows, k, preferred_element_type=jnp.float32) * H**-0.5
-    logits = _masked(logits, allowed)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    out = jnp.einsum("bkgls,bskh->blkgh", weights, v)
-    return out.reshape(B, L, N, H)
 
 
 def _in_runs(q: Array, k: Array, v: Array, tiles: Tiles) -> Array:
@@ -121,33 +114,11 @@ def _in_runs(q: Array, k: Array, v: Array, tiles: Tiles) -> Array:
         here = slice(run.begin, run.end)
         keys, values = (coordinates.stretches(x, run.keys) if run.keys else x[:, :0] for x in (k, v))
         if run.own is None:
-            found.append(_xla(q[:, here], keys, values, allowed))
+            found.append(dense_attention(q[:, here], keys, values, allowed))
         else:
-            found.append(_with_own_parts(q[:, here], k[:, here], v[:, here], run.own, own, keys, values, allowed))
+            near = k[:, here], v[:, here], own
+            found.append(attention_with_own(q[:, here], *near, keys, values, allowed, run.own))
     return jnp.concatenate(found, axis=1)
-
-
-def _with_own_parts(
-    q: Array, k: Array, v: Array, size: int, own: Array | None, far_k: Array, far_v: Array, allowed: Array | None
-) -> Array:
-    """Each query with the keys of its own part of the run, `size` of them, and with what all of the run may see."""
-    B, L, N, H = q.shape
-    K = k.shape[2]
-    rows, near_k, near_v = (x.reshape(B, L // size, size, K, -1, H) for x in (q, k, v))
-    near = jnp.einsum("bpskgh,bptkh->bkgpst", rows, near_k[:, :, :, :, 0], preferred_element_type=jnp.float32)
-    near = _masked(near * H**-0.5, own)
-    far = jnp.einsum("blkgh,bskh->bkgls", q.reshape(B, L, K, -1, H), far_k, preferred_element_type=jnp.float32)
-    far = _masked(far * H**-0.5, allowed)
-    logits = jnp.concatenate([near.reshape(*near.shape[:3], L, size), far], axis=-1)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    near, far = weights[..., :size].reshape(near.shape), weights[..., size:]
-    out = jnp.einsum("bkgpst,bptkh->bpskgh", near, near_v[:, :, :, :, 0]).reshape(B, L, N, H)
-    return out + jnp.einsum("bkgls,bskh->blkgh", far, far_v).reshape(B, L, N, H)
-
-
-def _masked(logits: Array, allowed: Array | None) -> Array:
-    """Logits [B K G …], the hidden ones as low as can be."""
-    return logits if allowed is None else jnp.where(allowed[:, None, None], logits, jnp.finfo(jnp.float32).min)
 
 
 def _cudnn(q: Array, k: Array, v: Array, allowed: Array | None) -> Array:

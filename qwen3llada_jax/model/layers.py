@@ -147,9 +147,7 @@ class Layers(nnx.Module):
     @jax.named_scope("mlp")
     def mlp(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         """SwiGLU: down(silu(gate(x)) · up(x))."""
-        gate, up = project(x, self.gate_proj), project(x, self.up_proj)
-        hidden = constrain(jax.nn.silu(gate) * up, "batch", "length", "act_mlp")
-        return project(hidden, self.down_proj)
+        return _down(project(x, self.gate_proj), project(x, self.up_proj), self.down_proj)
 
 
 def project(x: Float[Array, "B L ..."], weight: nnx.Param) -> Float[Array, "B L ..."]:
@@ -164,12 +162,25 @@ def project(x: Float[Array, "B L ..."], weight: nnx.Param) -> Float[Array, "B L 
     return rows.reshape(*x.shape[: x.ndim - len(role.inputs)], *outer)
 
 
+# What follows is cheaper to compute again in the backward pass than to write down in the forward pass and read.
+
+
+@jax.checkpoint
+def _down(gate: Float[Array, "B L F"], up: Float[Array, "B L F"], weight: nnx.Param) -> Float[Array, "B L D"]:
+    return project(constrain(jax.nn.silu(gate) * up, "batch", "length", "act_mlp"), weight)
+
+
 @jax.named_scope("rms_norm")
 def rms_norm(x: Float[Array, "... D"], weight: Float[Array, " D"], eps: float) -> Float[Array, "... D"]:
     """x / √(mean(x²) + eps) · weight (RMSNorm, arXiv 1910.07467), in float32, rounded once."""
-    x32 = x.astype(jnp.float32)
-    normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
-    return (normed * weight.astype(jnp.float32)).astype(x.dtype)
+
+    @jax.checkpoint
+    def normed(x: Array, weight: Array) -> Array:
+        x32 = x.astype(jnp.float32)
+        unit = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
+        return (unit * weight.astype(jnp.float32)).astype(x.dtype)
+
+    return normed(x, weight)
 
 
 # A layer's weights that are smaller than this are copied out of the stack in less time than a list of arrays costs.

@@ -16,7 +16,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_policies
 from jaxtyping import Array, Bool, Float, Int
 
-from qwen3llada_jax import arguments
+from qwen3llada_jax import arguments, sharding
 from qwen3llada_jax.errors import InputError, shown
 from qwen3llada_jax.model import attention, coordinates, masks
 from qwen3llada_jax.model.config import ModelConfig
@@ -138,7 +138,8 @@ class Qwen3LLaDA(nnx.Module):
         def layer(x: Array, weights: Layers) -> Array:
             return weights(x, rope, pairs, kind)
 
-        if self.runtime.remat != "none" or not jax.sharding.get_abstract_mesh().empty:
+        weights_are_made = sharding.mesh_axes("embed") or self.compute_dtype != self.embed_tokens.dtype
+        if self.runtime.remat != "none" or weights_are_made:
             layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT_POLICIES[self.runtime.remat])
         count = self.config.num_hidden_layers
         x = self.scan_layers(lambda x, _, weights: layer(x, weights), x, count if where is None else count - 1)
