@@ -4,12 +4,14 @@
 
 Masked diffusion of a Qwen3 in float32 with AdamW, clipping and LLaDA's loss. `torch` is transformers' model run
 eagerly as LLaDA's and dllm's trainers do: sdpa attention, all logits, cross-entropy of masked ones over their level.
-Each reading is a process of its own: a few steps to warm up, then --steps that count; ours and torch alternate.
+Ours has huge pages, as the programs give them to themselves. Each reading is a process of its own: a few steps to warm
+up, then --steps that count; ours and torch alternate.
 """
 
 import argparse
 import dataclasses
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -19,6 +21,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+from qwen3llada_jax import huge_pages
 
 WAYS = ("ours", "torch")
 WARM_UP = 3
@@ -162,7 +166,10 @@ def main() -> None:
         found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
         for _ in range(flags.rounds):
             for way in WAYS:
-                done = subprocess.run([*command, way, name], check=True, stdout=subprocess.PIPE, text=True)
+                more = huge_pages.environment(os.environ) if way == "ours" and huge_pages.is_had() else {}
+                done = subprocess.run(
+                    [*command, way, name], check=True, stdout=subprocess.PIPE, text=True, env=os.environ | more
+                )
                 found[way].append(json.loads(done.stdout.splitlines()[-1]))
         for way in WAYS:
             median = {key: statistics.median(one[key] for one in found[way]) for key in found[way][0]}

@@ -1,0 +1,63 @@
+"""Huge pages for what XLA allocates on a CPU: a program starts itself anew with the C library told so.
+
+Each training step takes a fresh buffer of about a gigabyte and gives it back. In pages of 4 KB the kernel is asked for
+it a quarter of a million times a step, a tenth of the time or more. glibc (2.35 and later) asks for huge pages where it
+is told to, and reads what it is told when a process starts: so this comes before anything else is imported.
+"""
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from qwen3llada_jax.commands import COMMANDS, NAME
+
+SWITCH = "QWEN3LLADA_HUGE_PAGES"
+TUNABLE = "glibc.malloc.hugetlb"
+_STATE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+def start_anew_with(programs: Sequence[str]) -> None:
+    """Where this process is one of these programs (modules of `python -m`, or names of commands) and it helps, replace
+    it by itself with huge pages. Nothing happens in anybody else's process."""
+    if sys.executable and is_program(sys.orig_argv, programs) and is_wanted(os.environ) and is_had():
+        os.environ.update(environment(os.environ))
+        os.execv(sys.executable, sys.orig_argv)
+
+
+def is_program(typed: Sequence[str], programs: Sequence[str]) -> bool:
+    """Whether `python … -m PROGRAM …` was typed, or `PROGRAM …` that is a script of this Python's."""
+    words = iter(typed[1:])
+    for word in words:
+        if word == "-m":
+            return next(words, None) in programs
+        if word in ("-X", "-W"):
+            next(words, None)
+        elif not word.startswith("-"):
+            return Path(word).name in programs
+    return False
+
+
+def is_wanted(environment: Mapping[str, str]) -> bool:
+    """Unless the switch says 0, or glibc has been told already, whatever it was."""
+    return environment.get(SWITCH) != "0" and TUNABLE not in environment.get("GLIBC_TUNABLES", "")
+
+
+def is_had() -> bool:
+    """Whether this system gives huge pages to who asks for them, and its C library can ask."""
+    if not sys.platform.startswith("linux") or "CS_GNU_LIBC_VERSION" not in os.confstr_names:
+        return False
+    name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
+    if name != "glibc" or tuple(map(int, version.split(".")[:2])) < (2, 35):
+        return False
+    return _STATE.exists() and "[madvise]" in _STATE.read_text(encoding="ascii")
+
+
+def environment(old: Mapping[str, str]) -> dict[str, str]:
+    """The variables that tell glibc, beside what it was told otherwise."""
+    told = [old["GLIBC_TUNABLES"]] if old.get("GLIBC_TUNABLES") else []
+    return {"GLIBC_TUNABLES": ":".join([*told, f"{TUNABLE}=1"])}
+
+
+_MODULES = [command.module for command in COMMANDS.values()]
+start_anew_with([NAME, "qwen3llada_jax", *_MODULES, *(f"qwen3llada_jax.{module}" for module in _MODULES)])

@@ -1,0 +1,52 @@
+"""Programs start themselves anew with huge pages, and nobody else's process does."""
+
+import pytest
+from conftest import run_program
+
+from qwen3llada_jax import huge_pages
+
+PROGRAMS = ["train.run", "qwen3llada"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "is_one"),
+    [
+        ("python -m train.run --mode sft", True),
+        ("python -u -X importtime -W ignore -m train.run", True),
+        ("python /opt/venv/bin/qwen3llada train", True),
+        ("python -m train", False),
+        ("python -m pytest -m train.run", False),
+        ("python -m pdb -m train.run", False),
+        ("python train.py -m train.run", False),
+        ("python -X train.run", False),
+        ("python -c pass", False),
+        ("python -m", False),
+        ("python", False),
+    ],
+)
+def test_which_processes_are_programs(typed, is_one):
+    assert huge_pages.is_program(typed.split(), PROGRAMS) == is_one
+
+
+def test_what_glibc_was_told_stays():
+    assert huge_pages.environment({}) == {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+    told = {"GLIBC_TUNABLES": "glibc.malloc.arena_max=2"}
+    assert huge_pages.environment(told) == {"GLIBC_TUNABLES": "glibc.malloc.arena_max=2:glibc.malloc.hugetlb=1"}
+    assert huge_pages.is_wanted(told)
+    assert not huge_pages.is_wanted({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"})
+    assert not huge_pages.is_wanted({"QWEN3LLADA_HUGE_PAGES": "0"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("switch", ["", "0"])
+def test_a_program_starts_anew_once(tmp_path, switch):
+    """Every interpreter that starts writes a line; arguments with spaces and quotes arrive as they were typed."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\nopen(os.environ['SEEN'], 'a').write((os.environ.get('GLIBC_TUNABLES') or 'none') + '\\n')\n"
+    )
+    seen = tmp_path / "seen"
+    environment = {"SEEN": str(seen), "PYTHONPATH": str(tmp_path), "GLIBC_TUNABLES": "", huge_pages.SWITCH: switch}
+    done = run_program("converters.analyze", tmp_path / "no such 'folder'", check=2, env=environment)
+    assert "no such 'folder'" in done.stderr
+    expected = ["none", "glibc.malloc.hugetlb=1"] if huge_pages.is_had() and switch != "0" else ["none"]
+    assert seen.read_text().split() == expected
