@@ -53,8 +53,8 @@ DATA = ROOT / "examples" / "data"
 QWEN3_TEMPLATE = ROOT / "tests" / "data" / "qwen3_chat_template.jinja"
 
 torch.set_num_threads(2)
-# What JAX has traced is millions of objects, which live as long as the tests do: to look through them less often saves a
-# twentieth of the time.
+# What JAX has traced is millions of objects, which live as long as the tests do: to look through them less often saves
+# a twentieth of the time.
 gc.set_threshold(50_000, 20, 100)
 # Behind `nohup` or `&` these are ignored, and would be by every program that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""Attention by matmuls: values and gradients against PyTorch's in float64, in one piece, by stretches and in two parts."""
+"""Attention by matmuls: values and gradients against PyTorch's in float64, whole, by stretches and in two parts."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ def random_rule(seed: int, rows: int, length: int, keys: int) -> np.ndarray:
     return allowed
 
 
-def by_torch(q, k, v, allowed, of_out, dtype=torch.float64):  # noqa: ANN001, ANN202
+def by_torch(q, k, v, allowed, of_out, dtype=torch.float64):
     """(output, gradients in q, k and v): keys repeated for their heads, softmax, nothing clever."""
     q, k, v = (torch.tensor(x, dtype=dtype, requires_grad=True) for x in (q, k, v))
     group = q.shape[2] // k.shape[2]
@@ -37,7 +37,7 @@ def by_torch(q, k, v, allowed, of_out, dtype=torch.float64):  # noqa: ANN001, AN
     return [x.detach().double().numpy() for x in (out, q.grad, k.grad, v.grad)]
 
 
-def value_and_gradients(attend, of_out, *inputs):  # noqa: ANN001, ANN202
+def value_and_gradients(attend, of_out, *inputs):
     out, pull = jax.vjp(attend, *map(jnp.asarray, inputs))
     return [out, *pull(jnp.asarray(of_out))]
 
@@ -71,7 +71,7 @@ def test_own_part_and_far_keys_are_one_softmax(far, rule):
         whole[:, here, here] = True if own is None else own[0, p]
     whole[:, :, L:] = True if allowed is None else allowed
 
-    def attend(q, near_k, near_v, far_k, far_v):  # noqa: ANN001, ANN202
+    def attend(q, near_k, near_v, far_k, far_v):
         return ours.attention_with_own(q, near_k, near_v, own, far_k, far_v, allowed, size)
 
     out, of_q, *of_parts = value_and_gradients(attend, of_out, q, near_k, near_v, far_k, far_v)
@@ -118,10 +118,10 @@ def test_of_a_long_row_nothing_of_length_times_length_is_held(too_many, monkeypa
         monkeypatch.setattr(ours, "_AT_ONCE", N * at_once * length)
     q, k, v = arrays(10, (1, length, N, H), (1, length, K, H), (1, length, K, H))
 
-    def loss(q, k, v):  # noqa: ANN001, ANN202
+    def loss(q, k, v):
         return ours.dense_attention(q, k, v, None).sum()
 
-    def sizes(jaxpr):  # noqa: ANN001, ANN202
+    def sizes(jaxpr):
         for equation in jaxpr.eqns:
             yield from (v.aval.size for v in equation.outvars)
             for inner in jax.core.jaxprs_in_params(equation.params):
