@@ -22,7 +22,7 @@ def start_anew_with(programs: Sequence[str]) -> None:
     it by itself with huge pages. Nothing happens in anybody else's process."""
     if sys.executable and is_program(sys.orig_argv, programs) and is_wanted(os.environ) and is_had():
         os.environ.update(environment(os.environ))
-        os.execv(sys.executable, sys.orig_argv)
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def is_program(typed: Sequence[str], programs: Sequence[str]) -> bool:
