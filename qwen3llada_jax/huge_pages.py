@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from qwen3llada_jax.commands import COMMANDS, NAME
+from qwen3llada_jax.commands import COMMANDS, IS_CHECKOUT, NAME, PACKAGE
 
 SWITCH = "QWEN3LLADA_HUGE_PAGES"
 TUNABLE = "glibc.malloc.hugetlb"
@@ -59,5 +59,12 @@ def environment(old: Mapping[str, str]) -> dict[str, str]:
     return {"GLIBC_TUNABLES": ":".join([*told, f"{TUNABLE}=1"])}
 
 
+def is_ours(room: str) -> bool:
+    """Whether a package that is being imported is this checkout's, and no other of that name."""
+    found = getattr(sys.modules.get(room), "__file__", None)
+    return IS_CHECKOUT and found == str(PACKAGE.parent / room / "__init__.py")
+
+
 _MODULES = [command.module for command in COMMANDS.values()]
-start_anew_with([NAME, "qwen3llada_jax", *_MODULES, *(f"qwen3llada_jax.{module}" for module in _MODULES)])
+_IN_CHECKOUT = [module for module in _MODULES if is_ours(module.partition(".")[0])]
+start_anew_with([NAME, "qwen3llada_jax", *_IN_CHECKOUT, *(f"qwen3llada_jax.{module}" for module in _MODULES)])

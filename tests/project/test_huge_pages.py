@@ -1,7 +1,11 @@
 """Programs start themselves anew with huge pages, and nobody else's process does."""
 
+import os
+import subprocess
+import sys
+
 import pytest
-from conftest import run_program
+from conftest import ROOT, run_program
 
 from qwen3llada_jax import huge_pages
 
@@ -50,3 +54,16 @@ def test_a_program_starts_anew_once(tmp_path, switch):
     assert "no such 'folder'" in done.stderr
     expected = ["none", "glibc.malloc.hugetlb=1"] if huge_pages.is_had() and switch != "0" else ["none"]
     assert seen.read_text().split() == expected
+
+
+@pytest.mark.slow
+def test_another_program_of_that_name_is_left_alone(tmp_path):
+    """A user's own train/run.py that imports the library runs once, from its first line to its last."""
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "__init__.py").write_text("")
+    (tmp_path / "train" / "run.py").write_text("print('mine', flush=True)\nimport qwen3llada_jax\n")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "GLIBC_TUNABLES": ""}
+    done = subprocess.run(
+        [sys.executable, "-m", "train.run"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "mine\n"
