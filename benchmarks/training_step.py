@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from qwen3llada_jax import huge_pages
+from qwen3llada_jax.process import huge_pages
 
 WAYS = ("ours", "torch")
 WARM_UP = 3

@@ -27,7 +27,7 @@ import shtab
 from qwen3llada_jax.commands import as_typed
 from qwen3llada_jax.errors import InputError, brief
 from qwen3llada_jax.io.atomic_files import expanded
-from qwen3llada_jax.process import check_output, run
+from qwen3llada_jax.process.ending import check_output, run
 
 __all__ = [
     "Parser", "Place", "check_output", "completions", "flag", "full_name", "ids", "nearest", "parse", "run", "whole",

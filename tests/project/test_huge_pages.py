@@ -7,7 +7,7 @@ import sys
 import pytest
 from conftest import ROOT, run_program
 
-from qwen3llada_jax import huge_pages
+from qwen3llada_jax.process import huge_pages
 
 PROGRAMS = ["train.run", "qwen3llada"]
 

@@ -16,7 +16,7 @@ import jax
 import pytest
 from conftest import ROOT, TINY
 
-from qwen3llada_jax import libtpu
+from qwen3llada_jax.process import libtpu
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PACKAGES = ("qwen3llada_jax", "converters", "train", "sample")

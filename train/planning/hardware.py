@@ -10,7 +10,7 @@ import jax
 from jax.experimental import topologies
 
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.libtpu import ANSWERS
+from qwen3llada_jax.process.libtpu import ANSWERS
 
 from ..monitor.model_flops import peak_flops
 

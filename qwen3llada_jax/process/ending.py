@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from qwen3llada_jax.errors import InputError
-from qwen3llada_jax.libtpu import leave_it_unless_there_is_a_tpu
+from qwen3llada_jax.process.libtpu import leave_it_unless_there_is_a_tpu
 
 
 def run(main: Callable[[], int | None], *, leaves_at_once: bool = False) -> NoReturn:
