@@ -24,6 +24,7 @@ import gc
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -161,6 +162,25 @@ def run_program(
     )
     assert check is None or done.returncode == check, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+def train_in_two_processes(flags: list[str]) -> list[tuple[str, str]]:
+    """Run train.run as two processes of four devices each, joined by jax.distributed; (output, errors) of each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    join = ["--coordinator_address", f"localhost:{port}", "--num_processes", "2", "--timeout", "120"]
+    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count=4 {SOON_COMPILED}"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "train.run", *flags, *join, "--process_id", str(number)],
+            cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for number in range(2)
+    ]  # fmt: skip
+    ends = [process.communicate(timeout=600) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], ends
+    return ends
 
 
 def assert_one_line_error(done: subprocess.CompletedProcess, *parts: str) -> None:

@@ -1,16 +1,12 @@
 """Training on meshes: the same noise and losses on any of them, in one process or several; and what travels."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT, SOON_COMPILED, assert_one_line_error, run_program
+from conftest import ROOT, assert_one_line_error, run_program, train_in_two_processes
 from test_train import run, settings
 
 import qwen3llada_jax as q
@@ -97,26 +93,13 @@ def test_noise_is_bitwise_the_same_on_any_mesh(start):
 @pytest.mark.parametrize("pieces", [1, 4])
 def test_two_processes_train_as_one(start, alone, tmp_path, pieces):
     """Two processes of four devices each over jax.distributed; evaluation, samples and checkpoints included."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
     more = {
         **MORE, **MESHES["tensor=2 fsdp=4"], "evaluation.prompts": '["My lord", "O"]', "evaluation.max_new_tokens": 8,
         "evaluation.sampling_steps": 4, "evaluation.do_eval_loss": True, "evaluation.eval_every_steps": STEPS,
         "evaluation.eval_max_batches": 1, "training.gradient_accumulation_steps": pieces,
     }  # fmt: skip
     flags = [f"--{k}={v}" for k, v in settings(start, tmp_path / "run", **more)]
-    join = ["--coordinator_address", f"localhost:{port}", "--num_processes", "2", "--timeout", "120"]
-    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count=4 {SOON_COMPILED}"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "train.run", *flags, *join, "--process_id", str(number)],
-            cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for number in range(2)
-    ]  # fmt: skip
-    ends = [process.communicate(timeout=600) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], ends
+    ends = train_in_two_processes(flags)
     assert "20 updates" in ends[0][0]
     assert "updates" not in ends[1][0]  # only the first process speaks
     records = read_lines(tmp_path / "run" / "metrics.jsonl")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from conftest import ROOT, SOON_COMPILED, assert_one_line_error, refuses, run_program
+from conftest import ROOT, assert_one_line_error, refuses, run_program, train_in_two_processes
 from test_train import assert_same, params_of, run, settings
 
 import qwen3llada_jax as q
@@ -524,23 +524,10 @@ def test_two_processes_train_in_one_bucket(start, bucket, tmp_path):
         "optim.scheduler": "constant", "training.warmup_ratio": 0, "training.ema_decay": 0.9,
         "evaluation.prompts": '["O"]', "evaluation.max_new_tokens": 4, "evaluation.sampling_steps": 2,
     }  # fmt: skip
-    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count=4 {SOON_COMPILED}"}
     for out, stops in ((tmp_path / "run", (6,)), (bucket / "run", (4, 6))):
         for steps in stops:
-            with socket.socket() as free:
-                free.bind(("localhost", 0))
-                port = free.getsockname()[1]
-            flags = [f"--{k}={v}" for k, v in settings(start, out, **{**more, "training.max_steps": steps})]
-            join = ["--coordinator_address", f"localhost:{port}", "--num_processes", "2", "--timeout", "120"]
-            processes = [
-                subprocess.Popen(
-                    [sys.executable, "-m", "train.run", *flags, *join, "--process_id", str(number)],
-                    cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                )
-                for number in range(2)
-            ]  # fmt: skip
-            ends = [process.communicate(timeout=600) for process in processes]
-            assert [process.returncode for process in processes] == [0, 0], ends
+            flags = settings(start, out, **{**more, "training.max_steps": steps})
+            train_in_two_processes([f"--{k}={v}" for k, v in flags])
     assert {name for name in lying_in(bucket / "run") if "ocdbt.process_1/" in name}
     losses = [[r["loss"] for r in read_lines(out / "metrics.jsonl") if "loss" in r] for out in (tmp_path / "run", out)]
     assert losses[0] == losses[1]
