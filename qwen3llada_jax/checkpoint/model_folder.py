@@ -136,8 +136,10 @@ def params_item(path: Path) -> Path | None:
         if not buckets.is_whole(path / "params"):
             return None
         return path / "ema" if (path / "ema").is_dir() else path / "params"
-    steps = [p for p in (path / "checkpoints").glob("*") if p.name.isdigit() and (p / "params").is_dir()]
-    steps = [p for p in steps if buckets.is_whole(p)]
+    steps = [
+        p for p in (path / "checkpoints").glob("*")
+        if p.name.isdigit() and (p / "params").is_dir() and buckets.is_whole(p)
+    ]  # fmt: skip
     return params_item(max(steps, key=lambda p: int(p.name))) if steps else None
 
 

@@ -11,6 +11,7 @@ Weights keep PyTorch's [out, in] order, and the weights of all layers are stacke
 checkpoint moves bytes and one `scan` runs (and compiles) a single layer.
 """
 
+import functools
 import math
 
 import jax
@@ -170,17 +171,13 @@ def _down(gate: Float[Array, "B L F"], up: Float[Array, "B L F"], weight: nnx.Pa
     return project(constrain(jax.nn.silu(gate) * up, "batch", "length", "act_mlp"), weight)
 
 
+@functools.partial(jax.checkpoint, static_argnums=2)
 @jax.named_scope("rms_norm")
 def rms_norm(x: Float[Array, "... D"], weight: Float[Array, " D"], eps: float) -> Float[Array, "... D"]:
     """x / √(mean(x²) + eps) · weight (RMSNorm, arXiv 1910.07467), in float32, rounded once."""
-
-    @jax.checkpoint
-    def normed(x: Array, weight: Array) -> Array:
-        x32 = x.astype(jnp.float32)
-        unit = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
-        return (unit * weight.astype(jnp.float32)).astype(x.dtype)
-
-    return normed(x, weight)
+    x32 = x.astype(jnp.float32)
+    normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
+    return (normed * weight.astype(jnp.float32)).astype(x.dtype)
 
 
 # A layer's weights that are smaller than this are copied out of the stack in less time than a list of arrays costs.

@@ -138,6 +138,7 @@ class Qwen3LLaDA(nnx.Module):
         def layer(x: Array, weights: Layers) -> Array:
             return weights(x, rope, pairs, kind)
 
+        # Gathered or cast, they would be kept for the backward pass, every layer's.
         weights_are_made = sharding.mesh_axes("embed") or self.compute_dtype != self.embed_tokens.dtype
         if self.runtime.remat != "none" or weights_are_made:
             layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT_POLICIES[self.runtime.remat])

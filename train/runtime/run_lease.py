@@ -97,12 +97,13 @@ class Lease:
 
     def _read(self) -> tuple[dict[str, Any], int] | None:
         """(who holds it, generation); None: nobody."""
+        from google.api_core.exceptions import NotFound
+
+        named = objects.blob_of(self._path)
         with buckets.answering(self._path):
-            blob = objects.blob_of(self._path).bucket.get_blob(objects.blob_of(self._path).name)
+            blob = named.bucket.get_blob(named.name)
             if blob is None:
                 return None
-            from google.api_core.exceptions import NotFound
-
             try:
                 text = blob.download_as_bytes(if_generation_match=blob.generation)
             except NotFound:
