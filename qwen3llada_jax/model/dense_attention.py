@@ -125,7 +125,9 @@ def _backward(kept: Any, of_results: Any) -> tuple[Array, Array, Array, None]:
     of_v = jnp.einsum("bkglh,bkgls->bkhs", of_out, e, preferred_element_type=jnp.float32)
     of_k = jnp.einsum("bkglh,bkgls->bkhs", q, of_logits, preferred_element_type=jnp.float32) * root
     of_q = jnp.einsum("bkgls,bksh->bkglh", of_logits, k, preferred_element_type=jnp.float32) * root
-    return of_q.astype(q.dtype), of_k.swapaxes(2, 3).astype(k.dtype), of_v.swapaxes(2, 3).astype(v.dtype), None
+    # Without the barrier XLA makes matmul and swap one matmul that a CPU is slow at, and in bfloat16 has not at all.
+    of_k, of_v = (x.swapaxes(2, 3) for x in jax.lax.optimization_barrier((of_k, of_v)))
+    return of_q.astype(q.dtype), of_k.astype(k.dtype), of_v.astype(v.dtype), None
 
 
 _unnormalized.defvjp(_forward, _backward)

@@ -13,15 +13,15 @@ ANSWERS = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_STDERR_LOG_LEVEL": "3",
     "TPU_MIN_LOG_LEVEL": "3",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # else a machine has one process at a time: right for chips, not for compiling
 }
 
 
 def leave_it_unless_there_is_a_tpu() -> None:
     """Keep JAX from starting libtpu where there is no TPU; call it before JAX starts.
 
-    JAX starts whatever is installed. Without a TPU, libtpu prints a page, and its lock, of which a machine has one,
-    keeps `train.plan` out for as long as the program runs. Where anything speaks for a TPU, or the user chose the
-    platforms, nothing is changed: taking the CPU instead would be worse than a page.
+    JAX starts whatever is installed, and without a TPU libtpu prints a page. Where anything speaks for a TPU, or the
+    user chose the platforms, nothing is changed: taking the CPU instead would be worse than a page.
     """
     chosen = jax.config.values["jax_platforms"] or os.environ.get("JAX_FORCE_TPU_INIT")
     if chosen or importlib.util.find_spec("libtpu") is None or _may_have_tpu():

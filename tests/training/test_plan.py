@@ -22,6 +22,7 @@ from qwen3llada_jax import sharding
 from qwen3llada_jax.cross_entropy import cross_entropy
 from qwen3llada_jax.model import model
 from qwen3llada_jax.model.config import PRESETS
+from qwen3llada_jax.process import libtpu
 from train import plan, step
 from train.config.schema import Config, DatasetConfig, MeshConfig, TrainingConfig
 from train.monitor.model_flops import training_flops_per_token
@@ -188,10 +189,8 @@ def test_the_step_that_is_planned_is_the_runs():
 @pytest.mark.parametrize("topology", [pytest.param(t, marks=pytest.mark.soak) for t in ("v5e:4x4", "v6e:4x4")])
 def test_tpus_gather_weights_and_scatter_gradients(monkeypatch, topology):
     """fsdp over both axes of a torus: in each layer seven weights gathered twice, seven gradients reduce-scattered."""
-    monkeypatch.setenv("TPU_ACCELERATOR_TYPE", "v5litepod-16")
-    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
-    monkeypatch.setenv("TPU_STDERR_LOG_LEVEL", "3")
-    monkeypatch.setenv("TPU_MIN_LOG_LEVEL", "3")
+    for name, value in libtpu.ANSWERS.items():  # so that what is set stays within this test
+        monkeypatch.setenv(name, value)
     layers, D = 2, 1024
     V = 128 * 63  # Qwen3's 151,936 rows are 128 times an odd number too
     architecture = q.ModelConfig(V, D, 1024, layers, 2, 2, 128, mask_token_id=V - 1, live_vocab_size=V - 1)
@@ -385,19 +384,15 @@ def test_without_the_tpu_compiler(monkeypatch):
         plan.main([*TINY_PLAN, "--topology", "v5e:4x4"])
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [("ABORTED: … libtpu multi-process lockfile.", "in use by another process"), ("Invalid TPU", "no such slice")],
-)
-def test_what_the_tpu_compiler_refuses(monkeypatch, words, message):
+def test_what_the_tpu_compiler_refuses(monkeypatch):
     def refuse(*_, **__):
-        raise jax.errors.JaxRuntimeError(words)
+        raise jax.errors.JaxRuntimeError("Invalid TPU")
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(hardware.topologies, "get_topology_desc", refuse)
-    for name in ("TPU_ACCELERATOR_TYPE", "TPU_WORKER_HOSTNAMES", "TPU_STDERR_LOG_LEVEL", "TPU_MIN_LOG_LEVEL"):
+    for name in libtpu.ANSWERS:
         monkeypatch.setenv(name, "as it was")  # so that what is set stays within this test
-    with pytest.raises(q.InputError, match=message):
+    with pytest.raises(q.InputError, match="no such slice"):
         plan.main([*TINY_PLAN, "--topology", "v9e:4x4"])
 
 

@@ -83,10 +83,6 @@ def hardware_of(topology: str) -> Hardware:
     try:
         devices: list[Any] = list(topologies.get_topology_desc(topology, platform="tpu", **settings).devices)
     except (jax.errors.JaxRuntimeError, ValueError) as error:
-        if "lockfile" in str(error):  # libtpu lets one process in at a time
-            raise InputError(
-                "the TPU compiler is in use by another process of this machine (a plan or a run); wait for it to end"
-            ) from error
         raise InputError(
             f"--topology {topology}: the TPU compiler knows no such slice ({error}); examples are v5e:4x4, v5p:4x4x4, "
             "v6e:16x16"
