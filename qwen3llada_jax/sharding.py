@@ -102,6 +102,18 @@ def _arranged(sizes: list[int], devices: Sequence[Any]) -> np.ndarray:
     return mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True)
 
 
+def platform() -> str:
+    """What is traced here runs on cpu, gpu or tpu: the mesh's in use, else the default backend."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return jax.default_backend() if mesh.empty or mesh.abstract_device is None else mesh.abstract_device.platform
+
+
+def is_one_cpu() -> bool:
+    """Whether what is traced here runs on a CPU, and no mesh in use has several."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return platform() == "cpu" and (mesh.empty or mesh.size == 1)
+
+
 def compiler_options(mesh: Mesh) -> dict[str, str]:
     """For `jax.jit(compiler_options=…)`, so that weights travel as gathers and their gradients as reduce-scatters."""
     return dict(_TPU_OPTIONS) if mesh.devices.flat[0].platform == "tpu" else {}

@@ -79,8 +79,7 @@ def choose(implementation: str, dtype: jnp.dtype, length: int, head_dim: int) ->
     """
     if implementation not in IMPLEMENTATIONS:
         raise InputError(f"attention {implementation!r} is unknown; choose one of {', '.join(IMPLEMENTATIONS)}")
-    mesh = jax.sharding.get_abstract_mesh()
-    platform = jax.default_backend() if mesh.empty or mesh.abstract_device is None else mesh.abstract_device.platform
+    platform = sharding.platform()
     if implementation == "cudnn" and (platform != "gpu" or dtype not in (jnp.bfloat16, jnp.float16)):
         raise InputError(f"attention 'cudnn' needs a GPU and bfloat16, not {platform} and {dtype}; use 'auto' or 'xla'")
     if implementation == "splash" and platform != "tpu":

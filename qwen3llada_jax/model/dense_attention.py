@@ -2,19 +2,28 @@
 
 The query heads that share a key head are rows of one matmul, so keys are never repeated. With
 e = exp((q kᵀ − max) / √H) the result is e v / Σe: arrays of L × S are never divided, scaled or transposed, and e alone
-of them is kept for the backward pass. Where even that is too much, a stretch of queries is worked on at a time and none
-is kept (the idea of FlashAttention, arXiv 2205.14135, at the size of a CPU's memory).
+of them is kept for the backward pass. A CPU works through them a part at a time that stays in its cache, and elsewhere
+rows so long that they would fill the memory go a stretch of queries at a time: then none is kept, and e computed again
+(the idea of FlashAttention, arXiv 2205.14135).
 """
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-# Elements of L × S, over rows and heads: what is too much to keep in every layer (256 MB of float32), and what is
-# worked on at a time then.
-_TOO_MANY, _AT_ONCE = 1 << 26, 1 << 24
+from qwen3llada_jax import sharding
+
+# Elements of L × S, over rows and heads: what stays in a CPU core's cache (2 MB of float32); what is too much to hold
+# at once elsewhere (256 MB), and what is worked on at a time then.
+_IN_CACHE, _TOO_MANY, _AT_ONCE = 1 << 19, 1 << 26, 1 << 24
+
+# What may be split, and its axis in queries [B K G L H], keys, values [B K S H] and in who sees whom [R L S].
+_Axes = tuple[int, int | None, int | None, int | None]
+_ROWS, _HEADS, _QUERIES = (0, 0, 0, 0), (1, 1, 1, None), (3, None, None, 1)
+_ALL: tuple[_Axes, ...] = (_ROWS, _HEADS, _QUERIES)
 
 
 def dense_attention(
@@ -24,10 +33,8 @@ def dense_attention(
     allowed: Bool[Array, "R L S"] | None,
 ) -> Float[Array, "B L N H"]:
     """softmax(q kᵀ / √H) v over the keys that `allowed` (R = B or 1) lets each query see; logits in float32."""
-    (B, L, N, _), S = q.shape, k.shape[1]
-    if B * N * L * S > _TOO_MANY:
-        return _by_stretches(q, k, v, allowed, max(1, _AT_ONCE // (B * N * S)))
-    return _attend(q, k, v, allowed)
+    out, total, _ = _in_parts(*_heads_first(q, k, v), allowed)
+    return _heads_last(out / total, q)
 
 
 def attention_with_own(
@@ -47,13 +54,13 @@ def attention_with_own(
     """
     (B, L, _, H), parts = q.shape, q.shape[1] // size
     rule = None if own is None else jnp.broadcast_to(own, (B, parts, size, size)).reshape(B * parts, size, size)
-    own_keys = _unnormalized(*_heads_first(*(x.reshape(B * parts, size, -1, H) for x in (q, near_k, near_v))), rule)
+    own_keys = _in_parts(*_heads_first(*(x.reshape(B * parts, size, -1, H) for x in (q, near_k, near_v))), rule)
     near = [  # B · P rows of `size` queries, as B rows of all
         jnp.moveaxis(x.reshape(B, parts, *x.shape[1:]), 1, 3).reshape(B, *x.shape[1:3], L, -1) for x in own_keys
     ]
     if far_k.shape[1] == 0:
         return _heads_last(near[0] / near[1], q)
-    far = _unnormalized(*_heads_first(q, far_k, far_v), allowed)
+    far = _in_parts(*_heads_first(q, far_k, far_v), allowed)
     # Each is relative to its own highest logit; what is done about that changes neither result nor gradient.
     highest = jnp.maximum(near[2], far[2])
     by = [jnp.exp((x[2] - highest) * H**-0.5) for x in (near, far)]
@@ -73,52 +80,84 @@ def _heads_last(out: Array, q: Array) -> Array:
     return out.astype(q.dtype).transpose(0, 3, 1, 2, 4).reshape(q.shape)
 
 
-def _attend(q: Array, k: Array, v: Array, allowed: Array | None) -> Array:
-    out, total, _ = _unnormalized(*_heads_first(q, k, v), allowed)
-    return _heads_last(out / total, q)
+def _in_parts(q: Array, k: Array, v: Array, allowed: Array | None) -> tuple[Array, Array, Array]:
+    """`_unnormalized`, in parts where that is better."""
+    # Elsewhere rows and heads may lie on several devices; queries never do.
+    too_many, most, ways = (_IN_CACHE, _IN_CACHE, _ALL) if sharding.is_one_cpu() else (_TOO_MANY, _AT_ONCE, (_QUERIES,))
+    if q[..., 0].size * k.shape[2] <= too_many:
+        return _unnormalized(True, q, k, v, allowed)
+    return _split(q, k, v, allowed, most, ways)
 
 
-def _by_stretches(q: Array, k: Array, v: Array, allowed: Array | None, size: int) -> Array:
-    """`size` queries at a time."""
-    B, L = q.shape[:2]
-    count = -(-L // size)
-    size = -(-L // count)
+def _split(
+    q: Array, k: Array, v: Array, allowed: Array | None, most: int, ways: tuple[_Axes, ...]
+) -> tuple[Array, Array, Array]:
+    """At most so many elements at a time: split the first of the ways, and where one of those is too much, the next."""
+    elements = q[..., 0].size * k.shape[2]
+    if elements <= most or not ways:
+        return _unnormalized(False, q, k, v, allowed)
+    arrays: tuple[Any, ...] = (q, k, v, allowed)
+    axes = ways[0]
+    if allowed is None or (axes == _ROWS and len(allowed) == 1):
+        axes = (*axes[:3], None)
+    whole = q.shape[axes[0]]
+    if whole == 1:
+        return _split(q, k, v, allowed, most, ways[1:])
+    size = max(1, most * whole // elements)
+    while axes[0] != _QUERIES[0] and whole % size:  # of queries the last part is filled up
+        size -= 1
+    count = -(-whole // size)
+    size = -(-whole // count)
 
-    def stretches(x: Array) -> Array:
-        x = jnp.pad(x, ((0, 0), (0, count * size - L)) + ((0, 0),) * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(len(x), count, size, *x.shape[2:]), 1, 0)
+    def parts(x: Array, axis: int) -> Array:
+        x = jnp.pad(x, [(0, (count * size - n) * (i == axis)) for i, n in enumerate(x.shape)])
+        return jnp.moveaxis(x.reshape(*x.shape[:axis], count, size, *x.shape[axis + 1 :]), axis, 0)
 
-    parts = stretches(q), None if allowed is None else stretches(allowed)
-    one = jax.checkpoint(_attend)
-    _, out = jax.lax.scan(lambda _, part: (None, one(part[0], k, v, part[1])), None, parts)
-    return jnp.moveaxis(out, 0, 1).reshape(B, count * size, *q.shape[2:])[:, :L]
+    def one(part: list[Any]) -> tuple[Array, Array, Array]:
+        q, k, v, allowed = (x if y is None else y for x, y in zip(arrays, part, strict=True))
+        return _split(q, k, v, allowed, most, ways[1:])
+
+    def joined(x: Array) -> Array:
+        x = jnp.moveaxis(x, 0, axes[0])
+        x = x.reshape(*x.shape[: axes[0]], count * size, *x.shape[axes[0] + 2 :])
+        return jax.lax.slice_in_dim(x, 0, whole, axis=axes[0])
+
+    divided = [None if axis is None else parts(x, axis) for x, axis in zip(arrays, axes, strict=True)]
+    return jax.tree.map(joined, jax.lax.map(one, divided))
 
 
-@jax.custom_vjp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _unnormalized(
+    keep: bool,
     q: Float[Array, "B K G L H"],
     k: Float[Array, "B K S H"],
     v: Float[Array, "B K S H"],
     allowed: Bool[Array, "R L S"] | None,
 ) -> tuple[Float[Array, "B K G L H"], Float[Array, "B K G L 1"], Float[Array, "B K G L 1"]]:
-    """(e v, Σe, highest of q kᵀ), float32; the last counts as a constant."""
-    return _forward(q, k, v, allowed)[0]
+    """(e v, Σe, highest of q kᵀ), float32; the last counts as a constant. `keep` e, or compute it again."""
+    return _forward(keep, q, k, v, allowed)[0]
 
 
-def _forward(q: Array, k: Array, v: Array, allowed: Array | None) -> tuple[Any, Any]:
-    logits = jnp.einsum("bkglh,bksh->bkgls", q, k, preferred_element_type=jnp.float32)
-    if allowed is not None:
-        logits = jnp.where(allowed[:, None, None], logits, jnp.finfo(jnp.float32).min)
+def _forward(keep: bool, q: Array, k: Array, v: Array, allowed: Array | None) -> tuple[Any, Any]:
+    logits = _logits(q, k, allowed)
     highest = logits.max(axis=-1, keepdims=True)
     e = jnp.exp((logits - highest) * q.shape[-1] ** -0.5)
     total, e = e.sum(axis=-1, keepdims=True), e.astype(v.dtype)
     out = jnp.einsum("bkgls,bksh->bkglh", e, v, preferred_element_type=jnp.float32)
-    return (out, total, highest), (q, k, v, e)
+    return (out, total, highest), (q, k, v, e if keep else None, allowed, highest)
 
 
-def _backward(kept: Any, of_results: Any) -> tuple[Array, Array, Array, None]:
-    (q, k, v, e), (of_out, of_total, _) = kept, of_results
+def _logits(q: Array, k: Array, allowed: Array | None) -> Array:
+    logits = jnp.einsum("bkglh,bksh->bkgls", q, k, preferred_element_type=jnp.float32)
+    return logits if allowed is None else jnp.where(allowed[:, None, None], logits, jnp.finfo(jnp.float32).min)
+
+
+def _backward(keep: bool, kept: Any, of_results: Any) -> tuple[Array, Array, Array, None]:
+    (q, k, v, e, allowed, highest), (of_out, of_total, _) = kept, of_results
     of_out, root = of_out.astype(v.dtype), q.shape[-1] ** -0.5
+    if not keep:
+        with jax.named_scope("rematted_computation"):  # `checkpoint`'s name for it, which a plan knows
+            e = jnp.exp((_logits(q, k, allowed) - highest) * root).astype(v.dtype)
     of_e = jnp.einsum("bkglh,bksh->bkgls", of_out, v, preferred_element_type=jnp.float32) + of_total
     of_logits = (e * of_e).astype(v.dtype)
     # The small array is the left one: the other way round XLA would transpose the one of L × S first.

@@ -184,6 +184,16 @@ def rms_norm(x: Float[Array, "... D"], weight: Float[Array, " D"], eps: float) -
 _WORTH_IT = 1 << 21
 
 
+def are_faster_apart(layers: Layers | nnx.List) -> bool:
+    """Whether a program that is traced for one CPU had better have each layer of the stack in it than a loop."""
+    return isinstance(layers, Layers) and sharding.is_one_cpu() and _are_large(layers)
+
+
+def _are_large(layers: Layers) -> bool:
+    total = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(layers))
+    return total >= layers.config.num_hidden_layers * _WORTH_IT
+
+
 def unstack_layers(layers: Layers | nnx.List) -> Layers | nnx.List:
     """A list of single layers in place of the stack, where that is faster: on one CPU.
 
@@ -195,7 +205,7 @@ def unstack_layers(layers: Layers | nnx.List) -> Layers | nnx.List:
         return layers
     arrays, count = jax.tree.leaves(layers), layers.config.num_hidden_layers
     devices = {device for x in arrays for device in (x.devices() if isinstance(x, jax.Array) else ())}
-    if len(devices) != 1 or sum(x.nbytes for x in arrays) < count * _WORTH_IT:
+    if len(devices) != 1 or not _are_large(layers):
         return layers
     device = devices.pop()
     if device.platform != "cpu":

@@ -20,9 +20,9 @@ from qwen3llada_jax import arguments, sharding
 from qwen3llada_jax.errors import InputError, shown
 from qwen3llada_jax.model import attention, coordinates, masks
 from qwen3llada_jax.model.config import ModelConfig
-from qwen3llada_jax.model.coordinates import Coordinates
+from qwen3llada_jax.model.coordinates import Coordinates, Tiles
 from qwen3llada_jax.model.embedding import lookup
-from qwen3llada_jax.model.layers import Layers, new_weight, rms_norm
+from qwen3llada_jax.model.layers import Layers, are_faster_apart, new_weight, rms_norm
 from qwen3llada_jax.model.masks import Mask
 from qwen3llada_jax.model.roles import Role, roles_of
 from qwen3llada_jax.model.rope import rope_tables
@@ -140,26 +140,34 @@ class Qwen3LLaDA(nnx.Module):
 
         # Gathered or cast, they would be kept for the backward pass, every layer's.
         weights_are_made = sharding.mesh_axes("embed") or self.compute_dtype != self.embed_tokens.dtype
-        if self.runtime.remat != "none" or weights_are_made:
+        is_computed_again = self.runtime.remat != "none" or weights_are_made
+        if is_computed_again:
             layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT_POLICIES[self.runtime.remat])
-        count = self.config.num_hidden_layers
-        x = self.scan_layers(lambda x, _, weights: layer(x, weights), x, count if where is None else count - 1)
+        count = self.config.num_hidden_layers if where is None else self.config.num_hidden_layers - 1
+        # Outside a loop XLA would compute it once and keep it; tiles are many attentions a layer.
+        apart = not is_computed_again and not isinstance(pairs, Tiles) and are_faster_apart(self.layers)
+        x = self.scan_layers(lambda x, _, weights: layer(x, weights), x, count, apart=apart)
         if where is not None:
             where = jnp.asarray(_places(where, *tokens.shape))
             x = self._last_layer(x).only_at(where, x, rope, coordinates.seen_from(visible, where))
         return rms_norm(x, self.norm[...], self.config.rms_norm_eps)
 
-    def scan_layers(self, step: Callable[[Any, Array | int, Layers], Any], carry: Any, count: int) -> Any:
-        """`step(carry, number, layer)` over the first `count` layers: compiled once for all layers of a stack."""
+    def scan_layers(
+        self, step: Callable[[Any, Array | int, Layers], Any], carry: Any, count: int, *, apart: bool = False
+    ) -> Any:
+        """`step(carry, number, layer)` over the first `count` layers.
+
+        Compiled once for all layers of a stack, or `apart`: each by itself, without copies to the stack and from it.
+        """
         layers = self.layers
         if isinstance(layers, nnx.List):
             for number in range(count):
                 carry = step(carry, number, layers[number])
             return carry
-        numbers = jnp.arange(count)
+        numbers, unroll = jnp.arange(count), count if apart else 1
         if count < self.config.num_hidden_layers:  # a part of the stack would be a copy of it
-            return jax.lax.scan(lambda carry, n: (step(carry, n, layers.one(n)), None), carry, numbers)[0]
-        return jax.lax.scan(lambda carry, x: (step(carry, *x), None), carry, (numbers, layers))[0]
+            return jax.lax.scan(lambda x, n: (step(x, n, layers.one(n)), None), carry, numbers, unroll=unroll)[0]
+        return jax.lax.scan(lambda carry, x: (step(carry, *x), None), carry, (numbers, layers), unroll=unroll)[0]
 
     def _last_layer(self, x: Float[Array, "B L D"]) -> Layers:
         if isinstance(self.layers, nnx.List):

@@ -49,11 +49,20 @@ def value_and_gradients(attend, of_out, *inputs):
 
 
 @pytest.mark.parametrize("rows", [None, 1, B])
-@pytest.mark.parametrize("at_once", [None, B * N * S * 5, 1])  # queries: all of them, 5 at a time (not a divisor), 1
-def test_values_and_gradients_equal_torchs(rows, at_once, monkeypatch):
-    if at_once is not None:
+@pytest.mark.parametrize(
+    "at_once",
+    [
+        *[None, N * L * S, N // K * L * S, N // K * 5 * S, 1],  # all, a row, a head, 5 queries (not a divisor), 1
+        pytest.param(B * N * S * 5, id="several devices"),  # all rows and heads
+    ],
+)
+def test_values_and_gradients_equal_torchs(rows, at_once, monkeypatch, request):
+    if "several" in request.node.name:
+        monkeypatch.setattr(ours.sharding, "is_one_cpu", lambda: False)
         monkeypatch.setattr(ours, "_TOO_MANY", B * N * L * S - 1)
         monkeypatch.setattr(ours, "_AT_ONCE", at_once)
+    elif at_once is not None:
+        monkeypatch.setattr(ours, "_IN_CACHE", at_once)
     q, k, v, of_out = arrays(0, (B, L, N, H), (B, S, K, H), (B, S, K, H), (B, L, N, H))
     allowed = None if rows is None else random_rule(1, rows, L, S)
     found = value_and_gradients(lambda q, k, v: ours.dense_attention(q, k, v, allowed), of_out, q, k, v)
@@ -115,11 +124,14 @@ def test_bfloat16_errs_no_more_than_torch_does():
         assert np.abs(np.float64(one) - expected).mean() < 1.1 * np.abs(other - expected).mean()
 
 
+@pytest.mark.parametrize("one_cpu", [False, True])
 @pytest.mark.parametrize("too_many", [False, True])
-def test_of_a_long_row_nothing_of_length_times_length_is_held(too_many, monkeypatch):
+def test_of_a_long_row_nothing_of_length_times_length_is_held(too_many, one_cpu, monkeypatch):
     """Neither in the forward pass nor in the backward one; of a short row, one such array is kept."""
-    length, at_once = 64, 8
+    length, at_once = 64, 16
+    monkeypatch.setattr(ours.sharding, "is_one_cpu", lambda: one_cpu)
     if too_many:
+        monkeypatch.setattr(ours, "_IN_CACHE", N // K * at_once * length)
         monkeypatch.setattr(ours, "_TOO_MANY", 1)
         monkeypatch.setattr(ours, "_AT_ONCE", N * at_once * length)
     q, k, v = arrays(10, (1, length, N, H), (1, length, K, H), (1, length, K, H))
@@ -134,4 +146,4 @@ def test_of_a_long_row_nothing_of_length_times_length_is_held(too_many, monkeypa
                 yield from sizes(inner)
 
     largest = max(sizes(jax.make_jaxpr(jax.grad(loss, (0, 1, 2)))(q, k, v).jaxpr))
-    assert largest == N * length * (at_once if too_many else length)
+    assert largest == ((N // K if one_cpu else N) * at_once if too_many else N * length) * length

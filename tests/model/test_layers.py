@@ -107,6 +107,53 @@ def test_layers_apart_stay_on_their_device(wide):
     assert {d for x in jax.tree.leaves(unstack_layers(there)) for d in x.devices()} == {jax.devices()[3]}
 
 
+def _loops_over_layers(model, where=None, mask=None) -> list[int]:
+    """How many layers are in each loop's body, of a pass forward and backward."""
+
+    def loss(params):
+        return nnx.merge(graphdef, params).hidden(np.zeros((2, 16), int), mask, where=where).sum()
+
+    graphdef, params = nnx.split(model, nnx.Param)
+    scans = []
+
+    def look(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "scan":
+                scans.append(equation.params["unroll"])
+            for inner in jax.core.jaxprs_in_params(equation.params):
+                look(inner)
+
+    look(jax.make_jaxpr(jax.grad(loss))(params).jaxpr)
+    return scans
+
+
+def test_training_on_one_cpu_takes_large_layers_apart(wide):
+    assert _loops_over_layers(wide) == [3, 3]
+    assert _loops_over_layers(wide, where=np.zeros((2, 1), int)) == [2, 2]
+    computed_again = [q.Runtime(remat="full"), q.Runtime("bfloat16")]
+    small = q.Qwen3LLaDA(q.ModelConfig(97, 32, 64, 3, 4, 2, 8, mask_token_id=96), rngs=nnx.Rngs(0))
+    others = [q.Qwen3LLaDA(wide.config, rngs=nnx.Rngs(0), runtime=runtime) for runtime in computed_again]
+    for other in (small, *others):
+        assert _loops_over_layers(other) == [1, 1]
+    with jax.set_mesh(q.make_mesh(data=8)):
+        assert _loops_over_layers(wide) == [1, 1]
+
+
+@pytest.mark.slow
+def test_layers_that_are_taken_apart_have_the_same_gradients(wide, monkeypatch):
+    graphdef, params = nnx.split(wide, nnx.Param)
+    tokens = np.random.default_rng(0).integers(0, 97, (2, 16))
+
+    def loss(params):
+        network = nnx.merge(graphdef, params)
+        return jax.nn.logsumexp(network.logits(network.hidden(tokens)), axis=-1).sum()
+
+    apart = jax.jit(jax.value_and_grad(loss))(params)
+    monkeypatch.setattr(layers, "_WORTH_IT", np.inf)
+    stacked = jax.jit(jax.value_and_grad(loss))(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), apart, stacked)
+
+
 def test_weights_can_be_donated_after_sampling(wide):
     """A hold on the stack's memory would keep a second copy of the model in the training step that follows."""
     graphdef, state = nnx.split(jax.tree.map(lambda x: x + 0, wide), nnx.Param)

@@ -115,3 +115,10 @@ def test_a_mesh_axis_may_be_half_of_an_axis_of_the_torus():
     ]  # fmt: skip
     mesh = sharding._arranged([2, 128, 1], chips)
     assert sorted(chip.id for chip in mesh.flat) == list(range(256))
+
+
+def test_what_is_traced_for_one_cpu_is_known_by_the_mesh_in_use():
+    assert sharding.is_one_cpu()  # no mesh
+    for devices, is_one in ((1, True), (8, False)):
+        with jax.set_mesh(sharding.make_mesh(devices=jax.devices()[:devices])):
+            assert (sharding.is_one_cpu(), sharding.platform()) == (is_one, "cpu")
