@@ -1,5 +1,5 @@
-"""The process of a program: its memory, its logger, a compiler that looks for chips, and how it ends."""
+"""The process of a program: its memory, its logger, what it compiles and keeps, what it need not wake, how it ends."""
 
-from qwen3llada_jax.process import huge_pages, root_logger
+from qwen3llada_jax.process import huge_pages
 
-__all__ = ["huge_pages", "root_logger"]
+__all__ = ["huge_pages"]
