@@ -11,6 +11,7 @@ import pytest
 from conftest import ROOT, TINY, run_program
 
 from qwen3llada_jax.process import compilation_cache
+from train import run
 
 # Two programs of about the same size, compiled by a process of their own; how many were found, and how many not.
 TWO_PROGRAMS = """
@@ -91,6 +92,18 @@ def test_what_the_user_says_to_jax_holds(monkeypatch, tmp_path):
     compilation_cache.keep_programs()
     assert dict(jax.config.values) == before
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("processes", "keeps"), [(1, True), (2, False)])
+def test_a_run_of_several_processes_keeps_nothing_by_itself(monkeypatch, processes, keeps):
+    asked: list[int] = []
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    monkeypatch.setattr(run.distributed, "check", lambda: None)
+    monkeypatch.setattr(run, "train", lambda *_: None)
+    monkeypatch.setattr(compilation_cache, "keep_programs", lambda: asked.append(processes))
+    monkeypatch.setattr(sys, "argv", ["train.run", "--dataset.name=x", "--model.base_model_path=x"])
+    run.main()
+    assert bool(asked) == keeps
 
 
 @pytest.mark.slow
