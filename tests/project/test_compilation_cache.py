@@ -37,7 +37,7 @@ def environment(cache: Path | str, **more: str) -> dict[str, str]:
     return {**plain, "XDG_CACHE_HOME": str(cache), **small, **more}
 
 
-def compiled(cache: Path | str, begin: str = "", **more: str) -> tuple[str, list[str]]:
+def compiled(cache: Path | str, *words: str, **more: str) -> tuple[str, list[str]]:
     """(found and not found, lines on standard error) of a process that compiles."""
     done = subprocess.run(
         [sys.executable, "-c", TWO_PROGRAMS, *words], check=True, cwd=ROOT, env=environment(cache, **more),
