@@ -43,7 +43,7 @@ class Row:
         return statistics.median(self.seconds)
 
     def __str__(self) -> str:
-        return f"{self.what:14}{self.how:8}{self.median:8.2f}{min(self.seconds):8.2f} to {max(self.seconds):.2f}"
+        return f"{self.what:24}{self.how:6}{self.median:8.2f}{min(self.seconds):8.2f} to {max(self.seconds):.2f}"
 
 
 def seconds_until(sign: str, words: list[str], caches: Path, *, code: int = 0) -> float:
@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/start_up.json"))
     flags = parser.parse_args()
     table = rows(flags.readings)
-    print(f"seconds, median and range of {flags.readings} readings, {os.cpu_count()} processors")
+    print(f"seconds until, median and range of {flags.readings} readings, {os.cpu_count()} processors")
     for row in table:
         print(row)
     flags.out.parent.mkdir(parents=True, exist_ok=True)

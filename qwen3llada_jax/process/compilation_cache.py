@@ -36,17 +36,18 @@ def keep_programs() -> None:
     """
     if jax.config.values["jax_compilation_cache_dir"] or not jax.config.values["jax_enable_compilation_cache"]:
         return
-    try:
-        folder = folder_of(os.environ)
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # whoever writes there runs code here
-        with filelock.FileLock(folder / ".lockfile", timeout=10):  # JAX's own
-            tidy(folder)
-    except (OSError, RuntimeError) as error:  # filelock's are of both kinds
-        _say(brief(error, 200))
-        return
     for name, value in _SETTINGS.items():
         if name.upper() not in os.environ:
             jax.config.update(name, value)
+    try:
+        folder = folder_of(os.environ)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # whoever writes there runs code here
+        if jax.config.values["jax_compilation_cache_max_size"] != -1:  # without a bound JAX notes nothing
+            with filelock.FileLock(folder / ".lockfile", timeout=10):  # JAX's own
+                tidy(folder)
+    except (OSError, RuntimeError) as error:  # filelock's are of both kinds
+        _say(brief(error, 200))
+        return
     jax.config.update("jax_compilation_cache_dir", str(folder))
 
 

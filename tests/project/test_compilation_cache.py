@@ -124,6 +124,8 @@ def test_it_can_be_moved_and_turned_off(tmp_path):
     assert compiled(tmp_path, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "other")) == ("0 2", [])
     assert len(list((tmp_path / "other").glob("*-cache"))) == 2
     assert not (tmp_path / "qwen3llada_jax").exists()
+    boundless = {"JAX_COMPILATION_CACHE_MAX_SIZE": "-1"}
+    assert [compiled(tmp_path, **boundless) for _ in range(2)] == [("0 2", []), ("2 0", [])]
 
 
 @pytest.mark.slow
