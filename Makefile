@@ -65,6 +65,7 @@ lint: .venv/ready
 	$(BIN)/mypy
 
 bench: smollm2
+	$(BIN)/python -m benchmarks.start_up
 	$(BIN)/python -m benchmarks.weight_import
 	$(BIN)/python -m benchmarks.save_hold
 	$(BIN)/python -m benchmarks.interruptions

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from qwen3llada_jax import cli
-from qwen3llada_jax.checkpoint import hf_import
+from qwen3llada_jax.checkpoint import hf_import, stored_params
 from qwen3llada_jax.checkpoint import model_folder as checkpoint
 from qwen3llada_jax.cli import Place, flag
 from qwen3llada_jax.errors import InputError, listed, shown
@@ -115,7 +115,7 @@ def convert(
         params = hf_import.import_params(folder, stored, dtype)
         if add_mask_token:
             params = _with_a_row_more(params)
-        checkpoint.save_params(target / "params", params)
+        stored_params.save_params(target / "params", params)
         known = model_card.provenance(folder, None if expanded(src).is_dir() else src)
         extra = _what_export_restores(folder, stored, dtype, known)
         checkpoint.write_config(target, config, extra)

@@ -9,7 +9,7 @@ text = q.write(model, q.load_tokenizer("models/qwen3-0.6b"), "The capital of Fra
 q.save(model, "models/mine", tokenizer="models/qwen3-0.6b")
 """
 
-from qwen3llada_jax import commands, process  # before all others: it looks what is there
+from qwen3llada_jax import commands, process  # noqa: F401 - before all others: it may start the program anew
 from qwen3llada_jax.checkpoint.model_folder import load
 from qwen3llada_jax.checkpoint.saving import save
 from qwen3llada_jax.cross_entropy import cross_entropy
@@ -76,4 +76,3 @@ __all__ = [
 __version__ = "0.1.0"
 if commands.IS_CHECKOUT:  # the programs are found as parts of this package; here, where worker processes come by, too
     __path__.append(str(commands.PACKAGE.parent))
-process.root_logger.restore()

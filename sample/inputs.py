@@ -22,6 +22,7 @@ from qwen3llada_jax.io.jsonl import BadRowError, NoFormatError, kind_of, shorten
 from qwen3llada_jax.io.objects import on_disk
 from qwen3llada_jax.io.readers import SUFFIXES, raw_rows, unpacked
 from qwen3llada_jax.model.config import ModelConfig
+from qwen3llada_jax.process import compilation_cache
 from qwen3llada_jax.sampling.config import SamplerConfig
 from qwen3llada_jax.sampling.limits import beyond, memory, most_tokens
 from qwen3llada_jax.text.conversations import FORMATS, read_conversation, read_messages
@@ -48,6 +49,7 @@ def open_model(flags: MeshFlags) -> Folder:
     sizes = {axis: getattr(flags, f"mesh_{axis}") for axis in ("data", "fsdp", "tensor")}
     sizes = {axis: size for axis, size in sizes.items() if size is not None}
     path = named(flags.model)
+    compilation_cache.keep_programs()
     return open_folder(path, q.make_mesh(**sizes) if sizes else None)
 
 

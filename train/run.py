@@ -28,6 +28,7 @@ from qwen3llada_jax.io import buckets
 from qwen3llada_jax.io.atomic_files import check_folder, make_folder, remove_parts, write_text
 from qwen3llada_jax.model import attention, model
 from qwen3llada_jax.model.model import Runtime
+from qwen3llada_jax.process import compilation_cache
 
 from .checkpoint.base_model import BaseModel, find_base_model, settled
 from .checkpoint.initial_state import check_before_data, first_state, newest_update, origin_of
@@ -100,6 +101,8 @@ def main() -> None:
         reason = str(error) or "it was installed without them"
         raise InputError(f"project.device {config.project.device}: JAX finds none here ({reason})") from error
     distributed.check()
+    if jax.process_count() == 1:
+        compilation_cache.keep_programs()
     train(config, look)
 
 

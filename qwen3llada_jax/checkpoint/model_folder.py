@@ -9,24 +9,19 @@ checkpoints opens by its own path, and a Hugging Face folder of safetensors dire
 """
 
 import json
-import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import orbax.checkpoint as ocp
-from etils import epath
 from flax import nnx
-from jax.sharding import Mesh, SingleDeviceSharding
+from jax.sharding import Mesh
 
-from qwen3llada_jax import arguments, sharding
+from qwen3llada_jax import arguments
 from qwen3llada_jax.checkpoint import hf_import
 from qwen3llada_jax.checkpoint.hf_names import flatten
-from qwen3llada_jax.errors import InputError, brief, listed
+from qwen3llada_jax.errors import InputError, listed
 from qwen3llada_jax.io import buckets
 from qwen3llada_jax.io.atomic_files import copy_file, expanded, home, write_text
 from qwen3llada_jax.model import model
@@ -105,7 +100,9 @@ def load_params(path: Path, config: ModelConfig, dtype: str | None = None, mesh:
     dtype = None if dtype is None else arguments.dtype("dtype", dtype)
     item = params_item(path)
     if item is not None:
-        return _restore_params(item, config, dtype, mesh)
+        from qwen3llada_jax.checkpoint import stored_params  # see there
+
+        return stored_params.restore_params(item, config, dtype, mesh)
     if any(path.glob("*.safetensors*")):
         return hf_import.import_params(path, config, dtype, mesh)
     raise _no_weights(path)
@@ -119,8 +116,9 @@ def check_params(path: Path, config: ModelConfig) -> None:
     """
     item = params_item(path)
     if item is not None:
-        with _reading(item):
-            _check_stored(item, flatten(_stored(item)), flatten(model.abstract(config)[1]))
+        from qwen3llada_jax.checkpoint import stored_params  # see there
+
+        stored_params.check_params(item, config)
     elif any(path.glob("*.safetensors*")):
         hf_import.plan(path, config)
     else:
@@ -143,29 +141,6 @@ def params_item(path: Path) -> Path | None:
     return params_item(max(steps, key=lambda p: int(p.name))) if steps else None
 
 
-def save_params(item: Path, params: dict[str, Any]) -> None:
-    """Write a parameter tree as an orbax item (uncompressed: weights do not shrink, and memory would double).
-
-    Raises:
-        InputError: the disk is full or the place cannot be written.
-    """
-    with writing(item), ocp.Checkpointer(params_handler()) as checkpointer:
-        checkpointer.save(buckets.absolute(item), args=ocp.args.PyTreeSave(params))
-
-
-@contextmanager
-def writing(place: Path) -> Iterator[None]:
-    """Turn a failed write (tensorstore reports it as a ValueError) into an InputError that names `place`."""
-    try:
-        yield
-    except InputError:  # says by itself what it is
-        raise
-    except Exception as error:
-        if not isinstance(error, (ValueError, OSError)) and not buckets.is_answer(error):
-            raise
-        raise InputError(f"{place}: cannot be written ({cause_of(error)})") from error
-
-
 def check_finite(params: Any, whose: Path | str) -> None:
     """Refuse weights that are NaN or infinite: whatever is computed with them is nonsense.
 
@@ -176,11 +151,6 @@ def check_finite(params: Any, whose: Path | str) -> None:
     bad = [name for name, is_finite in jax.device_get(finite).items() if not is_finite]
     if bad:
         raise InputError(f"{whose}: weights that are NaN or infinite, in {listed(bad, most=3)}; take whole ones")
-
-
-def params_handler() -> ocp.PyTreeCheckpointHandler:
-    """How parameters are stored, in a model folder and in a training run alike."""
-    return ocp.PyTreeCheckpointHandler(use_compression=False)
 
 
 def write_config(folder: Path, config: ModelConfig, extra: dict[str, Any] | None = None) -> None:
@@ -206,84 +176,3 @@ def _no_weights(path: Path) -> InputError:
         f"{path}: no weights in it; a model folder holds params/, a training run checkpoints/, "
         "a Hugging Face folder *.safetensors"
     )
-
-
-def _stored(item: Path) -> Any:
-    """Shapes and dtypes of an item. Asked of the handler: a checkpointer keeps to itself why it cannot read."""
-    return params_handler().metadata(epath.Path(buckets.absolute(item))).tree
-
-
-def _reading(item: Path) -> AbstractContextManager[None]:
-    def damaged(reason: str) -> InputError:
-        return InputError(f"{item}: damaged parameters ({reason}); convert or copy the model again")
-
-    def refused(reason: str) -> InputError:
-        return InputError(
-            f"{item}: its parameters cannot be read ({reason}), which need not mean that they are damaged"
-        )
-
-    return reading(damaged, refused)
-
-
-def _restore_params(item: Path, config: ModelConfig, dtype: str | None, mesh: Mesh | None) -> dict[str, Any]:
-    _, shapes, roles = model.abstract(config)
-    with _reading(item), ocp.Checkpointer(params_handler()) as checkpointer:
-        stored = _stored(item)
-        _check_stored(item, flatten(stored), flatten(shapes))
-        where = SingleDeviceSharding(jax.devices()[0])
-        placed = sharding.shardings(roles, shapes, mesh) if mesh else jax.tree.map(lambda _: where, shapes)
-        target = jax.tree.map(
-            lambda want, have, place: jax.ShapeDtypeStruct(want.shape, np.dtype(dtype or have.dtype), sharding=place),
-            shapes,
-            stored,
-            placed,
-        )
-        arguments = ocp.checkpoint_utils.construct_restore_args(target)
-        return checkpointer.restore(
-            buckets.absolute(item), args=ocp.args.PyTreeRestore(item=target, restore_args=arguments)
-        )
-
-
-def _check_stored(item: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
-    problems = [f"missing {name}" for name in sorted(set(wanted) - set(stored))]
-    problems += [f"unexpected {name}" for name in sorted(set(stored) - set(wanted))]
-    problems += [
-        f"{name} has shape {list(stored[name].shape)} where config.json says {list(wanted[name].shape)}"
-        for name in sorted(set(wanted) & set(stored))
-        if tuple(stored[name].shape) != tuple(wanted[name].shape)
-    ]
-    if problems:
-        raise InputError(f"{item}: parameters and config.json do not agree: {listed(problems, '; ')}")
-
-
-# How tensorstore begins what it says of files that are missing, cut short, or do not match their own checksums.
-_DAMAGE = ("DATA_LOSS", "OUT_OF_RANGE", "NOT_FOUND", "FAILED_PRECONDITION")
-
-
-@contextmanager
-def reading(damaged: Callable[[str], Exception], refused: Callable[[str], Exception]) -> Iterator[None]:
-    """Turn orbax's errors about a stored item into `damaged(reason)`, where they show damage, else `refused(reason)`.
-
-    A path that it does not like, a file that may not be read, a format that it does not know are no damage, and
-    whoever is told so throws good weights away. Errors that are nothing of an item (no memory, say) pass.
-    """
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        # An array cut short is reported as a bare Exception around its cause.
-        wrapped = type(error) is Exception and isinstance(error.__cause__, Exception)
-        cause: Any = error.__cause__ if wrapped else error
-        if not isinstance(cause, (ValueError, OSError, KeyError, TypeError)) and not buckets.is_answer(cause):
-            raise
-        is_damage = isinstance(cause, (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError))
-        is_damage |= str(cause).startswith(_DAMAGE)
-        raise (damaged if is_damage else refused)(cause_of(cause)) from error
-
-
-def cause_of(error: Exception) -> str:
-    """The part of an error's text that says what happened, on one line."""
-    text = " ".join(str(error).split())
-    cause = re.search(r"Failed to (write|open|read)[^\[]*", text)  # at the end of tensorstore's long chain
-    return cause.group().strip() if cause else brief(text, 300)

@@ -37,6 +37,8 @@ def save(
         InputError: no model, parameters that its config does not describe or that are not finite, another model's
             tokenizer, another mask token than the config's, or a place that cannot be written.
     """
+    from qwen3llada_jax.checkpoint import stored_params  # see there
+
     if not isinstance(network, Qwen3LLaDA):
         raise InputError(f"q.save writes a Qwen3LLaDA, not {shown(type(network).__name__)}")
     config = network.config
@@ -60,12 +62,12 @@ def save(
         raise InputError("the model's parameters are not those that its config describes; save the whole model")
     model_folder.check_finite(params, "the model")
     with new_folder(expanded(folder), overwrite=overwrite) as target:
-        model_folder.save_params(target / "params", params)
+        stored_params.save_params(target / "params", params)
         model_folder.write_config(target, config)
         if source is not None:
             model_folder.copy_tokenizer(source, target)
         elif loaded is not None:
-            with model_folder.writing(target):
+            with stored_params.writing(target):
                 loaded.save_pretrained(target)
         if loaded is not None:
             tokens.load_tokenizer(target)  # what was written is that tokenizer

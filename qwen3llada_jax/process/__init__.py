@@ -1,5 +1,12 @@
-"""The process of a program: its memory, its logger, a compiler that looks for chips, and how it ends."""
+"""The process of a program: its memory, its logger, what it compiles and keeps, what it need not wake, how it ends."""
 
-from qwen3llada_jax.process import huge_pages, root_logger
+import gc
 
-__all__ = ["huge_pages", "root_logger"]
+from qwen3llada_jax.process import huge_pages, programs
+
+__all__ = ["huge_pages"]
+
+if programs.IS_ONE:
+    # Imports and traced programs are millions of objects that live as long as the process: to go through them for
+    # garbage as often as Python does takes a tenth of a start.
+    gc.set_threshold(50_000, 20, 100)

@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.process import compilation_cache
 from qwen3llada_jax.process.libtpu import leave_it_unless_there_is_a_tpu
 
 
@@ -32,6 +33,7 @@ def run(main: Callable[[], int | None], *, leaves_at_once: bool = False) -> NoRe
     # that failed together; what matters reaches us as an exception.
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    compilation_cache.say_trouble_once()
     _open_streams()
     leave_it_unless_there_is_a_tpu()
     code = 2

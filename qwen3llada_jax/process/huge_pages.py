@@ -7,35 +7,22 @@ is told to, and reads what it is told when a process starts: so this comes befor
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-from qwen3llada_jax.commands import COMMANDS, IS_CHECKOUT, NAME, PACKAGE
+from qwen3llada_jax.process.programs import IS_ONE
 
 SWITCH = "QWEN3LLADA_HUGE_PAGES"
 TUNABLE = "glibc.malloc.hugetlb"
 _STATE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-def start_anew_with(programs: Sequence[str]) -> None:
-    """Where this process is one of these programs (modules of `python -m`, or names of commands) and it helps, replace
-    it by itself with huge pages. Nothing happens in anybody else's process."""
-    if sys.executable and is_program(sys.orig_argv, programs) and is_wanted(os.environ) and is_had():
+def start_anew() -> None:
+    """Where this process is a program's and it helps, replace it by itself with huge pages. Nothing happens in anybody
+    else's process."""
+    if sys.executable and IS_ONE and is_wanted(os.environ) and is_had():
         os.environ.update(environment(os.environ))
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-
-
-def is_program(typed: Sequence[str], programs: Sequence[str]) -> bool:
-    """Whether `python … -m PROGRAM …` was typed, or `PROGRAM …` that is a script of this Python's."""
-    words = iter(typed[1:])
-    for word in words:
-        if word == "-m":
-            return next(words, None) in programs
-        if word in ("-X", "-W"):
-            next(words, None)
-        elif not word.startswith("-"):
-            return Path(word).name in programs
-    return False
 
 
 def is_wanted(environment: Mapping[str, str]) -> bool:
@@ -59,12 +46,4 @@ def environment(old: Mapping[str, str]) -> dict[str, str]:
     return {"GLIBC_TUNABLES": ":".join([*told, f"{TUNABLE}=1"])}
 
 
-def is_ours(room: str) -> bool:
-    """Whether a package that is being imported is this checkout's, and no other of that name."""
-    found = getattr(sys.modules.get(room), "__file__", None)
-    return IS_CHECKOUT and found == str(PACKAGE.parent / room / "__init__.py")
-
-
-_MODULES = [command.module for command in COMMANDS.values()]
-_IN_CHECKOUT = [module for module in _MODULES if is_ours(module.partition(".")[0])]
-start_anew_with([NAME, "qwen3llada_jax", *_IN_CHECKOUT, *(f"qwen3llada_jax.{module}" for module in _MODULES)])
+start_anew()

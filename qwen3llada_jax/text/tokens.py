@@ -15,6 +15,7 @@ from qwen3llada_jax.errors import InputError, brief, shown
 from qwen3llada_jax.families.trained_with import NO_MATTER
 from qwen3llada_jax.io.atomic_files import expanded, home
 from qwen3llada_jax.model.config import ModelConfig, read_model_config
+from qwen3llada_jax.process import pytorch
 from qwen3llada_jax.text.text_ends import END_OF_TURN, read_object
 
 # Everything that pre-tokenizers and normalizers treat each in its own way.
@@ -40,7 +41,7 @@ def load_tokenizer(folder: Path | str) -> Any:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     _check_files(folder)
-    with _without_torch_notice():
+    with pytorch.unseen(), _without_torch_notice():
         from transformers import AutoTokenizer, PreTrainedConfig, __version__  # takes seconds to import
 
     # Of a model whose code lies on the hub transformers would ask whether to run that, for its config.

@@ -13,7 +13,7 @@ from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.text.chat_template import ChatWriter
 from qwen3llada_jax.text.conversations import Columns
 from qwen3llada_jax.text.tokens import load_tokenizer
-from train.data import loader, shuffle, sources
+from train.data import loader, shuffle, sources, token_cache
 from train.data.rows import rows_of
 from train.data.tokenize import Reading, TokenizeConfig
 
@@ -153,8 +153,22 @@ def test_ids_in_pieces_read_as_one_array():
     for start in range(-1, 17):
         for stop in range(17):
             np.testing.assert_array_equal(tokens[start:stop], whole[start:stop])
-    assert (tokens.min(), tokens.max()) == (whole.min(), whole.max())
+    assert tokens.span() == (whole.min(), whole.max())
     assert np.shares_memory(tokens[4:9], pieces[3])
+
+
+def test_only_the_first_start_goes_over_all_tokens(tmp_path, tokenizer, monkeypatch):
+    def made_again(*_):
+        raise AssertionError("all tokens are read")
+
+    file = write(tmp_path / "a.jsonl", [{"text": text} for text in TEXTS])
+    first = pretraining(file, tokenizer)
+    ids = np.concatenate(ids_of(tokenizer, TEXTS))
+    assert first.values.span() == (ids.min(), ids.max())
+    for module, name in [(token_cache, "digest_of"), (token_cache, "span_of"), (loader, "span_of")]:
+        monkeypatch.setattr(module, name, made_again)
+    second = pretraining(file, tokenizer)
+    assert (second.values.span(), second.fingerprint) == (first.values.span(), first.fingerprint)
 
 
 def test_empty_documents_are_dropped_and_counted(tmp_path, tokenizer):

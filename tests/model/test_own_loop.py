@@ -195,7 +195,8 @@ said = io.StringIO()
 def set_up():
     logging.basicConfig(level=logging.INFO, stream=said, format="mine %(message)s")
 """
-    lines = ["set_up()", "import qwen3llada_jax"] if first else ["import qwen3llada_jax.model.config", "set_up()"]
+    imports = "import qwen3llada_jax, qwen3llada_jax.checkpoint.stored_params"
+    lines = ["set_up()", imports] if first else [imports, "set_up()"]
     code += "\n".join(
         [*lines, "logging.info('hello')", "assert said.getvalue().endswith('mine hello\\n'), said.getvalue()"]
     )

@@ -7,7 +7,7 @@ import sys
 import pytest
 from conftest import ROOT, run_program
 
-from qwen3llada_jax.process import huge_pages
+from qwen3llada_jax.process import huge_pages, programs
 
 PROGRAMS = ["train.run", "qwen3llada"]
 
@@ -29,7 +29,7 @@ PROGRAMS = ["train.run", "qwen3llada"]
     ],
 )
 def test_which_processes_are_programs(typed, is_one):
-    assert huge_pages.is_program(typed.split(), PROGRAMS) == is_one
+    assert programs.is_program(typed.split(), PROGRAMS) == is_one
 
 
 def test_what_glibc_was_told_stays():

@@ -18,7 +18,7 @@ from test_train import assert_same, params_of, run, settings
 import qwen3llada_jax as q
 from benchmarks import interruptions
 from converters import from_hf, to_hf
-from qwen3llada_jax.checkpoint import model_folder
+from qwen3llada_jax.checkpoint import model_folder, stored_params
 from qwen3llada_jax.io import buckets, growing_object, objects
 from qwen3llada_jax.io.atomic_files import check_file, copy_file, home, new_folder, write_text
 from sample.answers import check_place
@@ -340,7 +340,7 @@ def state_of(run) -> dict[str, bytes]:
     found = {}
     for step in (run / "checkpoints").iterdir():
         for item in ("params", "ema", "opt"):
-            handler = model_folder.params_handler()
+            handler = stored_params.params_handler()
             tree = ocp.Checkpointer(handler).restore(buckets.absolute(step / item))
             flat = ocp.tree.to_flat_dict(tree, sep=".")
             found |= {f"{step.name}.{item}.{k}": np.asarray(v).tobytes() for k, v in flat.items()}

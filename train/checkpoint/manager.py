@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from qwen3llada_jax.checkpoint.model_folder import params_handler, writing
+from qwen3llada_jax.checkpoint.stored_params import params_handler, writing
 from qwen3llada_jax.errors import InputError, listed
 from qwen3llada_jax.io import buckets, objects
 from qwen3llada_jax.io.atomic_files import write_text

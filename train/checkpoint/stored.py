@@ -10,7 +10,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from qwen3llada_jax.checkpoint.model_folder import cause_of, params_handler, reading
+from qwen3llada_jax.checkpoint.stored_params import cause_of, params_handler, reading
 from qwen3llada_jax.errors import brief
 from qwen3llada_jax.io import buckets
 

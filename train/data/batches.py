@@ -197,7 +197,7 @@ def load_eval_rows(config: Config, tokenizer: Any, vocab_size: int) -> loader.Ro
     source = _stream(config, tokenizer, part, "evaluation.eval_split")
     found = source.first(e.eval_max_batches * config.training.batch_size)
     rows = loader.collect(found, f"{source.report}, the first {len(found):,} rows", source.source)
-    model.check_tokens(np.array([rows.values.min(), rows.values.max()]), vocab_size)
+    model.check_tokens(np.array(rows.values.span()), vocab_size)
     return rows
 
 
@@ -252,7 +252,7 @@ def _rows(
     workers = config.dataset.num_proc
     with sources.readable(part.name):
         rows = rows_of(source, tokenize_config_of(config), tokenizer, _reading(part), num_proc=workers)
-    model.check_tokens(np.array([rows.values.min(), rows.values.max()]), vocab_size)
+    model.check_tokens(np.array(rows.values.span()), vocab_size)
     return dataclasses.replace(rows, source=source)
 
 

@@ -15,9 +15,14 @@ _UNIT = 128
 
 
 class Tokens:
-    """Token ids that lie in pieces (the parts of a mapped file, say), read as one array; no piece is ever copied."""
+    """Token ids that lie in pieces (the parts of a mapped file, say), read as one array; no piece is ever copied.
 
-    def __init__(self, pieces: Sequence[Int[np.ndarray, " n"]]):
+    Args:
+        span: their lowest and highest id, where they are known already; else all ids are read when it is asked for.
+    """
+
+    def __init__(self, pieces: Sequence[Int[np.ndarray, " n"]], span: tuple[int, int] | None = None):
+        self._span = span
         self.pieces = [piece for piece in pieces if len(piece)]
         self._ends = np.cumsum([len(piece) for piece in self.pieces], dtype=np.int64)
 
@@ -35,13 +40,18 @@ class Tokens:
             start, number = end, number + 1
         return found[0] if len(found) == 1 else np.concatenate(found) if found else np.zeros(0, np.int32)
 
-    def min(self) -> int:
-        """The lowest id."""
-        return min(int(piece.min()) for piece in self.pieces)
+    def span(self) -> tuple[int, int]:
+        """The lowest and the highest id."""
+        if self._span is None:
+            self._span = span_of(self.pieces)
+        return self._span
 
-    def max(self) -> int:
-        """The highest id."""
-        return max(int(piece.max()) for piece in self.pieces)
+
+def span_of(pieces: Sequence[Int[np.ndarray, " n"]]) -> tuple[int, int]:
+    """The lowest and the highest of all ids; (0, 0) where there is none."""
+    some = [piece for piece in pieces if len(piece)]
+    lowest = min((int(piece.min()) for piece in some), default=0)
+    return lowest, max((int(piece.max()) for piece in some), default=0)
 
 
 class Row(NamedTuple):

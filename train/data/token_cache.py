@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import json
 import warnings
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,7 @@ from qwen3llada_jax.io.atomic_files import write_text
 
 from . import sources
 from .account import Account
-from .loader import Tokens
+from .loader import Tokens, span_of
 from .tokenize import FEATURES, Examples, Reading, TokenizeConfig, rows_in, tokenize_with
 
 _FORMAT = 4  # raise it when tokenized texts change, so that cached ones are made anew
@@ -106,14 +107,16 @@ def tokenized(
         starts = np.cumsum(np.concatenate([np.zeros(1, np.int64), *sizes]), dtype=np.int64)
         prompts = mapped.data["prompt"].to_numpy()
         is_used = pc.equal(mapped.data["why"], "").to_numpy()
-        remembered = folder / f"{fingerprint}.sha256"  # hashing 100 B tokens takes minutes, so it is done once
-        if not remembered.is_file():
-            write_text(remembered, digest_of(pieces, np.diff(starts)[is_used], prompts[is_used]))
-        digest = remembered.read_text(encoding="utf-8").strip()
+        told = folder / f"{fingerprint}.json"  # to read 100 B tokens takes minutes, so it is done once
+        if not told.is_file():
+            digest = digest_of(pieces, np.diff(starts)[is_used], prompts[is_used])
+            write_text(told, json.dumps({"digest": digest, "span": span_of(pieces)}))
+        of_all = json.loads(told.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{folder}: tokenized text cannot be written there ({error}); set HF_HOME") from error
     cut = mapped.data["cut"].to_numpy()
-    return Tokenized(Tokens(pieces), starts, prompts, cut, is_used, mapped.data.table, digest)
+    values = Tokens(pieces, tuple(of_all["span"]))
+    return Tokenized(values, starts, prompts, cut, is_used, mapped.data.table, of_all["digest"])
 
 
 def digest_of(pieces: list[np.ndarray], sizes: np.ndarray, prompts: np.ndarray) -> str:

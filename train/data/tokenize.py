@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
+from jaxtyping import Int
+
 from qwen3llada_jax.cli import nearest
 from qwen3llada_jax.errors import InputError, listed
 from qwen3llada_jax.io import readers
@@ -16,7 +19,7 @@ from qwen3llada_jax.text.chat_template import ChatWriter
 from qwen3llada_jax.text.conversations import FORMATS, Columns, read_conversation
 from qwen3llada_jax.text.text_ends import END_OF_TURN
 
-from . import sources
+from . import long_texts, sources
 from .account import seen_as
 
 _LOOKED_AT = 1000  # rows that are looked at to find the columns
@@ -106,10 +109,10 @@ def tokenize_with(how: TokenizeConfig, tokenizer: Any, source: sources.Source, r
                 where = source.where(number, raw)
                 raise InputError(f"{where}: {bad.in_full}; fix the row, or set dataset.on_bad_row: skip")
         texts = [text for _, entry, _ in found for text in entry.texts]
-        encoded = iter(tokenizer(texts, add_special_tokens=False, verbose=False).input_ids if texts else [])
+        encoded = iter(long_texts.encode(tokenizer, texts))
         out: Examples = {name: [] for name in ("ids", *FEATURES)}
         for number, entry, seen in found:
-            ids: list[int] = []
+            ids: Ids = []
             prompt, cut, refusal = 0, 0, entry.refusal
             if refusal is None:
                 ids, prompt, cut, refusal = finish(*(next(encoded) for _ in entry.texts), entry.texts[-1])
@@ -133,8 +136,9 @@ class Entry(NamedTuple):
 
 
 Entries = Callable[[Mapping[str, Any]], tuple[list[Entry], str]]  # what is in a row, and what was seen in it
+Ids = list[int] | Int[np.ndarray, " n"]
 # (ids of each text, the last text) → (ids, tokens of the prompt, tokens cut off or lost, why it is left out)
-Finish = Callable[..., tuple[list[int], int, int, BadRowError | None]]
+Finish = Callable[..., tuple[Ids, int, int, BadRowError | None]]
 
 
 def _documents(tokenizer: Any, column: str) -> tuple[Entries, Finish]:
@@ -149,8 +153,9 @@ def _documents(tokenizer: Any, column: str) -> tuple[Entries, Finish]:
         others = [name for name, value in row.items() if name != column and value is not None]
         return [Entry((check_text(text),))], seen_as([column], others, (), ())
 
-    def finish(ids: list[int], _: str) -> tuple[list[int], int, int, None]:
-        return [*ids, tokenizer.eos_token_id], 0, 0, None
+    def finish(ids: Ids, _: str) -> tuple[Ids, int, int, None]:
+        end = tokenizer.eos_token_id
+        return [*ids, end] if isinstance(ids, list) else np.append(ids, np.int32(end)), 0, 0, None
 
     return entries, finish
 
@@ -175,7 +180,8 @@ def _answers(
         others = [name for name, value in row.items() if name not in talk.columns and value is not None]
         return found, seen_as(talk.columns, others, used, talk.left_out | unread)
 
-    def finish(prompt: list[int], answer: list[int], text: str) -> tuple[list[int], int, int, BadRowError | None]:
+    def finish(prompt: Ids, answer: Ids, text: str) -> tuple[Ids, int, int, BadRowError | None]:
+        prompt, answer = list(prompt), list(answer)
         ends = how.template == "chat" and text.endswith(END_OF_TURN)
         if answer[-1:] != [tokenizer.eos_token_id] and not ends:
             answer = [*answer, tokenizer.eos_token_id]

@@ -1,0 +1,21 @@
+"""The benchmark of starts: that it waits for what it says, and that a second start is sooner than a first."""
+
+import pytest
+
+from benchmarks import start_up
+
+
+@pytest.mark.slow
+def test_a_second_start_finds_what_the_first_compiled(tmp_path):
+    cold = start_up.first_text(tmp_path, tmp_path / "caches")
+    kept = set((tmp_path / "caches" / "qwen3llada_jax" / "compiled").glob("*-cache"))
+    assert kept
+    warm = min(start_up.first_text(tmp_path, tmp_path / "caches") for _ in range(2))
+    assert 0 < warm < cold
+    assert set((tmp_path / "caches" / "qwen3llada_jax" / "compiled").glob("*-cache")) == kept
+
+
+@pytest.mark.slow
+def test_a_program_that_fails_is_no_reading(tmp_path):
+    with pytest.raises(SystemExit, match="no such folder"):
+        start_up.seconds_until("x", ["sample.generate", "--model", "no-such-model", "--prompt", "a"], tmp_path)
