@@ -226,7 +226,8 @@ def test_tpus_gather_weights_and_scatter_gradients(monkeypatch, topology, D):
     assert sum(kernels.values()) == 3 * layers
     counted = traced(program.jaxpr, {"cross_entropy": 1})
     compiled = hlo_analysis.matmul_flops(text, {"cross_entropy": 1}) * 16 + counted.kernels
-    assert compiled == pytest.approx(counted.total, rel=0.01)
+    again = 2 * 16 * 256 * V * D  # logits, which the compiler may rather compute twice than keep where D is small
+    assert any(compiled == pytest.approx(counted.total + more, rel=0.01) for more in (0, again))
 
 
 # Kernels as the texts of TPUs and GPUs call them: Pallas' go by their own names, libraries' by their targets.
