@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from qwen3llada_jax import sharding
+from qwen3llada_jax import fsdp, sharding
 from qwen3llada_jax.model.head import positions_at_once, stream
 
 
@@ -124,7 +124,7 @@ def _local(hidden, head, targets, weight, where, *, smoothing, chunk, gradients,
     total, ce, of_rows, of_table = stream(rows, table, where, one, zeros, C)
     if gradients:
         of_rows = of_rows.reshape(B, L, D)
-        of_table = sharding.reduce_gradient(of_table, on.hidden, on.rows)
+        of_table = fsdp.reduce_gradient(of_table, on.hidden, on.rows)
     return _over(jax.lax.psum, total, on.rows), ce.reshape(B, L), of_rows, of_table
 
 

@@ -5,19 +5,16 @@ compiler's (GSPMD): nothing here moves data.
 """
 
 import collections
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from qwen3llada_jax import arguments
 from qwen3llada_jax.errors import InputError, listed
@@ -183,65 +180,6 @@ def per_device(function: Callable[..., Any], inputs: Any, outputs: Any) -> Calla
 
 def _specs(axes: Any) -> Any:
     return jax.tree.map(spec, axes, is_leaf=lambda x: isinstance(x, tuple) and all(isinstance(a, str) for a in x))
-
-
-def reduce_gradient(gradient: Float[Array, "R C"], split: tuple[str, ...], rows: tuple[str, ...]) -> Array:
-    """Inside `per_device`: sum a table's gradient over the devices' rows, keeping its share of the columns.
-
-    Args:
-        split: mesh axes that the columns are split over.
-        rows: mesh axes that the rows of the batch are split over.
-    """
-    if split:
-        # TPUs add up the whole table on every device instead, unless its rows are a power of two (Qwen3's 151,936
-        # are 128 times a prime), and unless the columns come first in memory (shares of less than 128 lanes).
-        sizes = _powers_of_two(gradient.shape[0])
-        *pieces, last = jnp.split(gradient, np.cumsum(sizes)[:-1])
-        pieces.append(jnp.pad(last, ((0, sizes[-1] - last.shape[0]), (0, 0))))
-        scattered = [
-            jax.lax.psum_scatter(with_layout_constraint(piece, Layout((1, 0))), split, scatter_dimension=1, tiled=True)
-            for piece in pieces
-        ]
-        gradient = jnp.concatenate(scattered)[: gradient.shape[0]]
-    others = tuple(axis for axis in rows if axis not in split)
-    return jax.lax.psum(gradient, others) if others else gradient
-
-
-def _powers_of_two(rows: int, smallest: int = 512) -> list[int]:
-    """Falling powers of two that `rows` fit into, all but the last of them filled."""
-    sizes = []
-    while rows > 0:
-        sizes.append(max(smallest, 1 << (rows.bit_length() - 1)))
-        rows -= sizes[-1]
-    return sizes
-
-
-def gather(weight: Array, axes: tuple[str, ...], dtype: Any) -> Array:
-    """A weight as `dtype`, its `fsdp` shares gathered; the gradient is scattered back to where the weight lies.
-
-    Left to itself the compiler may contract over the shares instead and sum up activations, which are larger.
-    """
-    if jax.sharding.get_abstract_mesh().empty:
-        return weight.astype(dtype)
-    whole = P(*(None if RULES[axis] == FSDP else RULES[axis] for axis in axes))
-    return _gather(weight, jnp.dtype(dtype), spec(axes), whole, weight.dtype)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
-def _gather(weight: Array, dtype: Any, split: P, whole: P, weight_dtype: Any) -> Array:
-    cast = jax.lax.with_sharding_constraint(weight.astype(dtype), split)  # cast before it travels
-    return jax.lax.with_sharding_constraint(cast, whole)
-
-
-def _gather_forward(weight: Array, dtype: Any, split: P, whole: P, weight_dtype: Any) -> tuple[Array, None]:
-    return _gather(weight, dtype, split, whole, weight_dtype), None
-
-
-def _gather_backward(dtype: Any, split: P, whole: P, weight_dtype: Any, _: None, gradient: Array) -> tuple[Array]:
-    return (jax.lax.with_sharding_constraint(gradient, split).astype(weight_dtype),)
-
-
-_gather.defvjp(_gather_forward, _gather_backward)
 
 
 def shardings(roles: Mapping[str, Any], shapes: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:

@@ -2,11 +2,12 @@
 
     python -m train.plan --config pretrain --topology v6e:16x16 --model qwen3-8b \\
         --mesh.data 1 --mesh.fsdp 256 --training.batch_size 256 --training.micro_batch_size 256
+    python -m train.plan --config pretrain --topology h100:8 --model qwen3-0.6b --mesh.data 1 --mesh.fsdp 8
     python -m train.plan --config pretrain --topology cpu:8 --model qwen3-0.6b --mesh.fsdp 8
 
-The very step that train.run would run is compiled for the topology by the TPU compiler (install the `plan` extra),
-without data, weights or TPUs; cpu:N compiles for N simulated CPU devices instead. Any key of the configuration is a
-flag, as for train.run. Exit code: 0 it fits, 1 it does not, 2 a mistake.
+The very step that train.run would run is compiled for the topology by the compiler for TPUs (install the `plan` extra)
+or GPUs (`cuda`), without data, weights, TPUs or GPUs; cpu:N compiles for N simulated CPU devices instead. Any key of
+the configuration is a flag, as for train.run. Exit code: 0 it fits, 1 it does not, 2 a mistake.
 """
 
 import dataclasses
@@ -48,7 +49,7 @@ from .optim import bad_updates
 from .planning import hlo_analysis, saved_activations
 from .planning.hardware import Hardware, hardware_of
 from .planning.jaxpr_analysis import traced
-from .planning.plan_report import Memory, Plan, as_text
+from .planning.plan_report import Memory, Plan, as_text, gib
 from .step import DRAWN, make_train_step, rows_of_a_pass, rows_sharding, state_shardings
 
 _MOST_COMPILES = 6
@@ -66,7 +67,7 @@ class DoesNotFitError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Flags(ConfigFlags):
-    topology: str = flag("v5e:4x4, v5p:4x4x4, v6e:16x16, tpu7x:2x2x1, … or cpu:8")
+    topology: str = flag("v5e:4x4, v5p:4x4x4, v6e:16x16, tpu7x:2x2x1, …, h100:8, h200:8 or cpu:8")
     model: str | None = flag("architecture (default: that of the model folder)", None, choices=tuple(PRESETS))
     largest_batch: bool = flag(f"find the most rows that fit, by compiling at most {_MOST_COMPILES} more sizes", False)
     json: Path | None = flag("write the plan there, too", None, metavar="FILE")
@@ -148,25 +149,32 @@ def plan(config: Config, architecture: ModelConfig, place: Hardware) -> Plan:
         refusal = DoesNotFitError(str(error))
         memory = dataclasses.replace(result.memory, total=refusal.needed)
         return dataclasses.replace(result, memory=memory, refusal=str(refusal).strip().splitlines()[0])
-    text, sizes = compiled.as_text(), compiled.memory_analysis()
+    text, sizes, platform = compiled.as_text(), compiled.memory_analysis(), place.devices[0].platform
     kept = sizes.argument_size_in_bytes
     memory = dataclasses.replace(
         result.memory,
         arguments=kept,
         new_outputs=sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
-        # On TPUs temp_size counts more than main memory, on CPUs the peak leaves the temporaries out.
-        temporaries=sizes.temp_size_in_bytes if place.chip is None else sizes.peak_memory_in_bytes - kept,
+        # On TPUs temp_size counts more than main memory, elsewhere the peak leaves the temporaries out.
+        temporaries=sizes.peak_memory_in_bytes - kept if platform == "tpu" else sizes.temp_size_in_bytes,
         program=sizes.generated_code_size_in_bytes,
     )
-    return dataclasses.replace(
+    result = dataclasses.replace(
         result,
         memory=memory.summed(),
         traced_flops=counted,
         compiled_flops=hlo_analysis.matmul_flops(text, *often) * len(place.devices) + counted.kernels,
+        kernels=hlo_analysis.kernels(text, *often),
         hbm_bytes=hlo_analysis.hbm_bytes(text, *often),
         collectives=tuple(hlo_analysis.by_purpose(text, *often)),
+        least_sent=least_sent(config, shapes["params"], mesh),
         compile_seconds=time.perf_counter() - started,
     )
+    needed, room = result.memory.total, result.capacity
+    if platform == "gpu" and needed and room and needed > room:  # the compiler for GPUs refuses nothing
+        too_much = f"{gib(needed)} are more than the {gib(room)} that JAX takes of a GPU's memory"
+        return dataclasses.replace(result, refusal=too_much)
+    return result
 
 
 def traced_step(config: Config, architecture: ModelConfig, mesh: Mesh) -> tuple[Any, Any]:
@@ -226,6 +234,21 @@ def trips_of_the_head(architecture: ModelConfig, positions: int, tensor: int) ->
     """Slices of noised positions that go through the head on a device that holds `positions`, half of them noised."""
     at_once = min(positions, positions_at_once(positions, architecture.vocab_size // tensor))
     return math.ceil(NOISED_SHARE * positions / at_once)
+
+
+def least_sent(config: Config, params: Any, mesh: Mesh) -> float | None:
+    """Bytes that a device sends in an update, at least, by FSDP's rule: in each pass every weight is gathered forward
+    and backward, and its gradient scattered, by rings; over `data` the shares' gradients are all-reduced.
+
+    Vectors, which all devices have whole, are left out. None where the rule says too much or too little: frozen weights
+    have no gradient, over `tensor` activations travel.
+    """
+    fsdp, data = mesh.shape["fsdp"], mesh.shape["data"]
+    if config.training.freeze or mesh.shape["tensor"] > 1:
+        return None
+    spread = sum(x.size for x in jax.tree.leaves(params) if sharding.FSDP in x.sharding.spec)
+    size = config.micro_batches * spread * jnp.dtype(config.dtype).itemsize
+    return 3 * size * (fsdp - 1) / fsdp + 2 * size / fsdp * (data - 1) / data
 
 
 def abstract_batch(config: Config, mesh: Mesh) -> DeviceBatch:

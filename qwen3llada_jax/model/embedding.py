@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from qwen3llada_jax import sharding
+from qwen3llada_jax import fsdp, sharding
 
 TABLE, ROWS = ("vocab", "embed"), ("batch",)
 
@@ -53,7 +53,7 @@ def _backward(dtype: Any, vocab: int, table_dtype: Any, tokens: Array, gradient:
         place = jnp.where(is_here, place, size)  # outside: dropped
         table = jnp.zeros((size, gradient.shape[-1]), jnp.float32)
         table = table.at[place].add(gradient.astype(jnp.float32), mode="drop")
-        return sharding.reduce_gradient(table, hidden, batch)
+        return fsdp.reduce_gradient(table, hidden, batch)
 
     return sharding.per_device(local, (ROWS, ROWS), TABLE)(gradient, tokens).astype(table_dtype), None
 

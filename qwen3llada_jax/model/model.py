@@ -28,7 +28,7 @@ from qwen3llada_jax.model.roles import Role, roles_of
 from qwen3llada_jax.model.rope import rope_tables
 from qwen3llada_jax.sharding import constrain
 
-# What lies between a stored weight and its gathered form (`sharding.gather` is the custom_vjp_call).
+# What lies between a stored weight and its gathered form (`fsdp.gather` is the custom_vjp_call).
 _ON_THE_WAY = ("custom_vjp_call", "sharding_constraint", "convert_element_type", "reshape", "transpose", "squeeze")
 
 

@@ -73,15 +73,6 @@ def test_only_tpus_get_compiler_options():
     assert sharding.compiler_options(mesh)
 
 
-@pytest.mark.parametrize("rows", [1, 512, 513, 1088, 32_000, 151_936])
-def test_tables_are_cut_at_powers_of_two(rows):
-    sizes = sharding._powers_of_two(rows)
-    assert sizes == sorted(sizes, reverse=True)
-    assert all(size >= 512 and size & (size - 1) == 0 for size in sizes)
-    assert 0 <= sum(sizes) - rows < 512
-    assert sum(sizes[:-1]) < rows
-
-
 def fake_gpus(*slices: int) -> list[types.SimpleNamespace]:
     numbers = [number for number, size in enumerate(slices) for _ in range(size)]
     return [

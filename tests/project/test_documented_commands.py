@@ -107,6 +107,9 @@ COMMANDS: dict[str, dict[str, Run | Left]] = {
     },
     "docs/planning.md": {
         "pip install '.[plan]'": Left("takes an index; the test extra holds the same"),
+        "pip install '.[cuda]'": Left("takes an index, and 3 GB"),
+        "python -m train.plan --config configs/plan.yaml --model qwen3-8b --topology h200:8 "
+        "--training.batch_size 8": Left("needs what the line before installs"),
         "python -m train.plan --config configs/plan.yaml --model qwen3-0.6b --topology v5e:4x4 "
         "--training.batch_size 16": Run("--training.max_length 1024"),
         "pytest -s -k never_holds tests/training/test_plan.py": Left("make test runs it"),

@@ -6,6 +6,7 @@ import json
 import math
 import platform
 import sys
+import types
 from collections import Counter
 
 import jax
@@ -18,7 +19,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import qwen3llada_jax as q
-from qwen3llada_jax import sharding
+from qwen3llada_jax import fsdp, sharding
 from qwen3llada_jax.cross_entropy import cross_entropy
 from qwen3llada_jax.model import model
 from qwen3llada_jax.model.config import PRESETS
@@ -186,12 +187,16 @@ def test_the_step_that_is_planned_is_the_runs():
 
 @pytest.mark.slow
 @pytest.mark.skipif((sys.platform, platform.machine()) != ("linux", "x86_64"), reason="libtpu is for Linux on x86-64")
+@pytest.mark.parametrize("D", [1024, 320])
 @pytest.mark.parametrize("topology", [pytest.param(t, marks=pytest.mark.soak) for t in ("v5e:4x4", "v6e:4x4")])
-def test_tpus_gather_weights_and_scatter_gradients(monkeypatch, topology):
-    """fsdp over both axes of a torus: in each layer seven weights gathered twice, seven gradients reduce-scattered."""
+def test_tpus_gather_weights_and_scatter_gradients(monkeypatch, topology, D):
+    """fsdp over both axes of a torus: in each layer seven weights gathered twice, seven gradients reduce-scattered.
+
+    Shares of 20 columns (320 over 16, as of Qwen3-32B over 256) are no whole tiles of a TPU.
+    """
     for name, value in libtpu.ANSWERS.items():  # so that what is set stays within this test
         monkeypatch.setenv(name, value)
-    layers, D = 2, 1024
+    layers = 2
     V = 128 * 63  # Qwen3's 151,936 rows are 128 times an odd number too
     architecture = q.ModelConfig(V, D, 1024, layers, 2, 2, 128, mask_token_id=V - 1, live_vocab_size=V - 1)
     config = Config(
@@ -208,13 +213,69 @@ def test_tpus_gather_weights_and_scatter_gradients(monkeypatch, topology):
     assert in_layers["all-gather"] == 14
     assert in_layers["reduce-scatter"] == 7
     # what is all-reduced are norms' gradients and metrics: vectors
-    assert max(one.bytes for one in found if one.kind == "all-reduce") < 16 * D
+    assert max(one.bytes for one in found if one.kind == "all-reduce") < 16_384
     once = Counter()  # embedding and head
     for one in found:
         if one.times == 1 and one.kind != "all-reduce":
             once[one.kind] += one.bytes
-    rows = sum(sharding._powers_of_two(V))
+    rows = sum(fsdp._powers_of_two(V))
     assert once == {"all-gather": 2 * V * D * 2, "reduce-scatter": 2 * rows * D * 4}
+    # splash attention, once forward, once again and once backward in each layer; nothing is computed by two devices
+    kernels = hlo_analysis.kernels(text, {"cross_entropy": 1})
+    assert {name[:14] for name in kernels} == {"splash_mqa_fwd", "splash_mqa_dkv"}
+    assert sum(kernels.values()) == 3 * layers
+    counted = traced(program.jaxpr, {"cross_entropy": 1})
+    compiled = hlo_analysis.matmul_flops(text, {"cross_entropy": 1}) * 16 + counted.kernels
+    again = 2 * 16 * 256 * V * D  # logits, which the compiler may rather compute twice than keep where D is small
+    assert any(compiled == pytest.approx(counted.total + more, rel=0.01) for more in (0, again))
+
+
+# Kernels as the texts of TPUs and GPUs call them: Pallas' go by their own names, libraries' by their targets.
+KERNELS_TEXT = """
+ENTRY %main (a: f32[64,32], b: f32[32,16]) -> f32[64,16] {
+  %a = f32[64,32]{1,0} parameter(0)
+  %b = f32[32,16]{1,0} parameter(1)
+  %splash_mqa_fwd_residuals.1 = f32[64,32]{1,0} custom-call(%a), custom_call_target="tpu_custom_call"
+  %splash_mqa_fwd_residuals.2 = f32[64,32]{1,0} custom-call(%splash_mqa_fwd_residuals.1), custom_call_target="tpu_custom_call"
+  %attention.1 = f32[64,32]{1,0} custom-call(%splash_mqa_fwd_residuals.2), custom_call_target="__cudnn$fmhaSoftmax"
+  %sharded = f32[64,32]{1,0} custom-call(%attention.1), custom_call_target="Sharding"
+  %product = (f32[64,16]{1,0}, s8[4194304]{0}) custom-call(%sharded, %b), custom_call_target="__cublas$lt$matmul", backend_config={"gemm_backend_config":{"beta":0,"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"],"lhs_batch_dimensions":[],"rhs_batch_dimensions":[]}}}
+  ROOT %out = f32[64,16]{1,0} get-tuple-element(%product), index=0
+}
+"""  # noqa: E501
+
+
+def test_kernels_are_found_by_name_and_products_of_cublas_counted():
+    assert hlo_analysis.kernels(KERNELS_TEXT) == {
+        "splash_mqa_fwd_residuals": 2, "__cudnn$fmhaSoftmax": 1, "__cublas$lt$matmul": 1
+    }  # fmt: skip
+    assert hlo_analysis.matmul_flops(KERNELS_TEXT) == 2 * 64 * 32 * 16
+    looped = TPU_TEXT.replace("fusion(%sent), kind=kOutput, calls=%async_collective_fusion.7",
+                              'custom-call(%sent), custom_call_target="tpu_custom_call"')  # fmt: skip
+    assert hlo_analysis.kernels(looped, {"search": 3}) == {"step": 4}
+
+
+@pytest.mark.parametrize("pieces", [1, 4])
+def test_what_fsdp_sends_at_least(pieces):
+    """Two gathers and a scatter of what lies in shares, by rings; and the shares' gradients over data."""
+    shape = q.ModelConfig(64, 32, 48, 2, 4, 2, 8, mask_token_id=63)
+    _, shapes, roles = model.abstract(shape)
+    spread = sum(x.size for x in jax.tree.leaves(shapes)) - sum(
+        x.size for x, role in zip(jax.tree.leaves(shapes), jax.tree.leaves(roles), strict=True) if role.kind == "norm"
+    )
+
+    def least(*sizes, **more):
+        mesh = sharding.make_mesh(*sizes)
+        placed = sharding.shardings(roles, shapes, mesh)
+        params = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, placed)
+        training = TrainingConfig(batch_size=32, max_length=16, gradient_accumulation_steps=pieces, bf16=True, **more)
+        return plan.least_sent(Config(training=training, dataset=DatasetConfig("x")), params, mesh)
+
+    assert least(1, 8, 1) == pieces * 2 * spread * 3 * 7 / 8
+    assert least(8, 1, 1) == pieces * 2 * spread * 2 * 7 / 8
+    assert least(2, 4, 1) == pieces * 2 * spread * (3 * 3 / 4 + 2 / 4 / 2)
+    assert least(1, 4, 2) is None
+    assert least(1, 8, 1, freeze=("embed_tokens",)) is None
 
 
 def test_bytes_on_the_wire():
@@ -319,6 +380,22 @@ def test_the_largest_batch_is_found_in_few_compiles(per_row, fixed, capacity, mo
     assert len(set(tried)) == len(tried)
 
 
+def test_flops_of_cudnns_attention():
+    """Two products of all queries with all keys forward, five backward."""
+    B, L, N, K, H = 2, 16, 4, 2, 8
+    shaped = [types.SimpleNamespace(aval=jax.ShapeDtypeStruct((B, L, n, H), jnp.bfloat16)) for n in (N, K, K)]
+
+    def equation(name, stack=""):
+        return types.SimpleNamespace(
+            primitive=types.SimpleNamespace(name=f"dot_product_attention_{name}_wrapper"), params={},
+            source_info=types.SimpleNamespace(name_stack=stack), invars=shaped,
+        )  # fmt: skip
+
+    calls = [equation("fwd"), equation("fwd", "rematted_computation"), equation("bwd")]
+    once = 2 * B * N * L * L * H
+    assert traced(types.SimpleNamespace(eqns=calls), {}) == (9 * once, 2 * once, 9 * once)
+
+
 def test_the_refusal_says_what_it_would_take():
     told = plan.DoesNotFitError("RESOURCE_EXHAUSTED: … memory required for HLO temporaries (20.00G) exceeds …")
     assert told.needed == 20 * 2**30
@@ -361,6 +438,9 @@ def test_the_program(tmp_path, capsys):
         (["--topology", "cpu:8", "--mesh.fsdp", "3"], "does not fit 8 device"),
         (["--topology", "cpu:8", "--mesh.fsdp", "8", "--training.batch_size", "12"], "12 rows .* data × fsdp = 8"),
         (["--topology", "cpu:0"], "cpu:N"),
+        (["--topology", "h100:16"], "h100:1 to h100:8"),
+        (["--topology", "h100"], "h100:1 to h100:8"),
+        (["--topology", "a100:8"], r"h100:8, h200:8"),
         (["--topology", "cpu:9"], "JAX has started with 8"),
         (["--topology", "cpu:8", "--training.attention", "splash"], "needs a TPU"),
         (["--topology", "cpu:8", "--training.lrr", "1"], "lrr"),
@@ -382,6 +462,36 @@ def test_without_the_tpu_compiler(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(q.InputError, match=r"pip install 'jax\[tpu\]'"):
         plan.main([*TINY_PLAN, "--topology", "v5e:4x4"])
+
+
+def test_without_the_compiler_for_gpus(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(q.InputError, match=r"but no GPU: pip install 'jax\[cuda13\]'.*cpu:4"):
+        plan.main([*TINY_PLAN, "--topology", "h200:4"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hardware.cuda_version(), reason="needs a GPU's compiler, jax[cuda13], 3 GB of the disk")
+@pytest.mark.parametrize("attention", ["auto", "xla"])
+def test_a_plan_for_gpus(tmp_path, capsys, monkeypatch, attention):
+    """For cards that are not here: cuDNN's attention, weights gathered, gradients scattered, no FLOPs twice."""
+    out = tmp_path / "plan.json"
+    arguments = [
+        *TINY_PLAN, "--topology", "h100:4", "--mesh.data", "1", "--mesh.fsdp", "4", "--training.bf16", "true",
+        "--training.attention", attention, "--json", str(out),
+    ]  # fmt: skip
+    assert plan.main(arguments) == 0
+    page, found = capsys.readouterr().out, json.loads(out.read_text())
+    assert "4 devices (NVIDIA H100 80GB HBM3)" in page
+    assert "of the 59.32 GiB that JAX takes of a GPU" in page
+    assert found["compiled_flops"] == pytest.approx(found["traced_flops"][0], rel=0.02)
+    assert any(name.startswith("__cudnn$fmha") for name in found["kernels"]) == (attention == "auto")
+    kinds = {one[0] for one in found["collectives"]}
+    assert {"all-gather", "reduce-scatter"} <= kinds
+    assert "all-to-all" not in kinds
+    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.00001")
+    assert plan.main(arguments) == 1
+    assert "DOES NOT FIT" in capsys.readouterr().out
 
 
 def test_what_the_tpu_compiler_refuses(monkeypatch):

@@ -17,6 +17,7 @@ from .hlo_parser import NO_SHARES, Computation, Operation, attribute, executed, 
 
 NO_TRIPS: Mapping[str, int] = MappingProxyType({})  # of loops whose data decide how often they go round
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_PALLAS = "tpu_custom_call"
 _BITS = {"pred": 8, "bf16": 16, "f16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128}
 _ARRAY = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\](?:\{([^{}]*)\})?")
 
@@ -168,7 +169,7 @@ def hbm_bytes(
 def matmul_flops(
     text: str, trip_counts: Mapping[str, int] = NO_TRIPS, branch_shares: Mapping[str, Sequence[float]] = NO_SHARES
 ) -> int:
-    """FLOPs of the matrix products of one call on one device, loops multiplied; kernels (custom calls) are not seen.
+    """FLOPs of the matrix products of one call on one device, loops multiplied; kernels are not seen, but for cuBLAS'.
 
     Raises:
         ValueError: as `collectives`, of a loop with matrix products.
@@ -176,13 +177,34 @@ def matmul_flops(
     computations, entry = parse(text)
     total: float = 0
     for times, inside, op, _ in executed(computations, entry, trip_counts, branch_shares):
-        if op.opcode in ("dot", "convolution"):
-            left, right = (_dims(inside.operations[name].type) for name in op.operands)
-            flops = _dot(op, left) if op.opcode == "dot" else _convolution(op, left, right)
+        if op.opcode in ("dot", "convolution") or '"__cublas$' in op.text:
+            left, right = (_dims(inside.operations[name].type) for name in op.operands[:2])
+            flops = _convolution(op, left, right) if op.opcode == "convolution" else _dot(op, left)
             if times is None:
                 raise ValueError(f"how often {op.name} in {inside.name} runs cannot be told from the text")
             total += times * flops
     return round(total)
+
+
+def kernels(
+    text: str, trip_counts: Mapping[str, int] = NO_TRIPS, branch_shares: Mapping[str, Sequence[float]] = NO_SHARES
+) -> dict[str, float]:
+    """How often each kernel runs in one call: Pallas' by their names, those of NVIDIA's libraries by their targets.
+
+    Raises:
+        ValueError: as `collectives`, of a loop with kernels.
+    """
+    computations, entry = parse(text)
+    found: dict[str, float] = {}
+    for times, inside, op, _ in executed(computations, entry, trip_counts, branch_shares):
+        target = attribute(op.text, r'custom_call_target="([^"]*)"') or ""
+        if op.opcode != "custom-call" or not (target == _PALLAS or target.startswith("__cu")):
+            continue
+        if times is None:
+            raise ValueError(f"how often {op.name} in {inside.name} runs cannot be told from the text")
+        name = op.name.rstrip("0123456789.") if target == _PALLAS else target
+        found[name] = found.get(name, 0) + times
+    return found
 
 
 def arrays(text: str) -> set[tuple[str, tuple[int, ...]]]:
@@ -222,7 +244,9 @@ def _written(op: Operation, body: Computation | None) -> int:
 
 
 def _dot(op: Operation, left: tuple[int, ...]) -> int:
-    contracted = _shape(attribute(op.text, r"lhs_contracting_dims=\{([\d,]*)\}") or "")
+    """A product of the compiler's or of cuBLAS."""
+    named = attribute(op.text, r"lhs_contracting_dim(?:ension)?s\"?[=:][{\[]([\d,\"]*)[}\]]") or ""
+    contracted = _shape(named.replace('"', ""))
     return 2 * math.prod(_dims(op.type)) * math.prod(left[d] for d in contracted)
 
 

@@ -75,8 +75,8 @@ def executed(
     Args:
         trip_counts: how often loops go round whose data decide it, by a word in the `op_name` of the loop. Loops that
             neither this nor the text tells have `times` None inside.
-        branch_shares: the share of the runs of each branch, by the end of the conditional's `op_name`: `times` is a
-            mean then. Of other conditionals every branch counts.
+        branch_shares: the share of the runs of each branch, by the end of the conditional's name in the source program:
+            `times` is a mean then. Of other conditionals every branch counts.
     """
 
     def visit(
@@ -93,16 +93,35 @@ def executed(
                     trips = next((n for word, n in trip_counts.items() if word in source), None)
                 yield from visit(body.name, None if times is None or trips is None else times * trips, fixed, in_fusion)
             elif op.opcode in ("call", "call-start", "fusion", "conditional", "async-start"):
-                for called in re.findall(r"(?:calls|to_apply|true_computation|false_computation)=%([\w.\-]+)", op.text):
+                for called in re.findall(r"(?:calls|to_apply)=%([\w.\-]+)", op.text):
                     yield from visit(called, times, {}, in_fusion or op.opcode == "fusion")
-                source = attribute(op.text, r'op_name="([^"]*)"') or ""
-                shares = next((shares for end, shares in branch_shares.items() if source.endswith(end)), None)
-                branches = attribute(op.text, r"branch_computations=\{([^}]*)\}") or ""
-                for number, called in enumerate(re.findall(r"%([\w.\-]+)", branches)):
+                branches = _branches(op)
+                inside = [computations[called] for called in branches]
+                shares = next((shares for end, shares in branch_shares.items() if _is_of(op, inside, end)), None)
+                for number, called in enumerate(branches):
                     part = times if shares is None or times is None else times * shares[number]
                     yield from visit(called, part, {}, in_fusion)
 
     yield from visit(entry, 1, {}, False)
+
+
+def _branches(op: Operation) -> list[str]:
+    """The computations of a conditional in the order of their numbers; false is 0."""
+    if branches := attribute(op.text, r"branch_computations=\{([^}]*)\}"):
+        return re.findall(r"%([\w.\-]+)", branches)
+    named = [attribute(op.text, rf"{truth}_computation=%([\w.\-]+)") for truth in ("false", "true")]
+    return [name for name in named if name]
+
+
+def _is_of(op: Operation, branches: Sequence[Computation], end: str) -> bool:
+    """Is it the conditional whose name ends so? Where the compiler wrote it anew, only its branches still say."""
+    if (attribute(op.text, r'op_name="([^"]*)"') or "").endswith(end):
+        return True
+    names = [f"{end}/branch_{number}_fun/" for number in range(len(branches))]
+    return bool(branches) and all(
+        any(name in inner.text for inner in branch.operations.values())
+        for name, branch in zip(names, branches, strict=True)
+    )
 
 
 def _trips(

@@ -9,13 +9,16 @@ import jax
 
 from .hlo_parser import NO_SHARES
 
+# cuDNN's attention, products of all queries with all keys: two forward, five backward (the scores again).
+_CUDNN = {"dot_product_attention_fwd_wrapper": 2, "dot_product_attention_bwd_wrapper": 5}
+
 
 class Traced(NamedTuple):
     """FLOPs of a traced program over all devices.
 
     Attributes:
         recomputed: the part inside rematerialized computations.
-        kernels: the part inside Pallas kernels, which the compiled text does not show.
+        kernels: the part inside kernels of Pallas or cuDNN, which the compiled text does not show.
     """
 
     total: int
@@ -47,9 +50,10 @@ def _count(
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
         here = f"{stack}/{equation.source_info.name_stack}"
-        if name == "dot_general":
-            flops = _product(equation)
-            counts.append(Traced(flops, flops * ("rematted_computation" in here), flops * in_kernel))
+        if name == "dot_general" or name in _CUDNN:
+            flops = _product(equation) if name == "dot_general" else _attention(equation)
+            again, hidden = "rematted_computation" in here, in_kernel or name in _CUDNN
+            counts.append(Traced(flops, flops * again, flops * hidden))
             continue
         kernel = in_kernel or name == "pallas_call"
         inner = jax.core.jaxprs_in_params(params)
@@ -82,6 +86,11 @@ def _sum(counts: list[Traced]) -> Traced:
 
 def _mean(counts: list[Traced], shares: Sequence[float]) -> Traced:
     return Traced(*(round(sum(map(operator.mul, shares, of_all))) for of_all in zip(*counts, strict=True)))
+
+
+def _attention(equation: Any) -> int:
+    queries, keys = (v.aval.shape for v in equation.invars[:2])  # B L N H, B S K H
+    return 2 * _CUDNN[equation.primitive.name] * math.prod(queries) * keys[1]
 
 
 def _product(equation: Any) -> int:

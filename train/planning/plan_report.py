@@ -42,12 +42,14 @@ class Plan:
 
     Attributes:
         rows: of one forward pass over all devices; an update has `micro_batches` of them.
-        refusal: the compiler's words where the step does not fit; then nothing below `ideal_flops` is known.
+        refusal: why the step does not fit; where those are the compiler's words, nothing below `ideal_flops` is known.
         peak_flops: FLOP/s of a device.
         ideal_flops: what the model asks for, as the metric `mfu` of a run counts it (`monitor/model_flops.py`).
         traced_flops: matrix products of the traced program.
         compiled_flops: those of the compiled one; more than traced means that devices repeat each other's work.
+        kernels: how often kernels run that the compiler did not write (splash attention's, cuDNN's), by name.
         hbm_bytes: an estimate of what moves between main memory and cores.
+        least_sent: what FSDP sends at least (`plan.least_sent`); None where its rule says nothing.
     """
 
     topology: str
@@ -69,15 +71,17 @@ class Plan:
     refusal: str | None = None
     traced_flops: Traced | None = None
     compiled_flops: int | None = None
+    kernels: dict[str, float] = dataclasses.field(default_factory=dict)
     hbm_bytes: int | None = None
     collectives: tuple[Purpose, ...] = ()
+    least_sent: float | None = None
     compile_seconds: float | None = None
     largest_batch: int | None = None
 
     @property
     def capacity(self) -> int | None:
-        """Bytes of main memory of one device."""
-        return None if self.chip is None else self.chip.hbm // self.devices_per_chip
+        """Bytes of main memory of one device that JAX takes."""
+        return None if self.chip is None else int(self.chip.hbm * self.chip.taken) // self.devices_per_chip
 
     @property
     def wire_bytes(self) -> float:
@@ -103,6 +107,7 @@ def as_text(plan: Plan) -> str:
     """The plan as a page."""
     mesh = " × ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
     per = "chip" if plan.chip is not None and plan.devices_per_chip == 1 else "device"
+    per = "GPU" if plan.chip is not None and "NVIDIA" in plan.chip.name else per
     others = ", ".join(map(str, plan.other_lengths))
     shorter = f" (the longest; batches of shorter rows are {others} long)" if others else ""
     lines = [
@@ -113,8 +118,8 @@ def as_text(plan: Plan) -> str:
         _verdict(plan, per),
         *_memory(plan, per),
     ]
-    if plan.refusal is None:
-        lines += ["", *_collectives(plan, per), "", *_flops(plan), "", *_time(plan)]
+    if plan.compiled_flops is not None:
+        lines += ["", *_collectives(plan, per), "", *_flops(plan), *_kernels(plan), "", *_time(plan)]
     return "\n".join(lines)
 
 
@@ -124,7 +129,8 @@ def _verdict(plan: Plan, per: str) -> str:
     if plan.capacity is None:
         return f"compiled in {plan.compile_seconds:.0f} s (simulated devices: nothing to fit into)"
     share = (plan.memory.total or 0) / plan.capacity
-    return f"FITS: {share:.0%} of the {gib(plan.capacity)} of a {per} (compiled in {plan.compile_seconds:.0f} s)"
+    taken = "of a" if plan.chip is None or plan.chip.taken == 1 else "that JAX takes of a"
+    return f"FITS: {share:.0%} of the {gib(plan.capacity)} {taken} {per} (compiled in {plan.compile_seconds:.0f} s)"
 
 
 def _memory(plan: Plan, per: str) -> list[str]:
@@ -153,7 +159,12 @@ def _collectives(plan: Plan, per: str) -> list[str]:
     lines = [f"{f'collectives of an update, by {per}':<44}{'times':>8}{'arrays':>12}{'sent':>12}"]
     for one in plan.collectives:
         lines.append(f"  {one.name:<42}{round(one.times):>8}{gib(one.bytes):>12}{gib(one.wire_bytes):>12}")
-    return [*lines, *([] if plan.collectives else ["  none"])]
+    if not plan.collectives:
+        lines.append("  none")
+    if plan.least_sent:
+        share = f"{plan.wire_bytes / plan.least_sent:.3f} of it is sent"
+        lines.append(f"  {'each weight gathered twice, scattered once':<58}{gib(plan.least_sent):>12}  {share}")
+    return lines
 
 
 def _flops(plan: Plan) -> list[str]:
@@ -165,10 +176,18 @@ def _flops(plan: Plan) -> list[str]:
         ("in the step; head on half of the tokens", traced.total - traced.recomputed),
         ("recomputed (remat)", traced.recomputed),
         ("in the compiled program", plan.compiled_flops),
+        ("  but for what is recomputed", plan.compiled_flops - traced.recomputed),
     ]
     return ["FLOPs of an update (matrix products)".ljust(52) + "of the model's".rjust(14)] + [
         f"  {name:<42}{_tera(value):>12}{value / least:>8.3f}" for name, value in rows
     ]
+
+
+def _kernels(plan: Plan) -> list[str]:
+    if not plan.kernels:
+        return []
+    lines = [f"{'kernels of an update, a device':<44}{'times':>8}"]
+    return ["", *lines, *(f"  {name:<42}{round(times):>8}" for name, times in plan.kernels.items())]
 
 
 def _time(plan: Plan) -> list[str]:
