@@ -33,36 +33,43 @@ FLOOR = 0.01
 
 
 def rows_for(platform: str, ways: tuple[str, ...]) -> list[Row]:
-    """What is measured there, attention's parity last."""
+    """What is measured there: attention's parity first, and last what could best be left out."""
     big = platform != "cpu"
     shape: Shape = QWEN3_06B if big else TINY
-    B, L, written, block = (4, 1024, 128, 32) if big else (2, 64, 16, 8)
-    name = "Qwen3-0.6B's shape" if big else "a tiny shape"
-    found = [
-        Row(f"forward-{b}x{n}", f"forward pass, {name}, {b} × {n} tokens", "forward", ways,
-            {"rows": b, "length": n, "dtype": "bfloat16", "times": 10}, shape,
-            flops=forward_flops(shape, b, n), tokens=b * n)
-        for b, n in ((1, L // 4), (B, L))
-    ]  # fmt: skip
-    found.append(
+    B, L, written, block = (4, 1024, 128, 32) if big else (2, 128, 16, 8)
+    heads = {"heads": shape["num_attention_heads"], "key_heads": shape["num_key_value_heads"]}
+    name, mask = "Qwen3-0.6B's shape" if big else "a tiny shape", shape["vocab_size"] - 1
+    # For each length of its cache torch would compile anew.
+    eager = tuple(way for way in ways if way != "compile")
+
+    def forward(b: int, n: int, ways: tuple[str, ...]) -> Row:
+        arguments = {"rows": b, "length": n, "dtype": "bfloat16", "times": 10}
+        what = f"forward pass, {name}, {b} × {n} tokens"
+        return Row(
+            f"forward-{b}x{n}", what, "forward", ways, arguments, shape, flops=forward_flops(shape, b, n), tokens=b * n
+        )
+
+    def writing(kind: str, b: int, steps: int, ways: tuple[str, ...]) -> Row:
+        arguments = {
+            "kind": kind, "mask": mask, "rows": b, "steps": steps, "gen_length": written, "block_length": block,
+            "dtype": "bfloat16",
+        }  # fmt: skip
+        sees = "everyone sees everyone" if kind == "full" else "`block_causal`, cache"
+        what = f"{b} × {written} tokens written: {sees}, {steps} passes"
+        return Row(f"{kind}-{b}", what, "writing", ways, arguments, shape, tokens=b * written)
+
+    return [
+        Row(PARITY, f"attention, {B} × {L} tokens", "attention_parity", ("xla", KERNEL[platform]),
+            {"rows": B, "length": L, **heads, "head_dim": shape["head_dim"]}),
+        forward(B, L, ways),
         Row("training", f"training step, {name}, {B} × {L} tokens", "training", ways,
             {"shape": shape, "rows": B, "length": L, "dtype": "bfloat16"},
-            flops=training_flops(shape, B, L), tokens=B * L)
-    )  # fmt: skip
-    for kind, rows, steps in (("full", 1, written), ("cached", 1, written // 4), ("cached", 2 * B, written // 4)):
-        sees = "everyone sees everyone" if kind == "full" else "`block_causal`, cache"
-        arguments = {
-            "kind": kind, "mask": shape["vocab_size"] - 1, "rows": rows, "steps": steps, "gen_length": written,
-            "block_length": block, "dtype": "bfloat16", "times": 3,
-        }  # fmt: skip
-        what = f"{rows} × {written} tokens: {sees}, {steps} passes"
-        # Eagerly alone: for each length of its cache torch would compile anew.
-        of_kind = ways if kind == "full" else tuple(way for way in ways if way != "compile")
-        found.append(Row(f"{kind}-{rows}", what, "writing", of_kind, arguments, shape, tokens=rows * written))
-    heads = {"heads": 16, "key_heads": 8, "head_dim": 128} if big else {"heads": 4, "key_heads": 2, "head_dim": 16}
-    size = {"rows": 4, "length": 1024} if big else {"rows": 2, "length": 128}
-    what = f"attention, {size['rows']} × {size['length']} tokens, {heads['heads']} heads of {heads['head_dim']}"
-    return [*found, Row(PARITY, what, "attention_parity", ("xla", KERNEL[platform]), {**heads, **size})]
+            flops=training_flops(shape, B, L), tokens=B * L),
+        writing("full", 1, written, ways),
+        writing("cached", 1, written // 4, eager),
+        writing("cached", 2 * B, written // 4, eager),
+        forward(1, L // 4, eager),
+    ]  # fmt: skip
 
 
 def main() -> None:
@@ -106,7 +113,7 @@ def report(collection: Collection, rows: Sequence[Row], device: Reading, theirs:
         for way, readings in collection.found.get(row.name, {}).items():
             if readings and row.name != PARITY:
                 lines.append(f"| {row.what} | {' | '.join([way, *cells(row, readings[0], device['peak'])])} |")
-    return "\n".join([*lines, "", *parity(rows[-1], collection.found.get(PARITY, {}))])
+    return "\n".join([*lines, "", *parity(rows[0], collection.found.get(PARITY, {}))])
 
 
 def cells(row: Row, found: Reading, peak: float | None) -> list[str]:

@@ -5,8 +5,9 @@
 Each reading is a process of its own, and the ways of a row take turns. What is read is kept at once in --out: a run
 that was killed goes on by the same command, and one with more --readings adds to it. A cell is the median time and its
 range; then others' time over ours, again median and range, of readings that followed each other: above 1 ours is ahead.
-Memory is the peak of the process, in the same order. The limit is the faster of two plain matrix products, JAX's and
-torch's. = after a row: every way wrote the same tokens. docs/performance.md says what each way does.
+Memory is the peak of the process, system that part of the processor's time, both in the same order. The limit is the
+faster of two plain matrix products, JAX's and torch's. = after a row: every way wrote the same tokens.
+docs/performance.md says what each way does.
 """
 
 import argparse

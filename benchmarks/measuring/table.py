@@ -34,7 +34,7 @@ def markdown(collection: Collection, rows: Sequence[Row]) -> str:
     found = collection.found
     shown = [row for row in rows if found.get(row.name, {}).get(OURS)]
     limit = _limit(found)
-    heads = ["", *NAMES.values(), "memory, GB", "of the limit"]
+    heads = ["", *NAMES.values(), "memory, GB", "system", "of the limit"]
     lines = [heads, ["---"] * len(heads), *([_what(row, found), *_cells(row, found, limit)] for row in shown)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"{table}\n\n{_notes(collection, shown, limit)}"
@@ -58,12 +58,13 @@ def _cells(row: Row, found: Found, limit: float | None) -> list[str]:
     for way in list(NAMES)[1:]:
         theirs = of_row.get(way)
         cells.append(f"{_seconds(theirs)}: {_times(ratio(theirs, ours))}" if theirs else _NONE)
-    memory = [f"{range_of([x['peak_gb'] for x in of_row[way]]).median:.2f}" for way in NAMES if of_row.get(way)]
+    done = [of_row[way] for way in NAMES if of_row.get(way)]
+    memory = [f"{range_of([x['peak_gb'] for x in readings]).median:.2f}" for readings in done]
     share = _NONE
     if row.flops is not None:
         rate = row.flops / range_of([x["seconds"] for x in ours]).median / 1e9
         share = f"{rate:.0f} GFLOP/s" + (f", {rate / limit:.0%}" if limit else "")
-    return [*cells, " / ".join(memory), share]
+    return [*cells, " / ".join(memory), " / ".join(map(_system, done)), share]
 
 
 def _seconds(readings: Sequence[Reading]) -> str:
@@ -72,13 +73,21 @@ def _seconds(readings: Sequence[Reading]) -> str:
     return f"{middle * by:.3g} {unit} ({least * by:.3g} … {most * by:.3g})"
 
 
+def _system(readings: Sequence[Reading]) -> str:
+    """Of the processor's time, the system's (page faults, above all)."""
+    if "system" not in readings[0]:
+        return _NONE
+    return f"{range_of([x['system'] / (x['user'] + x['system']) for x in readings]).median:.0%}"
+
+
 def _times(found: Range) -> str:
     return f"**{found.median:.2f}×** ({found.least:.2f} … {found.most:.2f})"
 
 
 def _limit(found: Found) -> float | None:
     """GFLOP/s of the faster of the two plain matrix products; None where they were not read."""
-    medians = [range_of([x["seconds"] for x in readings]).median for readings in found.get(MATMUL, {}).values()]
+    read = [readings for readings in found.get(MATMUL, {}).values() if readings]
+    medians = [range_of([x["seconds"] for x in readings]).median for readings in read]
     return max((MATMUL_FLOPS / seconds / 1e9 for seconds in medians), default=None)
 
 

@@ -5,6 +5,7 @@
 WORK is a module of this folder whose `read(way, **ARGUMENTS)` does it; what it finds is printed as JSON.
 """
 
+import argparse
 import importlib
 import json
 import os
@@ -72,8 +73,12 @@ def timed(run: Callable[[], Any], warm_up: int, times: int) -> Reading:
 
 
 def main() -> None:
-    work, way, arguments = sys.argv[1:]
-    print(json.dumps(importlib.import_module(f"benchmarks.peers.{work}").read(way, **json.loads(arguments))))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("work", "way", "arguments"):
+        parser.add_argument(name)
+    flags = parser.parse_args()
+    work = importlib.import_module(f"benchmarks.peers.{flags.work}")
+    print(json.dumps(work.read(flags.way, **json.loads(flags.arguments))))
 
 
 if __name__ == "__main__":
