@@ -18,7 +18,7 @@ _VECTORS = ("amx_tile", "avx512f", "avx2", "asimd")
 
 def describe() -> dict[str, Any]:
     """The processor, versions, and `code`, a digest of all that is measured (`commit` says where to find it)."""
-    facts, libraries = _processor(), versions()
+    facts, libraries = _processor(), dict(versions())
     names = facts.get("flags", facts.get("Features", "")).split()
     return {
         "cpu": facts.get("model name") or platform.processor() or platform.machine(),
@@ -40,7 +40,8 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 def sentence(machine: dict[str, Any]) -> str:
     kinds = ", ".join(machine["vectors"]) or "no wide vectors"
     tools = ", ".join(f"{name} {machine['versions'][name]}" for name in ("jax", "torch", "transformers"))
-    commit = f", commit {machine['commit'][:12]}" if machine["commit"] else ""
+    commit = machine["commit"] or ""
+    commit = f", commit {commit[:12]}{'-dirty' * commit.endswith('-dirty')}" if commit else ""
     return (
         f"{machine['cpu']}, {machine['cores']} cores ({kinds}), {machine['memory_gb']:.0f} GB, {machine['system']}; "
         f"{tools}{commit}"

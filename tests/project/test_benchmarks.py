@@ -21,7 +21,7 @@ from train.monitor.model_flops import training_flops_per_token
 
 MACHINE = {
     "cpu": "A processor", "cores": 2, "vectors": ["avx2"], "memory_gb": 16.0, "system": "Linux",
-    "commit": "0123456789abc", "versions": {"jax": "1", "torch": "2", "transformers": "3"}, "code": "x",
+    "commit": "0123456789abc-dirty", "versions": {"jax": "1", "torch": "2", "transformers": "3"}, "code": "x",
 }  # fmt: skip
 
 
@@ -75,7 +75,7 @@ def test_the_table_of_given_readings(tmp_path):
         "25% / 25% | – |\n"
         "| other ≠ | 250 ms (250 … 250) | 500 ms (500 … 500): **2.00×** (2.00 … 2.00) | – | – | 1.50 / 1.50 | "
         "25% / 25% | – |\n"
-        "\nA processor, 2 cores (avx2), 16 GB, Linux; jax 1, torch 2, transformers 3, commit 0123456789ab. 1 to 3 "
+        "\nA processor, 2 cores (avx2), 16 GB, Linux; jax 1, torch 2, transformers 3, commit 0123456789ab-dirty. 1 to 3 "
         "readings of each, medians and ranges; of all 17 readings, others used over 5% of it in 1. "
         "The limit: 100 GFLOP/s."
     )
@@ -170,6 +170,7 @@ def test_readings_of_another_machine_or_code_are_not_mixed(tmp_path, taken, monk
     path = tmp_path / "readings.json"
     collect(continued(path), ROWS, 1, [].append)
     described = machine.describe()
+    assert machine.describe() == described  # asked again, it says the same
     monkeypatch.setattr(machine, "describe", lambda: described | {"commit": "another", "cores": described["cores"]})
     continued(path)  # the same code under another commit's name
     monkeypatch.setattr(machine, "describe", lambda: described | {"cpu": "another", "code": "another"})
