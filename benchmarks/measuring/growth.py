@@ -49,7 +49,7 @@ def series(longest: int) -> dict[str, list[Point]]:
 
 
 def _step(name: str, shape: Shape, rows: int, length: int) -> Row:
-    arguments = {"shape": shape, "rows": rows, "length": length, "times": 4}
+    arguments = {"shape": shape, "rows": rows, "length": length, "times": 2, "warm_up": 2}
     return Row(name, name, "training", (OURS,), arguments, tokens=rows * length)
 
 

@@ -18,7 +18,9 @@ from benchmarks.peers.shapes import Shape
 Run = Callable[[np.ndarray], float]
 
 
-def read(way: str, *, shape: Shape, rows: int, length: int, times: int = 6, dtype: str = "float32") -> Reading:
+def read(
+    way: str, *, shape: Shape, rows: int, length: int, times: int = 6, warm_up: int = 3, dtype: str = "float32"
+) -> Reading:
     asked = (shape, rows, length, dtype)
     run = ours(*asked) if way == "ours" else in_torch(way, *asked)
     draw = np.random.default_rng(0)
@@ -26,7 +28,7 @@ def read(way: str, *, shape: Shape, rows: int, length: int, times: int = 6, dtyp
     def step() -> None:
         run(draw.integers(0, shape["vocab_size"] - 1, (rows, length), dtype=np.int32))
 
-    return timed(step, 3, times)
+    return timed(step, warm_up, times)
 
 
 def ours(shape: Shape, rows: int, length: int, dtype: str) -> Run:

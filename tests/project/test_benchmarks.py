@@ -75,8 +75,8 @@ def test_the_table_of_given_readings(tmp_path):
         "25% / 25% | – |\n"
         "| other ≠ | 250 ms (250 … 250) | 500 ms (500 … 500): **2.00×** (2.00 … 2.00) | – | – | 1.50 / 1.50 | "
         "25% / 25% | – |\n"
-        "\nA processor, 2 cores (avx2), 16 GB, Linux; jax 1, torch 2, transformers 3, commit 0123456789ab-dirty. 1 to 3 "
-        "readings of each, medians and ranges; of all 17 readings, others used over 5% of it in 1. "
+        "\nA processor, 2 cores (avx2), 16 GB, Linux; jax 1, torch 2, transformers 3, commit 0123456789ab-dirty. "
+        "1 to 3 readings of each, medians and ranges; of all 17 readings, others used over 5% of it in 1. "
         "The limit: 100 GFLOP/s."
     )
 
