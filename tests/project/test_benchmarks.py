@@ -326,9 +326,9 @@ def test_accelerator_runs_its_small_form_where_there_is_none(tmp_path):
 
 # ---- how fast it is ------------------------------------------------------------------------------------------
 
-# Others' time over ours on quiet cores is well above each of these (docs/performance.md): what falls below was made
-# slower, whatever else the machine does.
-LEAST = {"training-small": 0.45, "forward-32": 0.55, "mdlm": 0.7, "blocks-32": 0.8}
+# Others' time over ours may not fall below these: about half of what two quiet cores showed. What does was made slower,
+# whatever else the machine does.
+LEAST = {"training-small": 0.4, "forward-32": 0.5, "mdlm": 0.6, "blocks-32": 0.5}
 
 
 @pytest.mark.soak
