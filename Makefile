@@ -65,6 +65,8 @@ lint: .venv/ready
 	$(BIN)/mypy
 
 bench: smollm2
+	$(BIN)/python -m benchmarks.run_all
+	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.start_up
 	$(BIN)/python -m benchmarks.weight_import
 	$(BIN)/python -m benchmarks.save_hold

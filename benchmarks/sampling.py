@@ -24,7 +24,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from benchmarks.samplers import PROMPT, memory, other_length, write, write_in_torch
+from benchmarks.peers.samplers import PROMPT, memory, other_length, write, write_in_torch
+from benchmarks.peers.torch_models import make_folder
 
 SMALL = {
     "vocab_size": 4096, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6,
@@ -43,7 +44,7 @@ class Row:
 
     Attributes:
         ours: fields of SamplerConfig.
-        theirs: arguments of `samplers.unmask_in_torch`.
+        theirs: arguments of `peers.samplers.unmask_in_torch`.
         target: least ratio of tokens/s.
         is_exact: both should write the same.
     """
@@ -60,20 +61,6 @@ class Row:
 
 def process() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
-
-
-def make_model(folder: Path, shape: dict[str, Any]) -> None:
-    """A random bidirectional Qwen3 as a Hugging Face folder; weights wide enough that it writes various tokens."""
-    import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16)
-    config = Qwen3Config(  # type: ignore[call-arg]
-        **shape, initializer_range=0.05, max_position_embeddings=1024, is_causal=False, eos_token_id=None,
-        bos_token_id=None, rope_parameters={"rope_type": "default", "rope_theta": 1e6},
-    )  # fmt: skip
-    Qwen3ForCausalLM(config).save_pretrained(folder)
 
 
 def rows_of(folder: Path, shape: dict[str, Any], *, gen_length: int, steps: int, target: float) -> list[Row]:
@@ -205,7 +192,7 @@ def main() -> None:
         for name, (shape, gen_length, steps, target) in shapes.items():
             if flags.only in (None, name):
                 with process() as maker:
-                    maker.submit(make_model, folder / name, shape).result()
+                    maker.submit(make_folder, folder / name, shape).result()
                 groups[name] = rows_of(folder / name, shape, gen_length=gen_length, steps=steps, target=target)
         if flags.trained and flags.only in (None, "trained"):
             groups["trained"] = trained_rows(flags.trained, folder, flags.prompts)

@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.samplers import peak_bytes
+from benchmarks.peers.samplers import peak_bytes
 
 
 def make_checkpoint(folder: Path) -> None:

@@ -105,6 +105,12 @@ COMMANDS: dict[str, dict[str, Run | Left]] = {
         ),
         "python -m sample.evaluate --model runs/sft --data held_out.jsonl --chat": Run("--samples 2"),
     },
+    "docs/performance.md": {
+        "pip install '.[bench]'": Left("takes an index; the test extra holds the same"),
+        "python -m benchmarks.run_all": Left("two hours of readings; test_benchmarks.py runs a row"),
+        "python -m benchmarks.scaling": Left("an hour of readings; test_benchmarks.py runs a series"),
+        "python -m benchmarks.accelerator": Left("test_benchmarks.py runs it"),
+    },
     "docs/planning.md": {
         "pip install '.[plan]'": Left("takes an index; the test extra holds the same"),
         "pip install '.[cuda]'": Left("takes an index, and 3 GB"),

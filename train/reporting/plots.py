@@ -17,7 +17,7 @@ Records = Sequence[Mapping[str, Any]]
 COLORS = ("#2563c9", "#e0702a", "#1f9d78", "#9a4fc0", "#c93550", "#8a7a1e", "#4a9fd8", "#6b6b6b")
 INK, FAINT = "#22262b", "#8b929b"
 BAND_NAMES = ("t < ¼", "¼ – ½", "½ – ¾", "t ≥ ¾")
-_STYLE = {
+STYLE = {
     "font.size": 9,
     "text.color": INK,
     "axes.edgecolor": "#c4c9d0",
@@ -119,7 +119,7 @@ def draw(curves: Mapping[str, Records]) -> Any:
     shown = [p for p in PANELS if any(_has(p, records) for records in curves.values())]
     columns = min(3, max(len(shown), 1))
     rows = math.ceil(len(shown) / columns) or 1
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, grid = plt.subplots(rows, columns, figsize=(4.4 * columns, 2.75 * rows + 0.5), squeeze=False)
         for axis, panel in zip(grid.flat, shown, strict=False):
             _draw_panel(axis, panel, curves)
@@ -186,7 +186,7 @@ def _draw_panel(axis: Any, panel: Panel, curves: Mapping[str, Records]) -> None:
 def svg(figure: Any) -> str:
     """The figure as an SVG element to put into a page."""
     stream = io.StringIO()
-    with pyplot().rc_context(_STYLE):
+    with pyplot().rc_context(STYLE):
         figure.savefig(stream, format="svg", metadata={"Date": None})
     text = stream.getvalue()
     return text[text.index("<svg") :]

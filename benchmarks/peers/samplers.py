@@ -1,4 +1,5 @@
-"""What benchmarks.sampling runs in processes of their own: our sampler, PyTorch's, and what else is read of ours."""
+"""What benchmarks.sampling and run_all run in processes of their own: our sampler, PyTorch's, and what else is read of
+ours."""
 
 import functools
 import os
@@ -6,6 +7,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from benchmarks.peers import torch_models
+from benchmarks.peers.cached_blocks import block_bias
 
 PROMPT = 64
 
@@ -32,13 +36,8 @@ def write(folder: Path, prompts: list[list[int]], settings: dict[str, Any], dtyp
 @functools.lru_cache(maxsize=1)
 def torch_model(folder: Path, *, is_causal: bool) -> Any:
     import torch
-    from transformers import AutoConfig, Qwen3ForCausalLM
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    config = AutoConfig.from_pretrained(folder)
-    config.is_causal = is_causal
-    model = Qwen3ForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32).eval()
+    model = torch_models.opened(folder, is_causal=is_causal)
     torch.set_num_threads(best_threads(model))
     return model
 
@@ -99,17 +98,16 @@ def unmask_in_torch(
     import torch
 
     B, P = prompts.shape
-    text = torch.cat([prompts, torch.full((B, gen_length), mask)], dim=1)
+    text = torch.cat([prompts, prompts.new_full((B, gen_length), mask)], dim=1)
     bias = None
     if visibility == "block_causal":
-        block = ((torch.arange(P + gen_length) - P) // block_length).clamp(min=-1)
-        bias = torch.zeros(1, 1, len(block), len(block)).masked_fill(block[None, :] > block[:, None], -torch.inf)
-    forbidden = torch.tensor([mask, *never])
+        bias = block_bias(P, P + gen_length, block_length, model.dtype, prompts.device)
+    forbidden = torch.tensor([mask, *never], device=prompts.device)
     many = block_length * steps // gen_length
     per_step = block_length // many
     for end in range(P + block_length, P + gen_length + 1, block_length):
         for _ in range(many):
-            logits = model(text, attention_mask=bias, use_cache=False).logits
+            logits = model(text, attention_mask=bias, use_cache=False).logits.float()
             logits[..., forbidden] = -torch.inf
             proposal = logits.argmax(-1)
             sure = logits.softmax(-1).gather(-1, proposal[..., None])[..., 0]

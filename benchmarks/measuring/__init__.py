@@ -1,0 +1,1 @@
+"""Readings of what peers/ does: which, in what order, on what machine, and what is made of them."""
