@@ -8,11 +8,13 @@ from benchmarks import start_up
 @pytest.mark.slow
 def test_a_second_start_finds_what_the_first_compiled(tmp_path):
     cold = start_up.first_text(tmp_path, tmp_path / "caches")
-    kept = set((tmp_path / "caches" / "qwen3llada_jax" / "compiled").glob("*-cache"))
+    folder = tmp_path / "caches" / "qwen3llada_jax" / "compiled"
+    kept = {file: file.stat().st_mtime_ns for file in folder.glob("*-cache")}
     assert kept
     warm = min(start_up.first_text(tmp_path, tmp_path / "caches") for _ in range(2))
     assert 0 < warm < cold
-    assert set((tmp_path / "caches" / "qwen3llada_jax" / "compiled").glob("*-cache")) == kept
+    # What took a moment less than is worth it may be kept by a later start; what is kept is not made again.
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept
 
 
 @pytest.mark.slow

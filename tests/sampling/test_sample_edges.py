@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 
 import qwen3llada_jax as q
 from qwen3llada_jax import cli
-from qwen3llada_jax.checkpoint import model_folder
+from qwen3llada_jax.checkpoint import stored_params
 from qwen3llada_jax.io.atomic_files import write_text
 from qwen3llada_jax.writing import completions, requests
 from qwen3llada_jax.writing.opening import open_folder
@@ -392,7 +392,7 @@ def test_k1_a_history_that_is_not_there_is_no_broken_json(here):
 
 
 def test_k1_a_refusal_keeps_its_own_words_while_something_is_written():
-    with pytest.raises(q.InputError, match=r"^what it is$"), model_folder.writing(Path("place")):
+    with pytest.raises(q.InputError, match=r"^what it is$"), stored_params.writing(Path("place")):
         raise q.InputError("what it is")
 
 
