@@ -184,7 +184,7 @@ def traced_step(config: Config, architecture: ModelConfig, mesh: Mesh) -> tuple[
         InputError: the mesh does not divide the model.
     """
     t = config.training
-    runtime = Runtime(config.dtype, t.attention, t.remat)
+    runtime = Runtime(config.dtype, t.attention, t.remat, layers_apart=True)
     graphdef, _, roles = model.abstract(architecture, runtime=runtime)
     tx = bad_updates.run_optimizer(config, t.max_steps or 1000, roles)
     shapes, shardings = state_shardings(architecture, tx, mesh, ema=config.training.ema_decay > 0)

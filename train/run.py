@@ -149,7 +149,7 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
     base = find_base_model(config, origin.run if origin else None)
     config = settled(config, base.blocks, base.config.enable_thinking, shift=base.config.shift)
     tokenizer, architecture = base.tokenizer, base.config
-    runtime = Runtime(config.dtype, config.training.attention, config.training.remat)
+    runtime = Runtime(config.dtype, config.training.attention, config.training.remat, layers_apart=True)
     kernels = [
         attention.choose(runtime.attention, jnp.dtype(config.dtype), length, architecture.head_dim)
         for length in lengths_of(config)

@@ -53,7 +53,7 @@ def ours(shape: Shape, rows: int, length: int, dtype: str) -> Run:
     config = read_config(None, [(name, str(value).lower()) for name, value in settings.items()])
     mask = shape["vocab_size"] - 1
     network = q.ModelConfig(**shape, rope_theta=1e6, mask_token_id=mask)
-    runtime = q.Runtime(config.dtype, config.training.attention, config.training.remat)
+    runtime = q.Runtime(config.dtype, config.training.attention, config.training.remat, layers_apart=True)
     graphdef, _, roles = model.abstract(network, runtime=runtime)
     mesh, tx = sharding.make_mesh(), optimizer(config, 100, roles)
     _, shardings = state_shardings(network, tx, mesh)

@@ -52,11 +52,14 @@ class Runtime:
         dtype: compute dtype; None means the weights' own. Norms, softmax, RoPE and logits are float32 always.
         attention: an implementation of `attention.IMPLEMENTATIONS`.
         remat: what the backward pass recomputes, a key of `REMAT_POLICIES`.
+        layers_apart: on one CPU compile each layer of 2 MB or more by itself rather than a loop over them: faster,
+            where a compiled program runs often enough to make up for compiling longer, as a training step does.
     """
 
     dtype: str | None = None
     attention: str = "auto"
     remat: str = "none"
+    layers_apart: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype is not None:
@@ -145,7 +148,8 @@ class Qwen3LLaDA(nnx.Module):
             layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT_POLICIES[self.runtime.remat])
         count = self.config.num_hidden_layers if where is None else self.config.num_hidden_layers - 1
         # Outside a loop XLA would compute it once and keep it; tiles are many attentions a layer.
-        apart = not is_computed_again and not isinstance(pairs, Tiles) and are_faster_apart(self.layers)
+        may_be_apart = self.runtime.layers_apart and not is_computed_again and not isinstance(pairs, Tiles)
+        apart = may_be_apart and are_faster_apart(self.layers)
         x = self.scan_layers(lambda x, _, weights: layer(x, weights), x, count, apart=apart)
         if where is not None:
             where = jnp.asarray(_places(where, *tokens.shape))

@@ -1,5 +1,7 @@
 """Layers taken apart: the same numbers, the same memory, and only where it is worth it."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -8,7 +10,10 @@ from flax import nnx
 import qwen3llada_jax as q
 from qwen3llada_jax.model import layers
 from qwen3llada_jax.model.layers import Layers, unstack_layers
+from qwen3llada_jax.model.model import abstract
 from qwen3llada_jax.sampling import loop
+
+APART = q.Runtime(layers_apart=True)
 
 
 @pytest.fixture(scope="module")
@@ -128,29 +133,37 @@ def _loops_over_layers(model, where=None, mask=None) -> list[int]:
 
 
 def test_training_on_one_cpu_takes_large_layers_apart(wide):
-    assert _loops_over_layers(wide) == [3, 3]
-    assert _loops_over_layers(wide, where=np.zeros((2, 1), int)) == [2, 2]
-    computed_again = [q.Runtime(remat="full"), q.Runtime("bfloat16")]
-    small = q.Qwen3LLaDA(q.ModelConfig(97, 32, 64, 3, 4, 2, 8, mask_token_id=96), rngs=nnx.Rngs(0))
-    others = [q.Qwen3LLaDA(wide.config, rngs=nnx.Rngs(0), runtime=runtime) for runtime in computed_again]
-    for other in (small, *others):
+    """Not where they are small, not on several devices, not what is computed again, and never unless asked."""
+    small = q.ModelConfig(97, 32, 64, 3, 4, 2, 8, mask_token_id=96)
+
+    def model(config, runtime):
+        return q.Qwen3LLaDA(config, rngs=nnx.Rngs(0), runtime=runtime)
+
+    asked = model(wide.config, APART)
+    assert _loops_over_layers(asked) == [3, 3]
+    assert _loops_over_layers(asked, where=np.zeros((2, 1), int)) == [2, 2]
+    computed_again = [dataclasses.replace(APART, **how) for how in ({"remat": "full"}, {"dtype": "bfloat16"})]
+    for other in (wide, model(small, APART), *(model(wide.config, how) for how in computed_again)):
         assert _loops_over_layers(other) == [1, 1]
     with jax.set_mesh(q.make_mesh(data=8)):
-        assert _loops_over_layers(wide) == [1, 1]
+        assert _loops_over_layers(asked) == [1, 1]
 
 
 @pytest.mark.slow
-def test_layers_that_are_taken_apart_have_the_same_gradients(wide, monkeypatch):
-    graphdef, params = nnx.split(wide, nnx.Param)
+def test_layers_that_are_taken_apart_have_the_same_gradients(wide):
+    params = nnx.state(wide, nnx.Param)
     tokens = np.random.default_rng(0).integers(0, 97, (2, 16))
 
-    def loss(params):
-        network = nnx.merge(graphdef, params)
-        return jax.nn.logsumexp(network.logits(network.hidden(tokens)), axis=-1).sum()
+    def value_and_grad(runtime):
+        graphdef, *_ = abstract(wide.config, runtime=runtime)
 
-    apart = jax.jit(jax.value_and_grad(loss))(params)
-    monkeypatch.setattr(layers, "_WORTH_IT", np.inf)
-    stacked = jax.jit(jax.value_and_grad(loss))(params)
+        def loss(params):
+            network = nnx.merge(graphdef, params)
+            return jax.nn.logsumexp(network.logits(network.hidden(tokens)), axis=-1).sum()
+
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+    apart, stacked = value_and_grad(APART), value_and_grad(q.Runtime())
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), apart, stacked)
 
 
