@@ -1,4 +1,7 @@
-"""A forward pass of a folder's weights, all logits: ours, and transformers' with sdpa, eagerly or by torch.compile."""
+"""A forward pass of a folder's weights, all logits: ours, and transformers' with sdpa, eagerly or by torch.compile.
+
+Ours is compiled, with its layers laid out as a sampler's are.
+"""
 
 from collections.abc import Callable
 
@@ -18,10 +21,14 @@ def ours(folder: str, dtype: str) -> Callable[[np.ndarray], object]:
     from flax import nnx
 
     import qwen3llada_jax as q
+    from qwen3llada_jax.model.layers import unstack_layers
 
     model = q.load(folder, dtype)
-    forward = nnx.jit(lambda model, tokens: model(tokens))
-    return lambda tokens: jax.block_until_ready(forward(model, jax.numpy.asarray(tokens)))
+    model.layers = unstack_layers(model.layers)
+    graphdef, params = nnx.split(model)
+    # nnx.jit would give the weights back as well, which is a copy of them.
+    forward = jax.jit(lambda params, tokens: nnx.merge(graphdef, params)(tokens))
+    return lambda tokens: jax.block_until_ready(forward(params, jax.numpy.asarray(tokens)))
 
 
 def in_torch(way: str, folder: str, dtype: str) -> Callable[[np.ndarray], object]:
