@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 
 import qwen3llada_jax as q
 from qwen3llada_jax import cli
-from qwen3llada_jax.checkpoint import stored_params
+from qwen3llada_jax.checkpoint import model_folder, stored_params
 from qwen3llada_jax.io.atomic_files import write_text
 from qwen3llada_jax.writing import completions, requests
 from qwen3llada_jax.writing.opening import open_folder
