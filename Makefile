@@ -67,7 +67,7 @@ lint: .venv/ready
 bench: smollm2
 	$(BIN)/python -m benchmarks.run_all
 	$(BIN)/python -m benchmarks.scaling
-	$(BIN)/python -m benchmarks.start_up
+	$(BIN)/python -m benchmarks.measuring.start_up
 	$(BIN)/python -m benchmarks.weight_import
 	$(BIN)/python -m benchmarks.save_hold
 	$(BIN)/python -m benchmarks.interruptions

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import start_up
+from benchmarks.measuring import start_up
 
 
 @pytest.mark.slow

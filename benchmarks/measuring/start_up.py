@@ -1,6 +1,6 @@
 """Seconds from the command to the first update, and to the first text: what a user waits for.
 
-    python -m benchmarks.start_up [--readings 7] [--out out/start_up.json]
+    python -m benchmarks.measuring.start_up [--readings 7] [--out out/start_up.json]
 
 `train.run` and `sample.generate` with the bundled tiny model, each reading a process of its own, the ways in turns:
 cold (nothing compiled before, no text tokenized), and warm (the same command once more, in another folder). The time
@@ -18,7 +18,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "examples" / "tiny-qwen3"
 TEXT = ROOT / "examples" / "data" / "shakespeare" / "valid.txt"
 FIRST_UPDATE, FIRST_TOKEN = "first update", "first text"
