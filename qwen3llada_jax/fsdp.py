@@ -14,7 +14,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from qwen3llada_jax.sharding import FSDP, RULES, mesh_axes, spec, ways
+from qwen3llada_jax.sharding import FSDP, RULES, mesh_axes, per_device, spec, ways
 
 _TILE, _LANES = 8, 128  # a TPU holds the last two axes of an array in tiles of 8 × 128
 
@@ -74,7 +74,7 @@ def _product_forward(x: Array, weight: Array, axes: tuple[str, str]) -> tuple[Ar
 def _product_backward(axes: tuple[str, str], kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, weight = kept
     rows, split = mesh_axes("batch"), mesh_axes("embed")
-    of_outputs, of_inputs = (P(RULES["batch"], None if RULES[axis] == FSDP else RULES[axis]) for axis in axes)
+    of_outputs, of_inputs = (("batch", "act_embed" if RULES[axis] == FSDP else axis) for axis in axes)
 
     def of_weight(x: Array, gradient: Array) -> Array:
         hidden_last = RULES[axes[1]] == FSDP
@@ -82,7 +82,7 @@ def _product_backward(axes: tuple[str, str], kept: tuple[Array, Array], gradient
         share = _sum_over(_scatter_columns(whole, split), rows, split)
         return share if hidden_last else share.T
 
-    scattered = jax.shard_map(of_weight, in_specs=(of_inputs, of_outputs), out_specs=spec(axes), check_vma=False)
+    scattered = per_device(of_weight, (of_inputs, of_outputs), axes)
     return jnp.einsum("ro,oi->ri", gradient, weight), scattered(x, gradient)
 
 

@@ -35,7 +35,6 @@ from qwen3llada_jax.io.buckets import place
 from qwen3llada_jax.model import attention, model
 from qwen3llada_jax.model.config import PRESETS, ModelConfig
 from qwen3llada_jax.model.head import positions_at_once
-from qwen3llada_jax.model.model import Runtime
 
 from .checkpoint.base_model import blocks_of, check_length, settled, shift_of
 from .config.mix import mix_of
@@ -50,7 +49,7 @@ from .planning import hlo_analysis, saved_activations
 from .planning.hardware import Hardware, hardware_of
 from .planning.jaxpr_analysis import traced
 from .planning.plan_report import Memory, Plan, as_text, gib
-from .step import DRAWN, make_train_step, rows_of_a_pass, rows_sharding, state_shardings
+from .step import DRAWN, make_train_step, rows_of_a_pass, rows_sharding, runtime_of, state_shardings
 
 _MOST_COMPILES = 6
 NOISED_SHARE = 0.5  # of the tokens go through the head: the mean noise level of a schedule symmetric in t
@@ -184,8 +183,7 @@ def traced_step(config: Config, architecture: ModelConfig, mesh: Mesh) -> tuple[
         InputError: the mesh does not divide the model.
     """
     t = config.training
-    runtime = Runtime(config.dtype, t.attention, t.remat, layers_apart=True)
-    graphdef, _, roles = model.abstract(architecture, runtime=runtime)
+    graphdef, _, roles = model.abstract(architecture, runtime=runtime_of(config))
     tx = bad_updates.run_optimizer(config, t.max_steps or 1000, roles)
     shapes, shardings = state_shardings(architecture, tx, mesh, ema=config.training.ema_decay > 0)
     state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)

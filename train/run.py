@@ -27,7 +27,6 @@ from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.io import buckets
 from qwen3llada_jax.io.atomic_files import check_folder, make_folder, remove_parts, write_text
 from qwen3llada_jax.model import attention, model
-from qwen3llada_jax.model.model import Runtime
 from qwen3llada_jax.process import compilation_cache
 
 from .checkpoint.base_model import BaseModel, find_base_model, settled
@@ -58,6 +57,7 @@ from .step import (
     make_train_step,
     rows_of_a_pass,
     rows_sharding,
+    runtime_of,
     state_shardings,
     to_devices,
 )
@@ -149,7 +149,7 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
     base = find_base_model(config, origin.run if origin else None)
     config = settled(config, base.blocks, base.config.enable_thinking, shift=base.config.shift)
     tokenizer, architecture = base.tokenizer, base.config
-    runtime = Runtime(config.dtype, config.training.attention, config.training.remat, layers_apart=True)
+    runtime = runtime_of(config)
     kernels = [
         attention.choose(runtime.attention, jnp.dtype(config.dtype), length, architecture.head_dim)
         for length in lengths_of(config)

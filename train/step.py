@@ -16,7 +16,7 @@ from qwen3llada_jax import sharding
 from qwen3llada_jax.cross_entropy import cross_entropy
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model import model
-from qwen3llada_jax.model.model import Qwen3LLaDA
+from qwen3llada_jax.model.model import Qwen3LLaDA, Runtime
 from qwen3llada_jax.model.roles import roles_of
 
 from .config.schema import Config
@@ -28,6 +28,12 @@ from .optim import bad_updates, freeze, optimizer
 State = dict[str, Any]  # {"params", "opt", "step"}, and "ema" where an average of the weights is kept
 BANDS = 4  # noise levels [0, ¼), … that the loss is also reported for
 DRAWN = "drawn_objective"  # the scope of a mixture's branches, by which a plan knows them
+
+
+def runtime_of(config: Config) -> Runtime:
+    """How a training step computes."""
+    t = config.training
+    return Runtime(config.dtype, t.attention, t.remat, layers_apart=True)
 
 
 def to_devices(batch: Batch, mesh: Mesh, row_ids: Int[np.ndarray, " B"] | None = None) -> DeviceBatch:

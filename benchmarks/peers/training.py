@@ -42,7 +42,7 @@ def ours(shape: Shape, rows: int, length: int, dtype: str) -> Run:
     from train.data.loader import Batch
     from train.objective import objective_of
     from train.optim.optimizer import optimizer
-    from train.step import make_train_step, state_shardings, to_devices
+    from train.step import make_train_step, runtime_of, state_shardings, to_devices
 
     settings = {
         "training.mode": "pretrain", "training.batch_size": rows, "training.micro_batch_size": rows,
@@ -53,8 +53,7 @@ def ours(shape: Shape, rows: int, length: int, dtype: str) -> Run:
     config = read_config(None, [(name, str(value).lower()) for name, value in settings.items()])
     mask = shape["vocab_size"] - 1
     network = q.ModelConfig(**shape, rope_theta=1e6, mask_token_id=mask)
-    runtime = q.Runtime(config.dtype, config.training.attention, config.training.remat, layers_apart=True)
-    graphdef, _, roles = model.abstract(network, runtime=runtime)
+    graphdef, _, roles = model.abstract(network, runtime=runtime_of(config))
     mesh, tx = sharding.make_mesh(), optimizer(config, 100, roles)
     _, shardings = state_shardings(network, tx, mesh)
 
