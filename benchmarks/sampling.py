@@ -24,17 +24,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from benchmarks.peers import shapes
 from benchmarks.peers.samplers import PROMPT, memory, other_length, write, write_in_torch
 from benchmarks.peers.torch_models import make_folder
 
-SMALL = {
-    "vocab_size": 4096, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6,
-    "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 32, "tie_word_embeddings": False,
-}  # fmt: skip
-LARGE = {
-    "vocab_size": 151_936, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
-    "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": True,
-}  # fmt: skip
+SMALL, LARGE = {**shapes.SMALL, "tie_word_embeddings": False}, shapes.QWEN3_06B
 ALLOWANCE = 300e6  # bytes beside parameters, caches and one block of logits
 
 
@@ -187,9 +181,9 @@ def main() -> None:
     print(f"{report['cores']} cores, load of the last minute before the start {report['load']:.1f}")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        shapes = {"small": (SMALL, 128, 128, 1.4), "large": (LARGE, 32, 8, 1.5)}
+        sizes = {"small": (SMALL, 128, 128, 1.4), "large": (LARGE, 32, 8, 1.5)}
         groups: dict[str, list[Row]] = {}
-        for name, (shape, gen_length, steps, target) in shapes.items():
+        for name, (shape, gen_length, steps, target) in sizes.items():
             if flags.only in (None, name):
                 with process() as maker:
                     maker.submit(make_folder, folder / name, shape).result()
