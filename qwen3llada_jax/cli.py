@@ -129,6 +129,7 @@ class Parser(argparse.ArgumentParser):
         settings.setdefault("prog", os.path.basename(sys.argv[0]))  # since 3.14 argparse says `python3 -m …`
         super().__init__(
             description=sys.modules[flags.__module__].__doc__,
+            epilog=_ENVIRONMENT,
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             **settings,
@@ -242,6 +243,10 @@ class _PrintCompletion(argparse.Action):
         parser.exit()
 
 
+_ENVIRONMENT = """environment:
+  QWEN3LLADA_HUGE_PAGES=0         no huge pages for what is computed on a CPU
+  JAX_ENABLE_COMPILATION_CACHE=0  keep no compiled programs for the next start
+  (docs/command_line.md, Starting)"""
 _COMPLETION = "print completions for a shell, and stop"
 # The type of a field → what reads it from its text, and what stands for it in the help.
 _READERS: dict[Any, tuple[Callable[[str], Any], str | None]] = {

@@ -20,6 +20,7 @@ import qwen3llada_jax.__main__ as command
 from qwen3llada_jax import cli
 from qwen3llada_jax.__main__ import main
 from qwen3llada_jax.cli import flag
+from qwen3llada_jax.process.huge_pages import SWITCH
 from sample import compare, generate
 
 PROGRAMS = (
@@ -192,6 +193,7 @@ def test_every_program_declares_a_frozen_dataclass(program, capsys):
     assert flags.__dataclass_params__.frozen
     options = cli.Parser(flags)._option_string_actions
     text = shown(capsys, flags, "--help")
+    assert f"\n  {SWITCH}=0 " in text
     for field in dataclasses.fields(flags):
         keys = field.metadata["keys"]
         names = [f"--{key}" for key in keys] if keys else list(field.metadata["names"])
