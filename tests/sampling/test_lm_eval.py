@@ -353,7 +353,20 @@ def test_flags_win_over_a_tasks_settings_and_those_over_the_models():
 @pytest.mark.soak
 @pytest.mark.skipif(not SMOLLM2.is_dir(), reason=f"SmolLM2 is not at {SMOLLM2}: `make smollm2` fetches it")
 def test_a_real_model_answers_as_transformers(place, tmp_path):
-    results, samples = ran(place, tmp_path / "a", "my_choices,my_guess,my_texts,my_greedy", model=SMOLLM2)
+    """Twice the same, and the same texts and judgments one by one as eight at once."""
+    eight, again, one = (
+        ran(place, tmp_path / name, "my_choices,my_guess,my_texts,my_greedy", "--batch-size", size, model=SMOLLM2)
+        for name, size in (("eight", 8), ("again", 8), ("one", 1))
+    )
+    assert eight == again
+    results, samples = eight
+    for task, found in results.items():
+        for name, value in found.items():
+            assert one[0][task][name] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-5))
+    assert [x["resps"] for x in one[1]["my_greedy"]] == [x["resps"] for x in samples["my_greedy"]]
+    for task in ("my_choices", "my_guess", "my_texts"):
+        pair = [measured(x[task], "log_likelihood") for x in (one[1], samples)]
+        np.testing.assert_allclose(*pair, rtol=1e-4, atol=1e-4)
     reference = AutoModelForCausalLM.from_pretrained(SMOLLM2, dtype=torch.float32).eval()
     tokenizer = q.load_tokenizer(SMOLLM2)
     for sample in samples["my_choices"]:
@@ -365,4 +378,3 @@ def test_a_real_model_answers_as_transformers(place, tmp_path):
             expected = sum(float(logs[i - 1, ids[i]]) for i in range(len(given), len(ids)))
             assert said["log_likelihood"] == pytest.approx(expected, abs=1e-3)
     assert 0 < results["my_texts"]["bits_per_byte,none"] < 2
-    assert ran(place, tmp_path / "b", "my_choices,my_guess,my_texts,my_greedy", model=SMOLLM2) == (results, samples)
