@@ -11,7 +11,7 @@ ADAPT := --dataset.name examples/data/shakespeare/train.txt --dataset.config nul
 ASK := "$$(printf 'KING RICHARD III:\nMy lord, ')"
 WRITE := --gen-length 64 --temperature 0.7 --repetition-penalty 1
 
-.PHONY: setup demo demo-real smollm2 test soak journey lint bench clean
+.PHONY: setup demo demo-real smollm2 test soak journey long lint bench clean
 
 setup: .venv/ready
 
@@ -58,6 +58,10 @@ soak: .venv/ready
 # What a user types: the commands of README and docs, and the wheel alone in an environment without PyTorch.
 journey: .venv/ready
 	$(BIN)/python -m pytest -m journey
+
+# Both at once, so that no core waits for the other.
+long: .venv/ready
+	$(BIN)/python -m pytest --dist loadgroup -m "soak or journey"
 
 lint: .venv/ready
 	$(BIN)/ruff check .

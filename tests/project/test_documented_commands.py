@@ -22,6 +22,7 @@ from qwen3llada_jax.errors import InputError
 from train.config.parse import read_config
 from train.config.schema import Config, flat
 
+pytestmark = pytest.mark.xdist_group("documented commands")  # typed one after the other, in one copy
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")))]
 ROOMS = ("qwen3llada_jax", "converters", "train", "sample", "benchmarks")
 

@@ -16,7 +16,7 @@ from conftest import DATA, QWEN3_TEMPLATE, ROOT, TINY
 
 from qwen3llada_jax.commands import COMMANDS
 
-pytestmark = [pytest.mark.slow, pytest.mark.journey]
+pytestmark = [pytest.mark.slow, pytest.mark.journey, pytest.mark.xdist_group("wheel")]  # one environment for all
 PACKAGES = ("qwen3llada_jax", "converters", "train", "sample")
 WITH_EXTRAS = {"qwen3llada_jax.sample.tasks.harness": "lm_eval"}  # modules that cannot do without what an extra brings
 QUICK = ["--training.max_steps", "3", "--training.batch_size", "4", "--training.max_length", "128"]
