@@ -37,6 +37,16 @@ def _all_but_gathered_weights(primitive: Any, *_: Any, **__: Any) -> bool:
     return primitive.name not in _ON_THE_WAY
 
 
+# What takes a layer out of the stack.
+_TAKES = ("dynamic_slice", "squeeze")
+
+
+def _all_but_taken_weights(policy: Callable[..., Any] | None) -> Callable[..., Any]:
+    """What a policy (None: everything) keeps for the backward pass, but for layers out of the stack: all of them would
+    be a second stack."""
+    return lambda primitive, *x, **y: primitive.name not in _TAKES and (policy is None or policy(primitive, *x, **y))
+
+
 REMAT_POLICIES: dict[str, Callable[..., Any]] = {
     "none": _all_but_gathered_weights,
     "dots": checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -138,39 +148,54 @@ class Qwen3LLaDA(nnx.Module):
         # Once, not in every layer; splash takes coordinates.
         pairs = visible if kind.startswith("splash") else coordinates.laid_out(visible, L, in_runs=kind == "xla")
 
-        def layer(x: Array, weights: Layers) -> Array:
+        def layer(x: Array, _: Array | int, weights: Layers) -> Array:
             return weights(x, rope, pairs, kind)
 
         # Gathered or cast, they would be kept for the backward pass, every layer's.
         weights_are_made = sharding.mesh_axes("embed") or self.compute_dtype != self.embed_tokens.dtype
         is_computed_again = self.runtime.remat != "none" or weights_are_made
-        if is_computed_again:
-            layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT_POLICIES[self.runtime.remat])
         count = self.config.num_hidden_layers if where is None else self.config.num_hidden_layers - 1
         # Outside a loop XLA would compute it once and keep it; tiles are many attentions a layer.
         may_be_apart = self.runtime.layers_apart and not is_computed_again and not isinstance(pairs, Tiles)
         apart = may_be_apart and are_faster_apart(self.layers)
-        x = self.scan_layers(lambda x, _, weights: layer(x, weights), x, count, apart=apart)
+        policy = REMAT_POLICIES[self.runtime.remat] if is_computed_again else None
+        x = self.scan_layers(layer, x, count, apart=apart, policy=policy)
         if where is not None:
             where = jnp.asarray(_places(where, *tokens.shape))
             x = self._last_layer(x).only_at(where, x, rope, coordinates.seen_from(visible, where))
         return rms_norm(x, self.norm[...], self.config.rms_norm_eps)
 
     def scan_layers(
-        self, step: Callable[[Any, Array | int, Layers], Any], carry: Any, count: int, *, apart: bool = False
+        self,
+        step: Callable[[Any, Array | int, Layers], Any],
+        carry: Any,
+        count: int,
+        *,
+        apart: bool = False,
+        policy: Callable[..., Any] | None = None,
     ) -> Any:
         """`step(carry, number, layer)` over the first `count` layers.
 
         Compiled once for all layers of a stack, or `apart`: each by itself, without copies to the stack and from it.
+
+        Args:
+            policy: what of a step is kept for the backward pass; None: everything.
         """
         layers = self.layers
+        numbers, unroll = jnp.arange(count), count if apart else 1
+        if isinstance(layers, Layers) and count < self.config.num_hidden_layers:  # a part of it would be a copy
+
+            def one(carry: Any, number: Array) -> Any:
+                return step(carry, number, layers.one(number))
+
+            one = jax.checkpoint(one, prevent_cse=False, policy=_all_but_taken_weights(policy))
+            return jax.lax.scan(lambda carry, n: (one(carry, n), None), carry, numbers, unroll=unroll)[0]
+        if policy is not None:
+            step = jax.checkpoint(step, prevent_cse=False, policy=policy)
         if isinstance(layers, nnx.List):
             for number in range(count):
                 carry = step(carry, number, layers[number])
             return carry
-        numbers, unroll = jnp.arange(count), count if apart else 1
-        if count < self.config.num_hidden_layers:  # a part of the stack would be a copy of it
-            return jax.lax.scan(lambda x, n: (step(x, n, layers.one(n)), None), carry, numbers, unroll=unroll)[0]
         return jax.lax.scan(lambda carry, x: (step(carry, *x), None), carry, (numbers, layers), unroll=unroll)[0]
 
     def _last_layer(self, x: Float[Array, "B L D"]) -> Layers:

@@ -176,3 +176,23 @@ def test_weights_can_be_donated_after_sampling(wide):
     before = jax.tree.map(lambda x: x.unsafe_buffer_pointer(), params)
     after = jax.jit(lambda p: jax.tree.map(lambda x: x + 1, p), donate_argnums=0)(params)
     assert sorted(_pointers(after)) == sorted(jax.tree.leaves(before))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_no_second_stack_is_kept_where_the_last_layer_computes_a_part(remat, dtype):
+    """Block diffusion: what is taken out of the stack is taken again in the backward pass."""
+    shape = q.ModelConfig(97, 256, 512, 8, 4, 2, 64, mask_token_id=96, live_vocab_size=96)
+    network = q.Qwen3LLaDA(shape, rngs=nnx.Rngs(0), runtime=q.Runtime(dtype=dtype, remat=remat))
+    graphdef, state = nnx.split(network, nnx.Param)
+    params, tokens = nnx.to_pure_dict(state), np.arange(16)[None]
+
+    def temporaries(where) -> int:
+        def loss(params):
+            return nnx.merge(graphdef, params).hidden(tokens, where=where).astype("float32").sum()
+
+        return jax.jit(jax.grad(loss)).lower(params).compile().memory_analysis().temp_size_in_bytes
+
+    stack = sum(x.size for x in jax.tree.leaves(params["layers"])) * 4
+    assert temporaries(np.arange(8)[None]) < temporaries(None) + 0.4 * stack
