@@ -146,6 +146,7 @@ print(sum(x.nbytes for x in jax.tree.leaves(model)))
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("folders", ["bfloat16"], indirect=True)
 def test_memory_of_an_opened_model(folders, tmp_path):
     """What is mapped is none of the process's own; at its peak it has gained the parameters, and little more."""
     V, D = 100_000, 512
