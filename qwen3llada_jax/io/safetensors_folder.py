@@ -5,6 +5,7 @@ belong to, because its own readers would copy each tensor twice on the way into 
 """
 
 import json
+import mmap
 import os
 import re
 import struct
@@ -125,6 +126,26 @@ def _header(file: Path) -> dict[str, StoredTensor]:
         name: StoredTensor(file, DTYPES[e["dtype"]], tuple(e["shape"]), 8 + size + e["data_offsets"][0])
         for name, e in header.items()
     }
+
+
+def mapped(tensor: StoredTensor) -> np.ndarray:
+    """A tensor's bytes where they lie in the file, read when they are first used.
+
+    What is written there stays in this process. A file that is replaced stays whole under the mapping; one that is cut
+    short in place takes the process down (SIGBUS).
+
+    Raises:
+        InputError: a file that ends early or cannot be read.
+    """
+    size = int(np.prod(tensor.shape)) * tensor.dtype.itemsize
+    try:
+        with tensor.file.open("rb") as file:
+            whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    except OSError as error:
+        raise InputError(f"{tensor.file}: cannot be read ({error.strerror})") from error
+    if len(whole) < tensor.offset + size:
+        raise InputError(f"{tensor.file}: ends early; download it again")
+    return np.frombuffer(whole, np.uint8, size, tensor.offset).view(tensor.dtype).reshape(tensor.shape)
 
 
 class Reader:

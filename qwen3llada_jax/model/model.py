@@ -139,8 +139,21 @@ class Qwen3LLaDA(nnx.Module):
             InputError: arguments whose kind or shape does not fit.
         """
         tokens = jnp.asarray(arguments.rows("tokens", tokens))
-        L = tokens.shape[1]
         visible: Any = masks.for_model(mask, self.config, *tokens.shape)
+        if where is not None:
+            where = jnp.asarray(_places(where, *tokens.shape))
+        given = (self, tokens, visible, positions, where)
+        is_late = sharding.is_one_cpu() and not _are_traced(given) and is_converted_on_cpu(self)
+        return _hidden_late(*given) if is_late else Qwen3LLaDA._hidden(*given)
+
+    def _hidden(
+        self,
+        tokens: Int[Array, "B L"],
+        visible: Any,
+        positions: Int[Array, "B L"] | None,
+        where: Int[Array, "B W"] | None,
+    ) -> Float[Array, "B W D"]:
+        L = tokens.shape[1]
         x = constrain(lookup(self.embed_tokens[...], tokens, self.compute_dtype), "batch", "length", "act_embed")
         positions = masks.positions_of(visible, positions, *tokens.shape)
         rope = rope_tables(self.config, positions)
@@ -161,7 +174,6 @@ class Qwen3LLaDA(nnx.Module):
         policy = REMAT_POLICIES[self.runtime.remat] if is_computed_again else None
         x = self.scan_layers(layer, x, count, apart=apart, policy=policy)
         if where is not None:
-            where = jnp.asarray(_places(where, *tokens.shape))
             x = self._last_layer(x).only_at(where, x, rope, coordinates.seen_from(visible, where))
         return rms_norm(x, self.norm[...], self.config.rms_norm_eps)
 
@@ -219,6 +231,24 @@ class Qwen3LLaDA(nnx.Module):
     def logits(self, hidden: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
         """Unnormalized log-probabilities of the given hidden states (any positions), float32."""
         return jnp.einsum("bld,vd->blv", hidden, self.head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+
+# For `jax.jit(compiler_options=…)` where `is_converted_on_cpu`: each layer's weights are converted where they are used.
+# XLA likes to convert all weights before the first layer and to hold both.
+CONVERTED_LATE = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
+_hidden_late = jax.jit(Qwen3LLaDA._hidden, compiler_options=CONVERTED_LATE)
+
+
+def _are_traced(given: Any) -> bool:
+    """Whether these are a part of a program that is being traced, where what is computed anew is a tracer too."""
+    return any(isinstance(x, jax.core.Tracer) for x in (jnp.zeros(()), *jax.tree.leaves(given)))
+
+
+def is_converted_on_cpu(model: Qwen3LLaDA) -> bool:
+    """Whether XLA converts the weights before it multiplies: CPUs do so in float32."""
+    weights = jax.tree.leaves(model)
+    platforms = {device.platform for x in weights if isinstance(x, jax.Array) for device in x.devices()}
+    return "cpu" in platforms and {str(x.dtype) for x in weights} | {str(jnp.dtype(model.compute_dtype))} != {"float32"}
 
 
 def _places(where: Any, rows: int, length: int) -> Int[Array, "B W"]:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from qwen3llada_jax import sharding
-from qwen3llada_jax.model.model import Qwen3LLaDA
+from qwen3llada_jax.model.model import Qwen3LLaDA, is_converted_on_cpu
 from qwen3llada_jax.sampling import layout, loop
 from qwen3llada_jax.sampling.config import SamplerConfig
 from qwen3llada_jax.sampling.passes import memory as memories
@@ -147,7 +147,7 @@ def _stepper(
     model: Qwen3LLaDA, inputs: GenerationInputs, config: SamplerConfig
 ) -> Callable[[SamplerState, int], SamplerState]:
     """So many passes more: the one program that `generate`, `watch` and everything that shows the writing run."""
-    is_late = loop.is_converted_on_cpu(model)
+    is_late = is_converted_on_cpu(model)
     structure = config.structure(model.config)
     model, parameters = loop.laid_out(model, config, is_late), config.parameters()
     rows = np.int32(len(inputs.steps))
@@ -168,7 +168,7 @@ def _started(model: Qwen3LLaDA, canvas: Canvas, inputs: GenerationInputs, config
     zero, zeros, done = np.zeros(B, np.int32), np.zeros((B, G), np.int32), ~np.asarray(canvas.is_masked).any(axis=1)
     cache = None
     if config.cache != "none":
-        is_late = loop.is_converted_on_cpu(model)
+        is_late = is_converted_on_cpu(model)
         cache = loop.begin[is_late](model, canvas, inputs, config.structure(model.config))
     parameters = config.parameters()
     memory = memories.blank(parameters, B, G * config.block_length, model.config.vocab_size)

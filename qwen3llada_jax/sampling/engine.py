@@ -16,7 +16,7 @@ from jaxtyping import PRNGKeyArray
 from qwen3llada_jax import arguments, sharding
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model import kv_cache as kv
-from qwen3llada_jax.model.model import Qwen3LLaDA
+from qwen3llada_jax.model.model import Qwen3LLaDA, is_converted_on_cpu
 from qwen3llada_jax.sampling import layout, loop
 from qwen3llada_jax.sampling.admission import admitted
 from qwen3llada_jax.sampling.config import SamplerConfig
@@ -101,7 +101,7 @@ class Engine:
         sharding.check_rows(slots)
         self.config.check_rows(1)
         check_memory(model.config, slots, self.length, self.config)
-        self._structure, self._is_late = self.config.structure(model.config), loop.is_converted_on_cpu(model)
+        self._structure, self._is_late = self.config.structure(model.config), is_converted_on_cpu(model)
         self._given, self._model = model, loop.laid_out(model, self.config, self._is_late)
         self._start(slots)
 

@@ -1,5 +1,6 @@
 """The compiled programs of the sampler: passes until rows are done, and where everything lies meanwhile."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from jaxtyping import Array, Bool, Int
 
 from qwen3llada_jax.model.kv_cache import AXES, Cache
 from qwen3llada_jax.model.layers import unstack_layers
-from qwen3llada_jax.model.model import Qwen3LLaDA
+from qwen3llada_jax.model.model import CONVERTED_LATE, Qwen3LLaDA
 from qwen3llada_jax.sampling.config import SamplerConfig
 from qwen3llada_jax.sampling.parameters import Parameters, Structure
 from qwen3llada_jax.sampling.passes.forward import block_start_differs, first_cache, with_new_rows
@@ -67,13 +68,6 @@ def laid_out(model: Qwen3LLaDA, config: SamplerConfig, is_converted: bool) -> Qw
     model = jax.tree.map(lambda x: x, model)  # a shallow copy
     model.layers = unstack_layers(model.layers)
     return model
-
-
-def is_converted_on_cpu(model: Qwen3LLaDA) -> bool:
-    """Whether XLA converts the weights before it multiplies: CPUs do so in float32."""
-    weights = jax.tree.leaves(model)
-    platforms = {device.platform for x in weights if isinstance(x, jax.Array) for device in x.devices()}
-    return "cpu" in platforms and {str(x.dtype) for x in weights} | {str(jnp.dtype(model.compute_dtype))} != {"float32"}
 
 
 def passes_of(
@@ -152,17 +146,9 @@ def served(
 
 
 def _programs(function: Callable[..., Any], donated: tuple[str, ...] = ()) -> dict[bool, Any]:
-    """A function compiled as XLA likes it; and (True) so that each layer's weights are converted where they are used.
-
-    XLA likes to convert all weights before the first pass and to hold both.
-    """
-    late = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
-    return {
-        is_late: jax.jit(
-            function, static_argnames="structure", donate_argnames=donated, compiler_options=late if is_late else None
-        )
-        for is_late in (False, True)
-    }
+    """A function compiled as XLA likes it, and (True) so that each layer's weights are converted where it is used."""
+    compiled = functools.partial(jax.jit, function, static_argnames="structure", donate_argnames=donated)
+    return {False: compiled(), True: compiled(compiler_options=CONVERTED_LATE)}
 
 
 begin = _programs(first_cache)

@@ -3,12 +3,13 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 import qwen3llada_jax as q
-from qwen3llada_jax.model import layers
+from qwen3llada_jax.model import layers, model
 from qwen3llada_jax.model.layers import Layers, unstack_layers
 from qwen3llada_jax.model.model import abstract
 from qwen3llada_jax.sampling import loop
@@ -23,11 +24,11 @@ def wide():
     return q.Qwen3LLaDA(config, rngs=nnx.Rngs(0))
 
 
-def _taken_apart(model: q.Qwen3LLaDA) -> q.Qwen3LLaDA:
-    model = jax.tree.map(lambda x: x, model)
-    model.layers = unstack_layers(model.layers)
-    assert isinstance(model.layers, nnx.List)
-    return model
+def _taken_apart(network: q.Qwen3LLaDA) -> q.Qwen3LLaDA:
+    network = jax.tree.map(lambda x: x, network)
+    network.layers = unstack_layers(network.layers)
+    assert isinstance(network.layers, nnx.List)
+    return network
 
 
 def _pointers(tree) -> list[int]:
@@ -93,6 +94,49 @@ def test_no_converted_copy_of_the_weights_is_held(dtype, compute, cache, monkeyp
     in_float32 = sum(x.size for x in jax.tree.leaves(model.layers)) * 4
     assert list(temporaries) == [(name, True) for name in names]
     assert all(size < in_float32 / 4 for size in temporaries.values()), temporaries
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "compute"), [("bfloat16", None), ("float16", None), ("float32", "bfloat16")])
+@pytest.mark.parametrize("where", [None, [[3, 5]]])
+def test_a_plain_call_holds_none_either(dtype, compute, where, monkeypatch):
+    """And computes what its caller's own program does, in which XLA converts as it likes."""
+    shape = q.ModelConfig(97, 256, 512, 8, 4, 2, 64, mask_token_id=96, live_vocab_size=96)
+    network = q.Qwen3LLaDA(shape, rngs=nnx.Rngs(0), dtype=dtype, runtime=q.Runtime(dtype=compute))
+    tokens, mask = np.arange(8)[None], q.Mask("block_causal", block_length=4, prompt_length=2)
+    program, temporaries = model._hidden_late, []
+
+    def measured(*arguments):
+        temporaries.append(program.lower(*arguments).compile().memory_analysis().temp_size_in_bytes)
+        return program(*arguments)
+
+    monkeypatch.setattr(model, "_hidden_late", measured)
+    hidden = network.hidden(tokens, mask, where=where)
+    in_float32 = sum(x.size for x in jax.tree.leaves(network.layers)) * 4
+    assert [size < in_float32 / 4 for size in temporaries] == [True]
+    compiled = jax.jit(lambda network, tokens: network.hidden(tokens, mask, where=where))(network, tokens)
+    assert len(temporaries) == 1
+    np.testing.assert_array_equal(hidden, compiled)
+
+
+@pytest.mark.slow
+def test_a_call_within_a_program_is_a_part_of_it():
+    """Whatever is traced there, and be it nothing of the model's."""
+    shape = q.ModelConfig(97, 32, 64, 2, 4, 2, 8, mask_token_id=96, live_vocab_size=96)
+    network, tokens = q.Qwen3LLaDA(shape, rngs=nnx.Rngs(0), dtype="bfloat16"), jnp.arange(8)[None]
+    alone = network(tokens)
+    np.testing.assert_array_equal(jax.jit(lambda: network(tokens))(), alone)
+    np.testing.assert_array_equal(jax.jit(network)(tokens), alone)
+    np.testing.assert_array_equal(nnx.jit(lambda network: network(tokens))(network), alone)
+    np.testing.assert_array_equal(jax.vmap(network)(tokens[None])[0], alone)
+    assert jax.eval_shape(lambda: network(tokens)).shape == alone.shape
+    gradient = jax.grad(lambda table: nnx.merge(*_with_table(network, table))(tokens).sum())
+    assert np.isfinite(np.asarray(gradient(network.embed_tokens[...]), np.float32)).all()
+
+
+def _with_table(network, table):
+    graphdef, state = nnx.split(network, nnx.Param)
+    return graphdef, nnx.to_pure_dict(state) | {"embed_tokens": table}
 
 
 def test_layers_stay_stacked_where_it_gains_nothing(wide):
