@@ -18,7 +18,7 @@ from qwen3llada_jax.io.atomic_files import write_text
 from . import sources
 from .account import Account
 from .loader import Tokens, span_of
-from .tokenize import FEATURES, Examples, Reading, TokenizeConfig, rows_in, tokenize_with
+from .tokenize import FEATURES, Examples, Reading, TokenizeConfig, first_rows, rows_in, tokenize_with
 
 _FORMAT = 4  # raise it when tokenized texts change, so that cached ones are made anew
 
@@ -68,7 +68,7 @@ def tokenized(
     import pyarrow.compute as pc
 
     dataset = source.dataset
-    tokenize = tokenize_with(how, tokenizer, source, reading)
+    tokenize = tokenize_with(how, tokenizer, source, reading, first_rows(source))
     features = {"ids": datasets.List(datasets.Value("int32"))}
     features |= {name: datasets.Value(kind) for name, kind in FEATURES.items()}
     # Packing and boundaries come after tokenizing.
