@@ -119,7 +119,7 @@ class _Loop:
     def run(self) -> None:
         """All updates that are left, or those until a request to stop, saved."""
         config, ready, log = self.config, self.ready, self.log
-        rate = schedule(config, ready.steps)
+        rate = jax.jit(schedule(config, ready.steps))  # one program; by itself each of its operations is compiled
         skips = "skip" in (config.training.on_nan, config.training.on_spike)
         self.say_where()
         if self.owes:  # of the update that the last stop came behind
