@@ -1,7 +1,6 @@
 """Training on meshes: the same noise and losses on any of them, in one process or several; and what travels."""
 
 import json
-import time
 
 import jax
 import jax.numpy as jnp
@@ -141,7 +140,7 @@ def test_two_processes_read_a_stream_in_lanes_and_one_goes_on_with_both(start, t
 
 @pytest.mark.slow
 @pytest.mark.soak
-def test_what_one_process_cannot_read_ends_both_soon(start, tmp_path):
+def test_what_one_process_cannot_read_ends_both(start, tmp_path):
     for file in range(2):
         rows = [{"text": "word " * 40 if file == 0 or row != 300 else 5} for row in range(600)]
         write(tmp_path / f"train-{file}.jsonl", rows)
@@ -149,9 +148,8 @@ def test_what_one_process_cannot_read_ends_both_soon(start, tmp_path):
         **MORE, **MESHES["data=8"], "training.max_steps": 100, "dataset.name": tmp_path, "dataset.streaming": True,
         "dataset.shuffle_buffer": 32, "dataset.on_bad_row": "stop",
     }  # fmt: skip
-    begin = time.monotonic()
-    ends = train_in_two_processes([f"--{k}={v}" for k, v in settings(start, tmp_path / "out", **more)], (1, 2))
-    assert time.monotonic() - begin < 200  # jax.distributed alone would have them wait for each other for 300 seconds
+    # By itself jax.distributed has each wait five minutes for the other, and aborts both then.
+    ends = train_in_two_processes([f"--{k}={v}" for k, v in settings(start, tmp_path / "out", **more)], second=2)
     lines = [line for line in ends[1][1].splitlines() if line.startswith("error:")]
     assert len(lines) == 1
     assert f"{tmp_path / 'train-1.jsonl'}:301: its text is a number" in lines[0]
