@@ -165,8 +165,11 @@ def run_program(
     return done
 
 
-def train_in_two_processes(flags: list[str]) -> list[tuple[str, str]]:
-    """Run train.run as two processes of four devices each, joined by jax.distributed; (output, errors) of each."""
+def train_in_two_processes(flags: list[str], *, second: int = 0) -> list[tuple[str, str]]:
+    """Run train.run as two processes of four devices each, joined by jax.distributed; (output, errors) of each.
+
+    `second` is the exit code of the second; where it is none of success, the first fails too, however it may.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -180,7 +183,9 @@ def train_in_two_processes(flags: list[str]) -> list[tuple[str, str]]:
         for number in range(2)
     ]  # fmt: skip
     ends = [process.communicate(timeout=600) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], ends
+    codes = [process.returncode for process in processes]
+    assert codes[1] == second, ends
+    assert (codes[0] == 0) == (second == 0), ends
     return ends
 
 

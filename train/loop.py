@@ -86,8 +86,8 @@ def run_loop(config: Config, output: Path, logs: Path, ready: Ready) -> None:
         loop = _Loop(config, output, ready, manager, log, stop)
         loop.run()
         best = manager.best_step() if keep_best and every.do_eval_loss else None
-    if ready.batches.counts():
-        info("data read: " + ready.batches.counts().replace("\n", "\n  "))
+    if counts := ready.batches.counts():
+        info("data read: " + counts.replace("\n", "\n  "))
     if loop.done < ready.steps or loop.owes:
         info(loop.stopped())
         return
@@ -119,7 +119,7 @@ class _Loop:
     def run(self) -> None:
         """All updates that are left, or those until a request to stop, saved."""
         config, ready, log = self.config, self.ready, self.log
-        rate = schedule(config, ready.steps)
+        rate = jax.jit(schedule(config, ready.steps))  # one program; by itself each of its operations is compiled
         skips = "skip" in (config.training.on_nan, config.training.on_spike)
         self.say_where()
         if self.owes:  # of the update that the last stop came behind
@@ -223,7 +223,7 @@ class _Loop:
     def save(self) -> None:
         """Begin to save what stands; nothing bad is saved."""
         self.judge()
-        stands = {"fingerprint": self.ready.batches.fingerprint, "state": self.place}
+        stands = {"fingerprint": self.ready.batches.fingerprint, "state": self.ready.batches.to_save(self.place)}
         ledger = {"interval": interval.to_json(self.total), "tokens": self.seen, "elapsed": self.log.elapsed,
                   "owes": self.owes}  # fmt: skip
         architecture = self.ready.base.config

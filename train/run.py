@@ -103,7 +103,8 @@ def main() -> None:
     distributed.check()
     if jax.process_count() == 1:
         compilation_cache.keep_programs()
-    train(config, look)
+    with distributed.parted_on_error():
+        train(config, look)
 
 
 def train(config: Config, look: Look = Look()) -> None:
@@ -178,17 +179,18 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
 
     # ---- data ---------------------------------------------------------------------------------------------
     host_rows = shuffle.host_rows(rows_sharding(mesh), config.training.batch_size)
+    lanes = shuffle.lanes_of(rows_sharding(mesh), config.training.batch_size)
     eval_rows = None
     if config.evaluation.do_eval_loss:  # the smaller ones first: what is wrong with them is told sooner
         eval_rows = load_eval_rows(config, tokenizer, architecture.vocab_size)
-    batches = training_batches(config, tokenizer, architecture.vocab_size, host_rows)
+    batches = training_batches(config, tokenizer, architecture.vocab_size, host_rows, lanes)
     info("training data: " + batches.report.replace("\n", "\n  "))
     if eval_rows is not None:
         info("held-out data: " + eval_rows.report.replace("\n", "\n  "))
         if (warning := trained_on_too(config, batches, eval_rows)) is not None:
             warn(warning)
     if look.rows:
-        info(shown(batches, tokenizer, look.rows, shift=architecture.shift))
+        info(shown(batches, tokenizer, look.rows, shift=architecture.shift, host_rows=host_rows))
     if steps is None:
         assert batches.rows_per_epoch is not None  # a stream asks for max_steps
         steps = max(1, math.ceil(config.training.epochs * batches.rows_per_epoch / config.training.batch_size))
@@ -211,7 +213,8 @@ def prepare(config: Config, output: Path, logs: Path, holds: Sequence[Callable[[
         if distributed.is_main() and (output / "checkpoints").is_dir():  # it may have been moved since
             write_owner(output, logs, hold_folders(output, logs, holds))
         return None
-    batches.restore(resumed.place, first)
+    if (told := batches.restore(resumed.place, first)) is not None:
+        info(told)
     profile = Profile(logs / "profile", config.project.profile if first < steps else 0, first, steps)
 
     # ---- run folder ---------------------------------------------------------------------------------------

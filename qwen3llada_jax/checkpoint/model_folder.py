@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -147,7 +148,11 @@ def check_finite(params: Any, whose: Path | str) -> None:
     Raises:
         InputError: naming some of the tensors.
     """
-    finite = jax.jit(lambda tensors: {name: jnp.isfinite(x).all() for name, x in tensors.items()})(flatten(params))
+    weights = flatten(params)
+    if jax.default_backend() == "cpu" and jax.process_count() == 1:  # to compile it takes a second, and it lies here
+        finite = {name: np.isfinite(np.asarray(x)).all() for name, x in weights.items()}
+    else:
+        finite = jax.jit(lambda tensors: {name: jnp.isfinite(x).all() for name, x in tensors.items()})(weights)
     bad = [name for name, is_finite in jax.device_get(finite).items() if not is_finite]
     if bad:
         raise InputError(f"{whose}: weights that are NaN or infinite, in {listed(bad, most=3)}; take whole ones")

@@ -1,12 +1,18 @@
 """Datasets, formats, packing and the order of rows."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
-from conftest import DATA, TINY, length_of_exchange, write
+from conftest import DATA, ROOT, TINY, length_of_exchange, write
 from datasets.arrow_writer import ArrowWriter
 
 from qwen3llada_jax.errors import InputError
@@ -169,6 +175,41 @@ def test_only_the_first_start_goes_over_all_tokens(tmp_path, tokenizer, monkeypa
         monkeypatch.setattr(module, name, made_again)
     second = pretraining(file, tokenizer)
     assert (second.values.span(), second.fingerprint) == (first.values.span(), first.fingerprint)
+
+
+@pytest.mark.slow
+def test_what_a_killed_run_had_tokenized_is_not_taken_and_not_kept(tmp_path, tokenizer, monkeypatch):
+    file = write(tmp_path / "a.jsonl", [{"text": f"{i} {TEXTS[i % 3]}"} for i in range(2500)])
+    killed = (
+        "import os, signal, sys\nfrom train.data import long_texts, sources\nfrom train.data.rows import rows_of\n"
+        "from train.data.tokenize import Reading, TokenizeConfig\n"
+        "from qwen3llada_jax.text.tokens import load_tokenizer\n"
+        "encode, calls = long_texts.encode, []\n"
+        "def encode_until(*given):\n    calls.append(1)\n"
+        "    return encode(*given) if len(calls) < 3 else os.kill(os.getpid(), signal.SIGKILL)\n"
+        "long_texts.encode = encode_until\n"
+        "source, how = sources.load(sys.argv[1], None, 'train'), TokenizeConfig('pretrain', 8)\n"
+        "rows_of(source, how, load_tokenizer(sys.argv[2]), Reading(), num_proc=None)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", killed, file, str(TINY)], cwd=ROOT, env={**os.environ, "HF_HOME": str(tmp_path / "hf")},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    folder = tmp_path / "hf" / "datasets" / "qwen3llada"
+    (left,) = folder.iterdir()
+    expected = pretraining(file, tokenizer)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf" / "datasets")
+    again = pretraining(file, tokenizer)
+    np.testing.assert_array_equal(again.values[:], expected.values[:])
+    assert again.fingerprint == expected.fingerprint
+    assert left.exists()  # it might be another run's, which still writes
+    kept = {path.name for path in folder.iterdir()} - {left.name}
+    assert {path.suffix for path in map(Path, kept)} == {".arrow", ".json"}
+    two_days_ago = time.time() - 2 * 24 * 3600
+    os.utime(left, (two_days_ago, two_days_ago))
+    pretraining(file, tokenizer)
+    assert {path.name for path in folder.iterdir()} == kept
 
 
 def test_empty_documents_are_dropped_and_counted(tmp_path, tokenizer):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT, assert_one_line_error, run_program, train_in_two_processes
+from conftest import ROOT, assert_one_line_error, run_program, train_in_two_processes, write
 from test_train import run, settings
 
 import qwen3llada_jax as q
@@ -109,6 +109,50 @@ def test_two_processes_train_as_one(start, alone, tmp_path, pieces):
     assert len(q.generate(q.load(tmp_path / "run"), [[1]], q.SamplerConfig(gen_length=4, steps=4)).answers()) == 1
     versions = json.loads((tmp_path / "run" / "versions.json").read_text())
     assert "jax" in versions
+
+
+@pytest.mark.slow
+@pytest.mark.soak
+def test_two_processes_read_a_stream_in_lanes_and_one_goes_on_with_both(start, tmp_path):
+    lines = (start / "text.txt").read_text().split("\n\n")
+    data = tmp_path / "data"
+    data.mkdir()
+    for file in range(4):
+        write(data / f"train-{file}.jsonl", [{"text": text} for text in lines[file::4]])
+    more = {
+        **MORE, **MESHES["data=8"], "training.max_steps": 8, "training.save_steps": 4, "dataset.name": data,
+        "dataset.streaming": True, "dataset.shuffle_buffer": 50, "evaluation.steps": 1,
+    }  # fmt: skip
+    ends = train_in_two_processes([f"--{k}={v}" for k, v in settings(start, tmp_path / "two", **more)])
+    assert f"{data}: 4 files, 2 in each" in ends[0][0]
+    assert f"data read: {data}: " in ends[0][0]
+    meta = json.loads((tmp_path / "two" / "checkpoints" / "4" / "meta" / "metadata").read_text())
+    assert [*meta["data"]["state"]["lanes"]] == ["0", "1"]
+    begun = tmp_path / "two" / "checkpoints" / "4"
+    run(start, tmp_path / "one", devices=8, **{**more, "training.resume_from": begun})
+    two = [record for record in read_lines(tmp_path / "two" / "metrics.jsonl") if record["step"] > 4]
+    one = read_lines(tmp_path / "one" / "metrics.jsonl")
+    assert [record["step"] for record in one] == [5, 6, 7, 8]
+    for ours, theirs in zip(one, two, strict=True):
+        assert ours["noised_share"] == theirs["noised_share"]
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.soak
+def test_what_one_process_cannot_read_ends_both(start, tmp_path):
+    for file in range(2):
+        rows = [{"text": "word " * 40 if file == 0 or row != 300 else 5} for row in range(600)]
+        write(tmp_path / f"train-{file}.jsonl", rows)
+    more = {
+        **MORE, **MESHES["data=8"], "training.max_steps": 100, "dataset.name": tmp_path, "dataset.streaming": True,
+        "dataset.shuffle_buffer": 32, "dataset.on_bad_row": "stop",
+    }  # fmt: skip
+    # By itself jax.distributed has each wait five minutes for the other, and aborts both then.
+    ends = train_in_two_processes([f"--{k}={v}" for k, v in settings(start, tmp_path / "out", **more)], second=2)
+    lines = [line for line in ends[1][1].splitlines() if line.startswith("error:")]
+    assert len(lines) == 1
+    assert f"{tmp_path / 'train-1.jsonl'}:301: its text is a number" in lines[0]
 
 
 # ---- what travels --------------------------------------------------------------------------------------------

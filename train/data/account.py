@@ -59,6 +59,14 @@ class Account:
             for name in names:
                 counts[name] += times
 
+    def __add__(self, other: "Account") -> "Account":
+        """The account of both."""
+        total = Account()
+        for name, ours in vars(self).items():
+            theirs = getattr(other, name)
+            setattr(total, name, theirs | ours if name == "first" else ours + theirs)
+        return total
+
     @property
     def report(self) -> str:
         """All of it, in words, a subject a line."""

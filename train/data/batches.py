@@ -1,6 +1,6 @@
 """The batches of a run, from what its configuration says of data; whole datasets and streams behind one face:
 
-take(step) → Batch · state(step) → JSON for the checkpoint · restore(state, step) · fingerprint · report
+take(step) → Batch · state(step), to_save(state) → JSON for the checkpoint · restore(saved, step) · fingerprint · report
 """
 
 import dataclasses
@@ -17,10 +17,12 @@ from qwen3llada_jax.model import model
 from qwen3llada_jax.text.conversations import Columns
 
 from ..config.schema import Config, DatasetConfig, SourceConfig
-from . import loader, shuffle, sources, streaming, tokenize
+from . import loader, shuffle, sources
 from .rows import digest_of, rows_of
+from .streams.batches import StreamedBatches
+from .streams.rows import Stream, StreamedRows
 from .token_cache import tokenizer_tag
-from .tokenize import Reading, TokenizeConfig
+from .tokenize import Reading, TokenizeConfig, first_rows
 
 _LOOKED_AT = 1000  # batches that the share of padding is computed over
 _SHUFFLE_BUFFER = 1024
@@ -104,8 +106,13 @@ class IndexedBatches:
         """Nothing: the step is enough."""
         return {}
 
-    def restore(self, state: dict[str, Any] | None, step: int) -> None:
-        """Nothing to do."""
+    def to_save(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The same."""
+        return state
+
+    def restore(self, state: dict[str, Any] | None, step: int) -> str | None:
+        """Nothing to do, and nothing to tell."""
+        return None
 
     def counts(self) -> str:
         """Nothing more than `report` said."""
@@ -121,17 +128,18 @@ class IndexedBatches:
         return numbers
 
 
-Batches = IndexedBatches | streaming.StreamedBatches
+Batches = IndexedBatches | StreamedBatches
 
 
 def training_batches(
-    config: Config, tokenizer: Any, vocab_size: int, host_rows: Int[np.ndarray, " b"] | None = None
+    config: Config, tokenizer: Any, vocab_size: int, host_rows: Int[np.ndarray, " b"] | None = None, lanes: int = 1
 ) -> Batches:
     """The batches to train on.
 
     Args:
         vocab_size: rows of the model's embedding, which ids must keep to.
         host_rows: rows of a batch that this host needs (`shuffle.host_rows`); None: all.
+        lanes: that the rows of a batch fall into, each for other hosts (`shuffle.lanes_of`).
 
     Raises:
         InputError: data that is not there, cannot be read, or leaves nothing to train on.
@@ -150,12 +158,16 @@ def training_batches(
         opened = [_stream(config, tokenizer, part) for part in d.sources]
         made_by = [tokenizer_tag(tokenizer), getattr(tokenizer, "chat_template", None), tokenize_config_of(config)]
         readings = [_reading(part) for part in d.sources]
-        return streaming.StreamedBatches(
+        by_all = lanes > 1 and not config.is_packed
+        return StreamedBatches(
             opened,
             weights,
+            lanes=1 if by_all else lanes,
+            host_rows=host_rows,
+            told="every host reads all of it: how long a batch is its longest row says" if by_all else "",
             shuffle_buffer=_SHUFFLE_BUFFER if d.shuffle_buffer is None else d.shuffle_buffer,
             vocab_size=vocab_size,
-            fingerprint=digest_of(*made_by, weights, readings, [source.identity for source in opened]),
+            fingerprint=digest_of(*made_by, weights, readings, [stream.source.identity for stream in opened]),
             **common,
         )
     parts = [_rows(config, tokenizer, vocab_size, part) for part in d.sources]
@@ -194,9 +206,9 @@ def load_eval_rows(config: Config, tokenizer: Any, vocab_size: int) -> loader.Ro
         used = min(len(rows) // update, e.eval_max_batches) * update
         said = f"evaluated: the first {used:,} of them" if used else f"evaluated: all, some again to fill {update} rows"
         return dataclasses.replace(rows, report=f"{rows.report}\n{said}")
-    source = _stream(config, tokenizer, part, "evaluation.eval_split")
-    found = source.first(e.eval_max_batches * config.training.batch_size)
-    rows = loader.collect(found, f"{source.report}, the first {len(found):,} rows", source.source)
+    stream = _stream(config, tokenizer, part, "evaluation.eval_split")
+    found = stream.rows().first(e.eval_max_batches * config.training.batch_size)
+    rows = loader.collect(found, f"{stream.source.report}, the first {len(found):,} rows", stream.source)
     model.check_tokens(np.array(rows.values.span()), vocab_size)
     return rows
 
@@ -204,7 +216,7 @@ def load_eval_rows(config: Config, tokenizer: Any, vocab_size: int) -> loader.Ro
 def trained_on_too(config: Config, batches: Batches, eval_rows: loader.Rows) -> str | None:
     """A warning where held-out rows are also trained on; None: they are not."""
     d, e = config.dataset, config.evaluation
-    parts: Sequence[loader.Rows | streaming.StreamedRows] = batches.parts
+    parts: Sequence[loader.Rows | StreamedRows] = batches.parts
     for part, rows in zip(d.sources, parts, strict=True):
         assert rows.source is not None
         assert eval_rows.source is not None
@@ -256,12 +268,9 @@ def _rows(
     return dataclasses.replace(rows, source=source)
 
 
-def _stream(
-    config: Config, tokenizer: Any, part: SourceConfig, split_key: str = "dataset.split"
-) -> streaming.StreamedRows:
+def _stream(config: Config, tokenizer: Any, part: SourceConfig, split_key: str = "dataset.split") -> Stream:
     assert part.name is not None
     assert part.split is not None
     source = sources.stream(part.name, part.config, part.split, split_key=split_key)
-    how = tokenize_config_of(config)
     with sources.readable(part.name):
-        return streaming.StreamedRows(source, tokenize.tokenize_with(how, tokenizer, source, _reading(part)), how)
+        return Stream(source, tokenize_config_of(config), tokenizer, _reading(part), first_rows(source))

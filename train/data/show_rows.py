@@ -3,14 +3,20 @@
 import itertools
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int
+
 from .batches import Batches
 from .loader import Batch
 
 
-def shown(batches: Batches, tokenizer: Any, count: int, *, shift: bool = False) -> str:
+def shown(
+    batches: Batches, tokenizer: Any, count: int, *, shift: bool = False, host_rows: Int[np.ndarray, " b"] | None = None
+) -> str:
     """The first rows of the first updates, each with its parts marked.
 
     Args:
+        host_rows: rows of a batch that this host has; None: all.
         shift: tokens are predicted at the position before them, which the first of a document has not.
     """
     blocks: list[str] = []
@@ -18,8 +24,8 @@ def shown(batches: Batches, tokenizer: Any, count: int, *, shift: bool = False) 
     while len(blocks) < count:
         batch = batches.take(step)
         step += 1
-        here = range(min(len(batch.rows), count - len(blocks)))
-        blocks += [_row(batch, row, tokenizer, step, shift) for row in here]
+        here = range(len(batch.rows)) if host_rows is None else host_rows.tolist()
+        blocks += [_row(batch, row, tokenizer, step, shift) for row in here[: count - len(blocks)]]
     return "\n\n".join(blocks)
 
 

@@ -5,6 +5,7 @@ datasets, every `PERIOD` row ids are a freshly shuffled schedule that holds each
 """
 
 import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -79,6 +80,24 @@ def host_rows(sharding: jax.sharding.Sharding, batch_size: int, devices: set | N
     mine = sharding.addressable_devices if devices is None else devices
     every = np.arange(batch_size)
     return np.unique(np.concatenate([every[index[0]] for device, index in places.items() if device in mine]))
+
+
+def lanes_of(sharding: jax.sharding.Sharding, batch_size: int, hosts: dict[Any, int] | None = None) -> int:
+    """Parts that a batch's rows fall into, one after another, so that each host needs the rows of one; 1: all need all,
+    or what they need does not lie side by side.
+
+    Args:
+        sharding: of an array whose first axis is the batch's rows.
+        hosts: of every device; default: its process.
+    """
+    every: set[Any] = sharding.device_set
+    host_of = {device: device.process_index for device in every} if hosts is None else hosts
+    of_hosts = {
+        tuple(host_rows(sharding, batch_size, {device for device in every if host_of[device] == host}).tolist())
+        for host in set(host_of.values())
+    }
+    size = batch_size // len(of_hosts)
+    return len(of_hosts) if of_hosts == {tuple(range(i, i + size)) for i in range(0, batch_size, size)} else 1
 
 
 @functools.lru_cache(maxsize=16)

@@ -3,7 +3,9 @@
 import hashlib
 import itertools
 import json
+import time
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,8 +20,9 @@ from qwen3llada_jax.io.atomic_files import write_text
 from . import sources
 from .account import Account
 from .loader import Tokens, span_of
-from .tokenize import FEATURES, Examples, Reading, TokenizeConfig, rows_in, tokenize_with
+from .tokenize import FEATURES, Examples, Reading, TokenizeConfig, first_rows, rows_in, tokenize_with
 
+_ABANDONED = 24 * 3600  # seconds that nobody has written to a half-written file
 _FORMAT = 4  # raise it when tokenized texts change, so that cached ones are made anew
 
 
@@ -68,7 +71,7 @@ def tokenized(
     import pyarrow.compute as pc
 
     dataset = source.dataset
-    tokenize = tokenize_with(how, tokenizer, source, reading)
+    tokenize = tokenize_with(how, tokenizer, source, reading, first_rows(source))
     features = {"ids": datasets.List(datasets.Value("int32"))}
     features |= {name: datasets.Value(kind) for name, kind in FEATURES.items()}
     # Packing and boundaries come after tokenizing.
@@ -87,6 +90,7 @@ def tokenized(
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        clear_abandoned(folder)
         with warnings.catch_warnings():
             # The workers only tokenize: they never touch the threads of JAX that a fork leaves behind.
             warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
@@ -117,6 +121,14 @@ def tokenized(
     cut = mapped.data["cut"].to_numpy()
     values = Tokens(pieces, tuple(of_all["span"]))
     return Tokenized(values, starts, prompts, cut, is_used, mapped.data.table, of_all["digest"])
+
+
+def clear_abandoned(folder: Path) -> None:
+    """Remove what a killed run left half-written: nobody takes it, it may be large, and the library lets it lie."""
+    for path in folder.glob("tmp*"):
+        with suppress(FileNotFoundError):  # its writer, or another run, was quicker
+            if time.time() - path.stat().st_mtime > _ABANDONED:
+                path.unlink()
 
 
 def digest_of(pieces: list[np.ndarray], sizes: np.ndarray, prompts: np.ndarray) -> str:

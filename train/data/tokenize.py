@@ -79,14 +79,22 @@ def rows_in(batch: Examples, is_raw: bool) -> list[Mapping[str, Any]]:
     return rows if is_raw else [{name: readers.from_column(value) for name, value in row.items()} for row in rows]
 
 
-def tokenize_with(how: TokenizeConfig, tokenizer: Any, source: sources.Source, reading: Reading) -> Tokenize:
+def tokenize_with(
+    how: TokenizeConfig,
+    tokenizer: Any,
+    source: sources.Source,
+    reading: Reading,
+    first: list[Mapping[str, Any]],
+) -> Tokenize:
     """How to tokenize rows of this source.
+
+    Args:
+        first: rows by which columns are found (`first_rows`).
 
     Raises:
         InputError: columns that are not there, or of no known format; when called, and bad rows are to stop the run, a
             bad row.
     """
-    first = _first_rows(source)
     if how.mode == "sft":
         entries, finish = _answers(how, tokenizer, reading, first, source.name)
     else:
@@ -194,8 +202,8 @@ def _answers(
     return entries, finish
 
 
-def _first_rows(source: sources.Source) -> list[Mapping[str, Any]]:
-    """The first rows, those that can be read."""
+def first_rows(source: sources.Source) -> list[Mapping[str, Any]]:
+    """The first rows of a source, those that can be read."""
     found = []
     for raw in itertools.islice(iter(source.dataset), _LOOKED_AT):
         try:

@@ -1,15 +1,23 @@
 """Several processes as one run: `jax.distributed`, started by flags or by what a cluster says in the environment."""
 
+import json
 import os
 import socket
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from qwen3llada_jax.errors import InputError, brief
 
 from ..config.schema import DistributedConfig
+
+GRACE = 10  # seconds that a process which failed waits for the others to fail as well
 
 
 def start(config: DistributedConfig) -> None:
@@ -79,6 +87,31 @@ def is_cluster(environment: Mapping[str, str]) -> bool:
     pod = "," in environment.get("TPU_WORKER_HOSTNAMES", "")
     named = any(name in environment for name in ("JAX_COORDINATOR_ADDRESS", "MEGASCALE_COORDINATOR_ADDRESS"))
     return several or pod or named
+
+
+@contextmanager
+def parted_on_error() -> Iterator[None]:
+    """What is wrong on this process alone (a row of its own part of a stream, its disk) ends it soon: the others may be
+    waiting for it in a computation, and it for them, five minutes long, at the end that `jax.distributed` has them meet
+    at. Without it they end too."""
+    try:
+        yield
+    except InputError:
+        if jax.process_count() > 1:
+            alone = threading.Timer(GRACE, os._exit, (2,))
+            alone.daemon = True
+            alone.start()
+        raise
+
+
+def gathered(value: Any) -> list[Any]:
+    """What every process has to say, JSON-able, in their order; all must ask at the same moment."""
+    if jax.process_count() == 1:
+        return [json.loads(json.dumps(value))]
+    said = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array(len(said)))
+    padded = multihost_utils.process_allgather(np.pad(said, (0, int(sizes.max()) - len(said))))
+    return [json.loads(of_one[:size].tobytes()) for of_one, size in zip(padded, sizes, strict=True)]
 
 
 def is_main() -> bool:

@@ -1,0 +1,1 @@
+"""Datasets that are read as they come: rows, lanes of rows, and the batches that are made of them."""
