@@ -48,17 +48,22 @@ def unpacked(raw: Mapping[str, Any]) -> dict[str, Any]:
     return parse_row(raw["row"])
 
 
-def from_column(value: Any) -> Any:
+def from_columns(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of typed columns as JSON has it; a column that holds nothing in it stays, as null."""
+    return {name: _from_column(value) for name, value in row.items()}
+
+
+def _from_column(value: Any) -> Any:
     """A value of a typed column as JSON has it: without the nulls that stand there for absent keys, and texts that are
     stored as bytes as texts."""
     if isinstance(value, dict):
-        return {name: from_column(inner) for name, inner in value.items() if inner is not None}
+        return {name: _from_column(inner) for name, inner in value.items() if inner is not None}
     if isinstance(value, bytes):
         try:
             return value.decode("utf-8")
         except UnicodeDecodeError:
             return {"bytes": len(value)}  # no text: who needs one refuses it
-    return [from_column(inner) for inner in value] if isinstance(value, list) else value
+    return [_from_column(inner) for inner in value] if isinstance(value, list) else value
 
 
 _LFS = "version https://git-lfs.github.com/spec/"
@@ -195,8 +200,7 @@ def _numbered(batches: Any) -> Iterator[Line]:
     for batch in batches:
         for typed in batch.to_pylist():
             number += 1
-            row = {name: from_column(value) for name, value in typed.items()}
-            yield number, json.dumps(row, default=str), None  # dates
+            yield number, json.dumps(from_columns(typed), default=str), None  # dates
 
 
 _READERS: dict[str, Callable[[Path], Iterator[Line]]] = {

@@ -76,7 +76,7 @@ def rows_in(batch: Examples, is_raw: bool) -> list[Mapping[str, Any]]:
     rows: list[Mapping[str, Any]] = [
         dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)
     ]
-    return rows if is_raw else [{name: readers.from_column(value) for name, value in row.items()} for row in rows]
+    return rows if is_raw else [readers.from_columns(row) for row in rows]
 
 
 def tokenize_with(

@@ -145,10 +145,7 @@ class StreamedRows:
             self._examples = None
             return False
         if not self.source.is_raw:
-            kept = {
-                number: {name: readers.from_column(value) for name, value in example.items()}
-                for number, example in kept.items()
-            }
+            kept = {number: readers.from_columns(example) for number, example in kept.items()}
         entry = self._tokenize(list(kept.values()), list(kept))
         rows, self._carry = cut_rows(entry, self._config, self._carry)
         self._count(entry, kept)
