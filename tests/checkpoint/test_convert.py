@@ -96,6 +96,7 @@ def test_load_opens_both_kinds_of_folder_alike(hf, tmp_path):
     assert q.load(tmp_path / "ours").config.mask_token_id == 7
 
 
+@pytest.mark.slow
 def test_load_onto_a_mesh(hf, tmp_path):
     import_(hf, tmp_path / "ours")
     mesh = q.make_mesh(data=2, fsdp=2, tensor=2)

@@ -74,7 +74,7 @@ def _asked(model, inputs, mask, at):
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("shift", [False, True])
-@pytest.mark.parametrize("S", [1, 4, 7, 40])
+@pytest.mark.parametrize("S", [1, 4, pytest.param(7, marks=pytest.mark.slow), 40])
 def test_each_block_is_as_in_a_pass_of_its_own(model, S, shift, causal):
     noisy, clean = rows_of(S, 2, 23)
     rows = noisy_clean(noisy, clean, q.Mask("block_causal", S), shift=shift, causal_context=causal)
@@ -120,7 +120,16 @@ def test_documents_of_a_packed_row(model, shift, causal):
 
 
 @pytest.mark.parametrize("shift", [False, True])
-@pytest.mark.parametrize(("S", "is_data"), [(1, False), (4, False), (16, False), (5, True), (64, True)])
+@pytest.mark.parametrize(
+    ("S", "is_data"),
+    [
+        pytest.param(1, False, marks=pytest.mark.slow),
+        (4, False),
+        pytest.param(16, False, marks=pytest.mark.slow),
+        (5, True),
+        pytest.param(64, True, marks=pytest.mark.slow),
+    ],
+)
 def test_runs_leave_out_what_nobody_sees(model, S, is_data, shift):
     """They change no number, and where blocks are even nearly half of all pairs is left out."""
     noisy, clean = rows_of(5, 2, 64)
@@ -138,6 +147,7 @@ def test_runs_leave_out_what_nobody_sees(model, S, is_data, shift):
         assert pairs <= 0.38 * 128**2
 
 
+@pytest.mark.slow
 def test_blocks_of_one_token_with_shift_are_autoregression(model):
     """Whatever is noised: each token is asked where those before it are all that is seen."""
     noisy, clean = rows_of(6, 2, 20)

@@ -176,6 +176,7 @@ def _loops_over_layers(model, where=None, mask=None) -> list[int]:
     return scans
 
 
+@pytest.mark.slow
 def test_training_on_one_cpu_takes_large_layers_apart(wide):
     """Not where they are small, not on several devices, not what is computed again, and never unless asked."""
     small = q.ModelConfig(97, 32, 64, 3, 4, 2, 8, mask_token_id=96)

@@ -187,7 +187,7 @@ def with_facts(model, facts: dict):
     return other
 
 
-@pytest.mark.parametrize(("causal", "prompt"), [(False, 3), (True, 0)])
+@pytest.mark.parametrize(("causal", "prompt"), [(False, 3), pytest.param(True, 0, marks=pytest.mark.slow)])
 def test_blocks_of_one_token_with_shift_are_the_chain_rule(model, causal, prompt):
     """A causal pass of numpy's own mask; of a prompt that sees itself whole, its mask."""
     facts = {"visibility": "block_causal", "block_length": 1, "shift": True, "causal_context": causal}
@@ -211,7 +211,7 @@ def test_blocks_of_one_token_with_shift_are_the_chain_rule(model, causal, prompt
 @pytest.mark.parametrize(
     ("name", "method", "samples"),
     [
-        ("full", "stratified", 32),
+        pytest.param("full", "stratified", 32, marks=pytest.mark.slow),
         pytest.param("blocks", "stratified", 16, marks=pytest.mark.slow),
         pytest.param("full, shift, prompt", "antithetic", 64, marks=pytest.mark.soak),
     ],

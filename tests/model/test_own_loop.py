@@ -94,6 +94,7 @@ def test_k13_a_tokenizer_may_be_given_as_an_object(trained, start, qwen3_tokeniz
     refuses(lambda: q.load_tokenizer(tmp_path / "nowhere"), "no such folder")
 
 
+@pytest.mark.slow
 def test_k13_what_cannot_be_saved(trained, start, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "precious.txt").write_text("mine")

@@ -202,6 +202,7 @@ def python(code: str, **environment: str | None) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 def test_k12_that_there_is_no_pytorch_is_no_news_and_all_else_is():
     done = python(f"""
 import logging, sys

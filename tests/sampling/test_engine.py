@@ -323,7 +323,7 @@ def test_a_call_that_fails_frees_all_slots(model, monkeypatch):
     assert_same(engine.harvest()[0].result, q.generate(model, [[5, 6, 7]], config))
 
 
-@pytest.mark.parametrize("kind", ["no cache", "causal"])
+@pytest.mark.parametrize("kind", [pytest.param("no cache", marks=pytest.mark.slow), "causal"])
 def test_what_is_seen_between_two_calls_is_the_text_as_far_as_its_blocks_are_full(model, kind):
     requests = requests_of(kind, 3, seed=4)
     engine = q.Engine(model, KINDS[kind], slots=3, length=20)

@@ -82,7 +82,7 @@ DYNAMIC = [{"steps": n, "dynamic": level} for n, level in itertools.product((4, 
 
 
 @pytest.mark.parametrize("cache", ["prefix", pytest.param("none", marks=pytest.mark.soak)])
-@pytest.mark.parametrize("rules", [STATIC, DYNAMIC], ids=["static", "dynamic"])
+@pytest.mark.parametrize("rules", [STATIC, pytest.param(DYNAMIC, marks=pytest.mark.slow)], ids=["static", "dynamic"])
 def test_sdar(twin, rules, cache):
     reference, model = twin
     model = trained(model, MASK, **SDAR)

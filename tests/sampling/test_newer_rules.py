@@ -98,6 +98,7 @@ def check(twin, cases):
     return found
 
 
+@pytest.mark.slow
 def test_local_leap(twin):
     rule = q.rules.LocalLeap
     found = check(
@@ -110,6 +111,7 @@ def test_local_leap(twin):
     assert 2 < np.mean([passes for *_, passes, _ in found]) < GEN
 
 
+@pytest.mark.slow
 def test_klass(twin):
     rule = q.rules.KLASS
     check(

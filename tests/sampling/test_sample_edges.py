@@ -77,6 +77,7 @@ def test_k16_a_model_of_nan_is_an_error_and_writes_no_text(here, capsys):
                       "--rules", "low_confidence"])  # fmt: skip
 
 
+@pytest.mark.slow
 def test_k16_the_chat_of_a_model_of_nan_says_so_and_goes_on(here, capsys, monkeypatch):
     spoil(here / "model", lambda name, w: np.full_like(w, np.nan) if "norm" in name else w)
     monkeypatch.setattr(sys, "stdin", io.StringIO("Who?\n/help\n"))
@@ -182,6 +183,7 @@ def test_k16_memory_that_runs_out_is_one_line(capsys):
 # K18
 
 
+@pytest.mark.slow
 def test_k18_the_same_command_goes_on_and_another_is_refused(here, monkeypatch, capsys):
     write(here / "in.jsonl", [{"prompt": text, "id": i} for i, text in enumerate("abcde")])
     command = ("--prompts", "in.jsonl", "--out", "o.jsonl", "--batch-size", "2", "--temperature", "1")
@@ -260,6 +262,7 @@ def typed_infill(text, out):
     return stopped.value.code
 
 
+@pytest.mark.slow
 def test_k18_a_conversation_of_nine_turns_compiles_for_doubling_lengths(here, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(f"Turn {n} of this talk" for n in range(9)) + "\n"))
     before = q.compilations()

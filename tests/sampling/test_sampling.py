@@ -200,7 +200,7 @@ def test_eight_prompts_of_eight_lengths_give_what_each_gives_alone(twin, options
 
 
 EXACT = [
-    ("block_bias", {"steps": 6, "revise": 2, "temperature": 1.0}),
+    pytest.param("block_bias", {"steps": 6, "revise": 2, "temperature": 1.0}, marks=pytest.mark.slow),
     ("block_causal", {"factor": 1.0, "cfg_scale": 1.5}),
     pytest.param("block_bias", {"factor": 1.0, "cfg_scale": 1.5}, marks=pytest.mark.soak),
     pytest.param("block_causal", {"steps": 6, "revise": 2, "temperature": 1.0}, marks=pytest.mark.soak),

@@ -207,7 +207,8 @@ def holes_anywhere(draw, number):
     "options",
     [
         {"block_length": 4},
-        {"block_length": 4, "visibility": "block_causal", "eos_token_ids": EOS, "min_length": 5},
+        pytest.param({"block_length": 4, "visibility": "block_causal", "eos_token_ids": EOS, "min_length": 5},
+                     marks=pytest.mark.slow),
         {"block_length": 3, "visibility": "block_bias", "parallel_blocks": True, "threshold": 0.3},
         pytest.param({"block_length": 5, "visibility": "block_bias", "cfg_scale": 1.0, "remasking": "entropy"},
                      marks=pytest.mark.slow),

@@ -75,10 +75,10 @@ def by_torch(
 @pytest.mark.parametrize(
     ("kind", "mode", "shift", "causal", "from_0", "divided"),
     [
-        ("qwen3", "pretrain", False, False, False, True),
+        pytest.param("qwen3", "pretrain", False, False, False, True, marks=pytest.mark.slow),
         ("qwen3", "sft", True, True, False, False),
         pytest.param("qwen2", "sft", False, False, True, False, marks=pytest.mark.soak),
-        ("llama", "pretrain", True, True, False, True),
+        pytest.param("llama", "pretrain", True, True, False, True, marks=pytest.mark.slow),
         pytest.param("llama", "sft", True, False, False, False, marks=pytest.mark.soak),
     ],
 )
@@ -97,6 +97,7 @@ def test_loss_and_gradients_are_pytorchs(kind, mode, shift, causal, from_0, divi
     assert_trained_alike(theirs, ours, example, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [pytest.param("pretrain", marks=pytest.mark.soak), "sft"])
 def test_blocks_of_one_token_all_of_them_noised_are_autoregressive_training(mode, tmp_path):
     """The cross-entropy that transformers gives for labels, and its gradients; whatever the noise draws."""
@@ -171,9 +172,9 @@ def expected_loss(model, tokens, *, S, shift, causal, complementary=False, eps=0
     ("S", "shift", "causal", "complementary"),
     [
         (1, True, False, False),
-        (2, False, False, False),
+        pytest.param(2, False, False, False, marks=pytest.mark.slow),
         (3, True, True, False),
-        (6, False, False, False),
+        pytest.param(6, False, False, False, marks=pytest.mark.slow),
         (2, True, False, True),
     ],
 )
@@ -202,6 +203,7 @@ def test_expectation_is_that_of_all_noise_patterns(small, S, shift, causal, comp
     assert abs(found.mean() - expected) < 3 * error
 
 
+@pytest.mark.slow
 def test_later_places_of_a_block_are_noised_more_often():
     """Exactly round(p n) of each block, by weights that bend towards its end where p is small."""
     S, rows, eps = 8, 4000, 1e-3

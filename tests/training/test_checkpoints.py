@@ -177,6 +177,7 @@ def started(program: str, *arguments: str) -> subprocess.Popen:
     )
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_ends_at_once(tmp_path):
     program = """
 import time

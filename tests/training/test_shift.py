@@ -124,9 +124,9 @@ def by_torch(model, example, batch, mode: str, *, shift: bool, blocks: bool) -> 
         ("qwen3", "pretrain", True, False, True),
         ("qwen3", "sft", False, True, False),
         ("qwen2", "sft", True, True, False),
-        ("qwen2", "pretrain", False, False, False),
-        ("llama", "pretrain", True, True, True),
-        ("llama", "sft", True, False, False),
+        pytest.param("qwen2", "pretrain", False, False, False, marks=pytest.mark.slow),
+        pytest.param("llama", "pretrain", True, True, True, marks=pytest.mark.slow),
+        pytest.param("llama", "sft", True, False, False, marks=pytest.mark.slow),
     ],
 )
 def test_loss_and_gradients_of_an_update_are_pytorchs(kind, mode, shift, blocks, divided, tmp_path):
