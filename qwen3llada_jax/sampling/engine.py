@@ -24,6 +24,8 @@ from qwen3llada_jax.sampling.limits import check_memory
 from qwen3llada_jax.sampling.parameters import Parameters
 from qwen3llada_jax.sampling.passes import memory as memories
 from qwen3llada_jax.sampling.passes.speculation import no_draft
+from qwen3llada_jax.sampling.rows import looking
+from qwen3llada_jax.sampling.rows.looking import Written
 from qwen3llada_jax.sampling.rules import AtEos
 from qwen3llada_jax.sampling.state import (
     Canvas,
@@ -49,18 +51,6 @@ class Finished(NamedTuple):
     slot: int
     result: Generation
     error: NotFiniteError | None
-
-
-class Written(NamedTuple):
-    """How far a request is written.
-
-    Attributes:
-        ids: of its finished blocks (under `speculate` all that is verified), which nothing will change.
-        nfe: forward passes so far.
-    """
-
-    ids: list[int]
-    nfe: int
 
 
 class Engine:
@@ -207,22 +197,20 @@ class Engine:
 
     def look(self) -> dict[int, Written]:
         """How far the request of each slot is written, between two calls of `advance`."""
-        canvas, block = on_host(self._state.canvas), np.asarray(self._state.block)
-        found = {}
+        if not self._asked:
+            return {}
+        canvas, (block, done) = on_host(self._state.canvas), map(np.asarray, (self._state.block, self._state.done))
+        what_is_written_stays, found = looking.stays(self._own, self._structure), {}
         for slot, (many, are_holes) in sorted(self._asked.items()):
-            if self._is_new[slot]:
-                found[slot] = Written([], 0)
-                continue
-            places, L = canvas.places[slot], self.length
-            if self._structure.speculate:
-                masked = np.append(canvas.is_masked[slot], True)[np.minimum(places, L)]
-                places = places[: int(np.argmax(np.append(masked, True)))]
-            elif not self._state.done[slot]:
-                places = places[: int(block[slot]) * self._structure.block_length]
-            end = L if are_holes else int(canvas.prompt_length[slot]) + many
-            places = places[places < min(end, int(canvas.length[slot]))]
-            places = places[~self._inputs.is_given[slot][places]]
-            found[slot] = Written(np.asarray(canvas.tokens[slot])[places].tolist(), int(canvas.nfe[slot]))
+            is_new = bool(self._is_new[slot])
+            arrays: Any = (np.asarray(x)[slot] for x in (self._new if is_new else canvas))
+            row, is_given = Canvas(*arrays), np.asarray(self._inputs.is_given[slot])
+            end = int(row.length) if are_holes else min(int(row.prompt_length) + many, int(row.length))
+            found[slot] = looking.written(
+                row, is_given, end, 0 if is_new else int(block[slot]),
+                is_done=not is_new and bool(done[slot]), what_is_written_stays=what_is_written_stays,
+                structure=self._structure,
+            )  # fmt: skip
         return found
 
     def cancel(self, slot: int) -> None:

@@ -1,4 +1,4 @@
-"""Writing until a stop string: a text ends before the first, and its row at the end of the block in which it appears.
+"""Writing until a stop string: a text ends before the first, and its row as soon as what is final of it holds one.
 
 Rows are an engine's, so that the next request takes the place of one that has ended.
 """
@@ -71,13 +71,13 @@ def write(model: Qwen3LLaDA, folder: Folder, asked: Sequence[Asked], batch_size:
 def _served(engine: Engine, tokenizer: Any, asked: Mapping[int, Asked]) -> Iterator[tuple[int, Text]]:
     """The texts of requests that one engine writes."""
     waiting, at = list(asked), dict[int, int]()  # slot → number of its request
-    seen: dict[int, int] = {}  # slot → tokens of finished blocks that were looked through
+    seen: dict[int, int] = {}  # slot → final tokens that were looked through
     while waiting or at:
         for slot in engine.free[: len(waiting)]:
             at[slot], seen[slot] = waiting.pop(0), 0
             one = asked[at[slot]]
             engine.admit(slot, one.ids, one.settings, key=one.key)
-        # A stop string may end a block of any row, and so any pass.
+        # A stop string may be there after any pass.
         engine.advance(1 if any(asked[number].until for number in at.values()) else None)
         for done in engine.harvest():
             if done.error:

@@ -321,27 +321,3 @@ def test_a_call_that_fails_frees_all_slots(model, monkeypatch):
     engine.admit(1, [5, 6, 7])
     engine.advance()
     assert_same(engine.harvest()[0].result, q.generate(model, [[5, 6, 7]], config))
-
-
-@pytest.mark.parametrize("kind", [pytest.param("no cache", marks=pytest.mark.slow), "causal"])
-def test_what_is_seen_between_two_calls_is_the_text_as_far_as_its_blocks_are_full(model, kind):
-    requests = requests_of(kind, 3, seed=4)
-    engine = q.Engine(model, KINDS[kind], slots=3, length=20)
-    for slot, (prompt, config, key) in enumerate(requests):
-        engine.admit(slot, prompt, config, key=key)
-    assert {seen.nfe for seen in engine.look().values()} == {0}
-    seen: dict[int, list] = {slot: [] for slot in range(3)}
-    answers = {}
-    while len(answers) < 3:
-        engine.advance(1)
-        for slot, written in engine.look().items():
-            seen[slot].append(written)
-        for done in engine.harvest():
-            answers[done.slot] = done.result
-    for slot, result in answers.items():
-        (ids,) = result.answers()
-        assert all(written.ids == ids[: len(written.ids)] for written in seen[slot])
-        assert [written.nfe for written in seen[slot]] == list(range(1, result.nfe[0] + 1))
-        assert seen[slot][-1].ids == ids
-        assert {len(written.ids) % 4 for written in seen[slot]} == {0}
-    assert any(0 < len(written.ids) < 8 for slot in seen for written in seen[slot])

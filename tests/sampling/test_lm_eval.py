@@ -170,7 +170,7 @@ def test_whole_texts_in_the_harnesss_windows(exact, theirs, tokenizer):
 
 
 @pytest.mark.soak
-def test_texts_end_before_the_first_stop_string_and_rows_at_their_blocks_end(place, tmp_path):
+def test_texts_end_before_the_first_stop_string_and_rows_as_soon_as_it_is_final(place, tmp_path):
     """A pass more than the tokens that are needed to see it, none for what follows; as `q.generate` writes them."""
     _, samples = ran(place, tmp_path / "a", "my_greedy", "--batch-size", 2)
     folder = open_folder(TINY)
@@ -189,9 +189,8 @@ def test_texts_end_before_the_first_stop_string_and_rows_at_their_blocks_end(pla
     blocks = ["--visibility", "block_bias", "--block-length", 4, "--steps", 12]
     _, found = ran(place, tmp_path / "b", "my_greedy", *blocks)
     nfe, tokens = (measured(found["my_greedy"], name) for name in ("nfe", "tokens"))
-    assert set(nfe) <= {2, 4, 6, 8, 10, 12}  # two passes a block
-    assert (tokens <= np.minimum(2 * nfe, 22)).all()
-    assert (tokens > 2 * nfe - 4).all()
+    assert (tokens <= np.minimum(2 * nfe, 22)).all()  # two passes a block
+    assert (tokens >= np.minimum(2 * nfe - 3, 22)).all()
     assert nfe.min() < 12
     for sample in found["my_greedy"]:
         assert "," not in sample["resps"][0][0]
