@@ -20,8 +20,15 @@ def admitted(config: SamplerConfig, of_engine: SamplerConfig, own: Parameters) -
         InputError: naming the setting that another program would be needed for.
     """
     config.check_rows(1)
+    if told := mismatch(config, of_engine, own):
+        raise InputError(told)
+    return config.parameters(like=of_engine)
+
+
+def mismatch(config: SamplerConfig, of_engine: SamplerConfig, own: Parameters) -> str | None:
+    """The setting of a complete config that another program would be needed for, in a line; None: there is none."""
     if of_engine.stop_at_eos and not config.stop_at_eos and (config.eos == "last" or config.min_length):
-        raise InputError("stop_at_eos: this engine stops at an EOS that eos 'last' and min_length speak of")
+        return "stop_at_eos: this engine stops at an EOS that eos 'last' and min_length speak of"
     its = config.parameters(like=of_engine)
     pairs: list[Any] = [(f"{slot} ({what})", getattr(own, slot), getattr(its, slot)) for slot, what in SLOTS.items()]
     for name in ("block_length", "visibility", "cache", "parallel_blocks", "speculate", "mask_token_id"):
@@ -32,5 +39,5 @@ def admitted(config: SamplerConfig, of_engine: SamplerConfig, own: Parameters) -
     for name, here, there in pairs:
         trees: Any = (jax.tree.structure(here), jax.tree.structure(there))
         if trees[0] != trees[1] if "(" in name else here != there:
-            raise InputError(f"{name}: this engine is made for {here}, the request has {there}; make it another one")
-    return its
+            return f"{name}: this engine is made for {here}, the request has {there}; make it another one"
+    return None

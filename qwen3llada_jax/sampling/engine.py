@@ -5,6 +5,7 @@ forbidden ids, key) is data of its row, so that requests of different settings s
 compiled for is the engine's: its slots, its length, and of its settings what `Structure` and the rules' classes say.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model import kv_cache as kv
 from qwen3llada_jax.model.model import Qwen3LLaDA, is_converted_on_cpu
 from qwen3llada_jax.sampling import layout, loop
-from qwen3llada_jax.sampling.admission import admitted
+from qwen3llada_jax.sampling.admission import admitted, mismatch
 from qwen3llada_jax.sampling.config import SamplerConfig
 from qwen3llada_jax.sampling.limits import check_memory
 from qwen3llada_jax.sampling.parameters import Parameters
@@ -117,6 +118,24 @@ class Engine:
     def free(self) -> list[int]:
         """Slots that no request has."""
         return [slot for slot in range(len(self._is_new)) if slot not in self._asked]
+
+    def takes(self, config: SamplerConfig, *, holes: int = 0) -> bool:
+        """Whether `admit` takes requests of these settings: whether this engine's program can write them.
+
+        Args:
+            config: as `admit` takes it, so it need not be complete.
+            holes: of a text to fill; 0: a prompt. They matter where nobody says the block length.
+
+        Raises:
+            InputError: settings that no engine over this model takes.
+        """
+        model = self._given.config
+        if holes:
+            settings = layout.for_holes(model, [[None] * holes], dataclasses.replace(config, steps=None))
+        else:
+            settings = config.for_model(model)
+        settings.check_rows(1)
+        return mismatch(settings, self.config, self._own) is None
 
     def admit(
         self,

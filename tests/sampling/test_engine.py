@@ -226,9 +226,13 @@ REFUSED = [
 def test_another_program_is_refused(model):
     base = dataclasses.replace(COMMON, threshold=0.5)
     engine = q.Engine(model, base, slots=2, length=16)
+    assert engine.takes(base)
+    assert engine.takes(q.SamplerConfig(threshold=0.9, block_length=4))
     for options, said in REFUSED:
+        config = dataclasses.replace(base, **options)
         with pytest.raises(q.InputError, match=said):
-            engine.admit(0, [1], dataclasses.replace(base, **options))
+            engine.admit(0, [1], config)
+        assert engine.takes(config) == ("gen_length" in options)  # how long a request is, is no matter of settings
     engine.admit(0, [1])
     with pytest.raises(q.InputError, match=r"slot 0 is not free; free are \[1\]"):
         engine.admit(0, [1])
@@ -321,3 +325,32 @@ def test_a_call_that_fails_frees_all_slots(model, monkeypatch):
     engine.admit(1, [5, 6, 7])
     engine.advance()
     assert_same(engine.harvest()[0].result, q.generate(model, [[5, 6, 7]], config))
+
+
+def test_settings_are_taken_as_admit_takes_them(model):
+    """Of holes and of prompts, complete or not, by engines that differ; what is impossible is said at once."""
+    base = dataclasses.replace(COMMON, threshold=0.5, mask_token_id=None)
+    kinds = [base, dataclasses.replace(base, visibility="block_causal"), dataclasses.replace(base, block_length=2)]
+    kinds += [dataclasses.replace(base, block_length=None), dataclasses.replace(base, revise=1)]
+    kinds += [dataclasses.replace(base, stop_at_eos=False, eos="last", eos_token_ids=(3,))]
+    kinds += [dataclasses.replace(base, eos="last", eos_token_ids=(3,))]
+    taken = 0
+    for own in kinds:
+        engine = q.Engine(model, own, slots=1, length=32)
+        for config in [*kinds, dataclasses.replace(base, cache="none", gen_length=1, block_length=1, steps=7)]:
+            for request in ([1, 2], [1, None, 2, None], [None] * 8):
+                holes = request.count(None)
+                try:
+                    says = engine.takes(config, holes=holes)
+                except q.InputError as error:
+                    says = str(error)
+                try:
+                    engine.admit(0, request, config)
+                    does = True
+                except q.InputError as error:
+                    does = False if "this engine" in str(error) else str(error)
+                if does is True:
+                    engine.cancel(0)
+                taken += does is True
+                assert says == does or (config.steps and holes)  # what steps divide depends on where the holes stand
+    assert taken >= 20
