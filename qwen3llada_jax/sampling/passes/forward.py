@@ -22,10 +22,11 @@ it is computed beside the block. Of an autoregressive model (blocks of one token
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from qwen3llada_jax import arguments
+from qwen3llada_jax import arguments, sharding
 from qwen3llada_jax.model import kv_cache as kv
 from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.model.coordinates import Coordinates, block_of, until_of
@@ -201,16 +202,25 @@ def with_new_rows(
 ) -> kv.Cache:
     """A cache in which some rows begin: nothing of whoever had them is left, and their prompts are known.
 
-    What was left would never be seen, but a NaN among it spoils a sum in which it counts for nothing.
+    What was left would never be seen, but a NaN among it spoils a sum in which it counts for nothing. It costs what is
+    new, unless rows lie over several devices, which all compute then.
     """
     B, L = canvas.tokens.shape
-    clears = jnp.repeat(is_new, structure.cfg_branches)[:, None, None, None]
-    cache = kv.Cache(*(jnp.where(clears, 0, x) for x in cache))
-    if not prefix_cache_is_exact(structure, model.config):
+    clears, is_exact = jnp.repeat(is_new, structure.cfg_branches), prefix_cache_is_exact(structure, model.config)
+    still = jnp.where(is_new, _still(canvas, structure), 0)
+    if sharding.ways("batch") > 1:
+        cache = kv.Cache(*(jnp.where(clears[:, None, None, None], 0, x) for x in cache))
+        where = jnp.broadcast_to(jnp.arange(L), (B, L))
+        return _cached(model, canvas, inputs, where, where < still[:, None], cache, structure)[1] if is_exact else cache
+    first = jnp.argsort(~clears)
+    cache = jax.lax.fori_loop(
+        0, clears.sum(), lambda n, cache: kv.Cache(*(x.at[:, first[n]].set(0) for x in cache)), cache
+    )
+    if not is_exact:
         return cache
-    where = jnp.broadcast_to(jnp.arange(L), (B, L))
-    wanted = (where < _still(canvas, structure)[:, None]) & is_new[:, None]
-    return _cached(model, canvas, inputs, where, wanted, cache, structure)[1]
+    tokens, mask = _inputs(model, canvas, inputs, structure, None)
+    end = jnp.repeat(still, structure.cfg_branches)
+    return kv.with_stretches(model, tokens, jnp.zeros_like(end), end, mask, cache)
 
 
 def _still(canvas: Canvas, structure: Structure) -> Int[Array, " B"]:
