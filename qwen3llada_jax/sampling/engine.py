@@ -22,16 +22,15 @@ from qwen3llada_jax.sampling import layout, loop
 from qwen3llada_jax.sampling.admission import admitted, mismatch
 from qwen3llada_jax.sampling.config import SamplerConfig
 from qwen3llada_jax.sampling.limits import check_memory
-from qwen3llada_jax.sampling.parameters import Parameters
 from qwen3llada_jax.sampling.passes import memory as memories
 from qwen3llada_jax.sampling.passes.speculation import no_draft
 from qwen3llada_jax.sampling.rows import looking
+from qwen3llada_jax.sampling.rows.given import Given
 from qwen3llada_jax.sampling.rows.looking import Written
 from qwen3llada_jax.sampling.rules import AtEos
 from qwen3llada_jax.sampling.state import (
     Canvas,
     Generation,
-    GenerationInputs,
     NotFiniteError,
     SamplerState,
     answer_of,
@@ -75,9 +74,9 @@ class Engine:
         Raises:
             InputError: settings that do not go together, or more than memory holds.
         """
-        slots, length = arguments.whole("slots", slots), arguments.whole("length", length)
-        if slots < 1 or length < 1:
-            raise InputError(f"an engine has at least one slot of one token, not {slots} of {length}")
+        length = arguments.whole("length", length)
+        if length < 1:
+            raise InputError(f"length: a row has room for at least one token, not {length}")
         self.config, self.length = config.for_model(model.config), layout.bucket(length)
         if self.config.parallel_blocks:
             raise InputError("parallel_blocks: an engine writes one block of a row after the other; leave it out")
@@ -89,19 +88,26 @@ class Engine:
             )
         if jax.process_count() > 1:
             raise InputError("an engine runs in one process; several write with q.generate")
-        sharding.check_rows(slots)
         self.config.check_rows(1)
-        check_memory(model.config, slots, self.length, self.config)
         self._structure, self._is_late = self.config.structure(model.config), is_converted_on_cpu(model)
-        self._given, self._model = model, loop.laid_out(model, self.config, self._is_late)
+        self._given = model
+        slots = self._checked(slots)
+        self._model = loop.laid_out(model, self.config, self._is_late)
         self._start(slots)
+
+    def _checked(self, slots: int) -> int:
+        """A number of slots that mesh and memory have room for."""
+        slots = arguments.whole("slots", slots)
+        if slots < 1:
+            raise InputError(f"slots: an engine has at least one, not {slots}")
+        sharding.check_rows(slots)
+        check_memory(self._given.config, slots, self.length, self.config)
+        return slots
 
     def _start(self, slots: int) -> None:
         """Every slot free."""
         self._asked: dict[int, tuple[int, bool]] = {}  # slot → how many tokens its request writes, are they holes
-        self._is_new = np.zeros(slots, bool)
-        self._new, self._inputs = self._blank(slots)
-        self._parameters: Parameters = jax.tree.map(lambda x: np.full(slots, x), self._own)
+        self._rows = Given(slots, self.length, self._given.config.vocab_size, self.config, self._own)
         zero, zeros = np.zeros(slots, np.int32), np.zeros((slots, 1), np.int32)
         cache = None
         if self._structure.cache != "none":
@@ -111,13 +117,14 @@ class Engine:
         full = None if self._own.edit is None else zero
         draft = no_draft(self._given, slots, self._own, self._structure)
         done = np.ones(slots, bool)
-        state: Any = (jax.tree.map(np.copy, self._new), zero, zero, zeros, zeros, done, cache, memory, full, draft)
+        canvas = jax.tree.map(np.copy, self._rows.canvas)
+        state: Any = (canvas, zero, zero, zeros, zeros, done, cache, memory, full, draft)
         self._state = loop.placed(SamplerState(*state), self._given)
 
     @property
     def free(self) -> list[int]:
         """Slots that no request has."""
-        return [slot for slot in range(len(self._is_new)) if slot not in self._asked]
+        return [slot for slot in range(len(self._rows.is_new)) if slot not in self._asked]
 
     def takes(self, config: SamplerConfig, *, holes: int = 0) -> bool:
         """Whether `admit` takes requests of these settings: whether this engine's program can write them.
@@ -171,10 +178,9 @@ class Engine:
                 f"the request has {length:,} tokens with what is written; this engine's rows {self.length:,}"
             )
         parameters = admitted(config, self.config, self._own)
-        if not config.stop_at_eos and self._parameters.stop is not None:  # a row without ends has nothing to stop at
+        if not config.stop_at_eos and self._own.stop is not None:  # a row without ends has nothing to stop at
             inputs = inputs._replace(ends=inputs.ends[:, :0])
-        self._put(slot, canvas, inputs)
-        jax.tree.map(lambda rows, x: rows.__setitem__(slot, np.reshape(x, ())), self._parameters, parameters)
+        self._rows.put(slot, canvas, inputs, parameters)
         self._asked[slot] = config.gen_length, None in rows[0]
 
     def advance(self, passes: int | None = None) -> list[int]:
@@ -197,7 +203,7 @@ class Engine:
 
     def _done(self) -> list[int]:
         done = np.asarray(self._state.done)
-        return [slot for slot in sorted(self._asked) if done[slot] and not self._is_new[slot]]
+        return [slot for slot in sorted(self._asked) if done[slot] and not self._rows.is_new[slot]]
 
     def harvest(self) -> list[Finished]:
         """Take what is done, and free its slots."""
@@ -207,7 +213,7 @@ class Engine:
         for slot in slots:
             assert canvas is not None
             arrays: Any = [np.asarray(x)[slot : slot + 1] for x in canvas]
-            (many, are_holes), given = self._asked.pop(slot), np.asarray(self._inputs.is_given[slot : slot + 1])
+            (many, are_holes), given = self._asked.pop(slot), np.asarray(self._rows.inputs.is_given[slot : slot + 1])
             row: Any = answer_of(Canvas(*arrays), given, None if are_holes else many, self._structure)
             row = row._replace(places=np.minimum(row.places[:, :many], row.length[:, None]))
             result = texts_of(row)
@@ -221,9 +227,9 @@ class Engine:
         canvas, (block, done) = on_host(self._state.canvas), map(np.asarray, (self._state.block, self._state.done))
         what_is_written_stays, found = looking.stays(self._own, self._structure), {}
         for slot, (many, are_holes) in sorted(self._asked.items()):
-            is_new = bool(self._is_new[slot])
-            arrays: Any = (np.asarray(x)[slot] for x in (self._new if is_new else canvas))
-            row, is_given = Canvas(*arrays), np.asarray(self._inputs.is_given[slot])
+            is_new = bool(self._rows.is_new[slot])
+            arrays: Any = (np.asarray(x)[slot] for x in (self._rows.canvas if is_new else canvas))
+            row, is_given = Canvas(*arrays), np.asarray(self._rows.inputs.is_given[slot])
             end = int(row.length) if are_holes else min(int(row.prompt_length) + many, int(row.length))
             found[slot] = looking.written(
                 row, is_given, end, 0 if is_new else int(block[slot]),
@@ -242,67 +248,42 @@ class Engine:
         if slot not in self._asked:
             raise InputError(f"slot {slot} has no request; taken are {sorted(self._asked)}")
         del self._asked[slot]
-        blank, inputs = self._blank(1)
-        self._put(slot, blank, inputs)
+        self._rows.clear(slot)
+
+    def resize(self, slots: int) -> dict[int, int]:
+        """Go on with another number of slots. Requests are written as if nothing had been; rows that stand empty cost a
+        pass as much as others, so an engine of few requests is faster with few.
+
+        A number of slots that the engine has had compiles nothing again.
+
+        Returns:
+            {slot before: slot now} of those that are taken. Where there still is such a slot, it is the same.
+
+        Raises:
+            InputError: more requests than slots, or slots that the mesh does not divide or memory does not hold.
+        """
+        slots = self._checked(slots)
+        if len(self._asked) > slots:
+            raise InputError(f"slots: {len(self._asked)} requests are being written; {slots} slots do not hold them")
+        empty = (slot for slot in range(slots) if slot not in self._asked)
+        now = {slot: slot if slot < slots else next(empty) for slot in sorted(self._asked)}
+        before = {new: old for old, new in now.items()}
+        index = np.array([before.get(slot, len(self._rows.is_new)) for slot in range(slots)])
+        self._state = loop.regroup(self._state, index)
+        self._rows = self._rows.regrouped([before.get(slot) for slot in range(slots)])
+        self._asked = {now[slot]: asked for slot, asked in self._asked.items()}
+        return now
 
     def _run(self, passes: int) -> None:
-        cache, state = self._state.cache, self._state._replace(cache=None)
+        rows, cache, state = self._rows, self._state.cache, self._state._replace(cache=None)
         try:
             self._state = loop.serve[self._is_late](
-                cache, self._model, state, self._new, self._is_new, self._inputs, self._parameters, np.int32(passes),
+                cache, self._model, state, rows.canvas, rows.is_new, rows.inputs, rows.parameters, np.int32(passes),
                 self._structure,
             )  # fmt: skip
             jax.block_until_ready(self._state.done)  # what it was given is ours to change again
         except BaseException:
             if cache is not None and cache.keys.is_deleted():  # given away, and with it what all requests knew
-                self._start(len(self._is_new))
+                self._start(len(rows.is_new))
             raise
-        self._is_new = np.zeros_like(self._is_new)
-
-    def _blank(self, rows: int) -> tuple[Canvas, GenerationInputs]:
-        """Rows with nothing to write."""
-        c, L, vocab = self.config, self.length, self._given.config.vocab_size
-        assert c.block_length is not None
-        assert c.mask_token_id is not None
-        canvas = layout.blank(rows, L, -(-L // c.block_length) * c.block_length, c.mask_token_id)
-        inputs: Any = (
-            np.zeros((rows, L), bool),
-            np.zeros((rows, L), np.int32) if c.visibility != "full" else None,
-            np.zeros((rows, 2), np.uint32),
-            np.ones(rows, np.int32),
-            *(np.full((rows, 8), vocab, np.int32) for _ in range(2)),
-        )
-        return canvas, GenerationInputs(*inputs)
-
-    def _put(self, slot: int, canvas: Any, inputs: Any) -> None:
-        """A laid-out row into a slot, cut or filled up to its sizes; stop lists longer than any before make room."""
-        still: Any
-        blank, still = self._blank(1)
-        outside, vocab = canvas.tokens.shape[1], self._given.config.vocab_size
-        canvas = canvas._replace(places=np.where(canvas.places == outside, self.length, canvas.places))
-        mine: Any = self._new
-        every: Any
-        for every, fill, row in zip(mine, blank, canvas, strict=True):
-            every[slot] = _fitted(row[0], fill[0])
-        keys = np.asarray(jax.random.key_data(inputs.keys) if inputs.keys.ndim == 1 else inputs.keys)
-        lists: dict[str, Any] = {}
-        for name in ("forbidden", "ends"):
-            rows, new = getattr(self._inputs, name), getattr(inputs, name)
-            more = np.full((len(rows), max(new.shape[1] - rows.shape[1], 0)), vocab, np.int32)
-            lists[name] = np.concatenate([rows, more], axis=1)
-        self._inputs = self._inputs._replace(**lists)
-        for name, row in inputs._replace(keys=keys)._asdict().items():
-            if row is not None:
-                both: Any = getattr(self._inputs, name)
-                empty: Any = np.full(both.shape[1:], vocab) if name in lists else getattr(still, name)[0]
-                both[slot] = _fitted(row[0], empty)
-        self._is_new[slot] = True
-
-
-def _fitted(row: Any, empty: Any) -> Any:
-    """A row cut, or filled up with what an empty one has."""
-    if not np.ndim(empty):
-        return row
-    found = np.array(empty)
-    found[: len(row)] = row[: len(found)]
-    return found
+        rows.is_new = np.zeros_like(rows.is_new)

@@ -145,6 +145,19 @@ def served(
     return passes_of(cache, model, state, inputs, parameters, passes, state.done.sum() + 1, structure)
 
 
+def regrouped(state: SamplerState, slots: Int[Array, " B"]) -> SamplerState:
+    """The rows of these slots, one after another; where there is no such slot, a row that has to begin anew."""
+    rows = len(state.done)
+
+    def of(axes: tuple[str, ...], x: Array) -> Array:
+        at = axes.index("batch")
+        branches = x.shape[at] // rows
+        index = (slots[:, None] * branches + jnp.arange(branches)).ravel()
+        return constrain(jnp.take(x, index, axis=at, mode="fill", fill_value=0), *axes)
+
+    return jax.tree.map(of, _axes(state), state, is_leaf=_is_axes)
+
+
 def _programs(function: Callable[..., Any], donated: tuple[str, ...] = ()) -> dict[bool, Any]:
     """A function compiled as XLA likes it, and (True) so that each layer's weights are converted where it is used."""
     compiled = functools.partial(jax.jit, function, static_argnames="structure", donate_argnames=donated)
@@ -154,3 +167,4 @@ def _programs(function: Callable[..., Any], donated: tuple[str, ...] = ()) -> di
 begin = _programs(first_cache)
 advance = _programs(passes_of, donated=("cache",))
 serve = _programs(served, donated=("cache",))
+regroup = jax.jit(regrouped)

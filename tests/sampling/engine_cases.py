@@ -11,7 +11,7 @@ V, MASK = 62, 61
 PLAIN = q.SamplerConfig(gen_length=8, block_length=4, eos_token_ids=())
 START = {"visibility": "block_causal", "block_origin": "start", "block_length": 4}
 CAUSAL = {"visibility": "block_causal", "causal_context": True, "block_length": 4}
-ONE = {"visibility": "block_causal", "shift": True, "block_length": 1}
+ONE = {**START, "shift": True, "block_length": 1}
 
 # name: (facts of the model, settings)
 KINDS = {

@@ -69,10 +69,10 @@ def test_a_new_row_costs_its_prompt_whatever_stands_beside_it(pieces, kind):
     engine = q.Engine(model, config, slots=4, length=256)
     for slot, many in enumerate([20, 70]):
         canvas, inputs = layout.continuation(model.config, [[5] * many], config, 0)
-        engine._put(slot, canvas, inputs)
+        engine._rows.put(slot, canvas, inputs, engine._own)
     structure = config.structure(model.config)
     program = jax.jit(functools.partial(forward.with_new_rows, structure=structure))
-    found = program(model, engine._state.cache, engine._new, engine._inputs, is_new=engine._is_new)
+    found = program(model, engine._state.cache, engine._rows.canvas, engine._rows.inputs, is_new=engine._rows.is_new)
     jax.block_until_ready(found)
     jax.effects_barrier()
     assert set(pieces) == {(1, 32)}  # of one row, in one of the two layers: the last one's give no keys
