@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
@@ -22,17 +21,16 @@ from qwen3llada_jax.sampling import layout, loop
 from qwen3llada_jax.sampling.admission import admitted, mismatch
 from qwen3llada_jax.sampling.config import SamplerConfig
 from qwen3llada_jax.sampling.limits import check_memory
-from qwen3llada_jax.sampling.passes import memory as memories
-from qwen3llada_jax.sampling.passes.speculation import no_draft
-from qwen3llada_jax.sampling.rows import looking
-from qwen3llada_jax.sampling.rows.given import Given
+from qwen3llada_jax.sampling.passes.forward import still_of
+from qwen3llada_jax.sampling.rows import keeping, looking
+from qwen3llada_jax.sampling.rows.given import Given, blank_state
+from qwen3llada_jax.sampling.rows.keeping import Prefix
 from qwen3llada_jax.sampling.rows.looking import Written
 from qwen3llada_jax.sampling.rules import AtEos
 from qwen3llada_jax.sampling.state import (
     Canvas,
     Generation,
     NotFiniteError,
-    SamplerState,
     answer_of,
     on_host,
     texts_of,
@@ -90,7 +88,7 @@ class Engine:
             raise InputError("an engine runs in one process; several write with q.generate")
         self.config.check_rows(1)
         self._structure, self._is_late = self.config.structure(model.config), is_converted_on_cpu(model)
-        self._given = model
+        self._given, self._context = model, keeping.blocks_of_context(self._structure, model.config)
         slots = self._checked(slots)
         self._model = loop.laid_out(model, self.config, self._is_late)
         self._start(slots)
@@ -108,18 +106,7 @@ class Engine:
         """Every slot free."""
         self._asked: dict[int, tuple[int, bool]] = {}  # slot → how many tokens its request writes, are they holes
         self._rows = Given(slots, self.length, self._given.config.vocab_size, self.config, self._own)
-        zero, zeros = np.zeros(slots, np.int32), np.zeros((slots, 1), np.int32)
-        cache = None
-        if self._structure.cache != "none":
-            keys, _ = kv.blank(self._given, slots * self._structure.cfg_branches, self.length)
-            cache = kv.Cache(keys, jnp.zeros_like(keys))  # of its own memory, to be given away
-        memory = memories.blank(self._own, slots, self._structure.block_length, self._given.config.vocab_size)
-        full = None if self._own.edit is None else zero
-        draft = no_draft(self._given, slots, self._own, self._structure)
-        done = np.ones(slots, bool)
-        canvas = jax.tree.map(np.copy, self._rows.canvas)
-        state: Any = (canvas, zero, zero, zeros, zeros, done, cache, memory, full, draft)
-        self._state = loop.placed(SamplerState(*state), self._given)
+        self._state = loop.placed(blank_state(self._given, self._rows, self._own, self._structure), self._given)
 
     @property
     def free(self) -> list[int]:
@@ -151,16 +138,21 @@ class Engine:
         config: SamplerConfig | None = None,
         *,
         key: PRNGKeyArray | int | None = None,
-    ) -> None:
+        prefix: Prefix | None = None,
+    ) -> int:
         """Give a slot to a request. It is written as `generate` (or `infill`) writes it alone, with the same key.
 
         Args:
             request: a prompt's ids, or a text with None for a hole.
             config: its settings; None: the engine's.
+            prefix: what an engine kept (`keep`): as much of the prompt as it begins with is not encoded again.
+
+        Returns:
+            So many tokens of the prompt the prefix knows; 0 without one.
 
         Raises:
-            InputError: a slot that is taken, an id out of range, a request that is too long, or settings that another
-                program would be needed for.
+            InputError: a slot that is taken, an id out of range, a request that is too long, settings that another
+                program would be needed for, or a prefix where none is of use (`keeps`) or of another model.
         """
         slot = arguments.whole("slot", slot)
         if slot not in self.free:
@@ -180,8 +172,22 @@ class Engine:
         parameters = admitted(config, self.config, self._own)
         if not config.stop_at_eos and self._own.stop is not None:  # a row without ends has nothing to stop at
             inputs = inputs._replace(ends=inputs.ends[:, :0])
-        self._rows.put(slot, canvas, inputs, parameters)
+        known = 0 if prefix is None else self._began(slot, prefix, rows[0], int(still_of(canvas, self._structure)[0]))
+        self._rows.put(slot, canvas, inputs, parameters, known)
         self._asked[slot] = config.gen_length, None in rows[0]
+        return known
+
+    def _began(self, slot: int, prefix: Prefix, prompt: list[int], still: int) -> int:
+        """As much of a prefix as a prompt begins with, put into the slot's row of the cache."""
+        if self._context is None:
+            raise InputError("prefix: this engine keeps none (Engine.keeps); leave it out")
+        cache = self._state.cache
+        assert cache is not None
+        many = keeping.in_common(prefix, prompt, still, cache.keys, self._context)
+        if many:
+            part: Any = (prefix.keys, prefix.values)
+            self._state = self._state._replace(cache=loop.give(cache, kv.Cache(*part), np.int32(slot)))
+        return many
 
     def advance(self, passes: int | None = None) -> list[int]:
         """Write until a request more is done, or so many passes: one program, and one look at its end from the host.
@@ -238,15 +244,49 @@ class Engine:
             )  # fmt: skip
         return found
 
+    @property
+    def keeps(self) -> bool:
+        """Whether what a row wrote can be kept for another (`keep`): context is read in blocks that see nothing behind
+        them (`block_origin` start, `causal_context`, an autoregressive model, `speculate`), a cache remembers it, and
+        there is no guidance."""
+        return self._context is not None
+
+    def keep(self, slot: int) -> Prefix:
+        """The keys and values of what is final in a row's cache, for `admit` of a text that begins with the same: the
+        prompt, and the answer but for its last block. Take it before `harvest` or `cancel` frees the slot.
+
+        Raises:
+            InputError: an engine that keeps nothing, a slot without a request or one that has not begun, or one whose
+                logits were not finite.
+        """
+        slot = self._taken(slot)
+        if self._context is None:
+            raise InputError("this engine keeps nothing (Engine.keeps): the next text would be read in another way")
+        if self._rows.is_new[slot]:
+            raise InputError(f"slot {slot}: its request has not begun; advance first")
+        arrays: Any = (np.asarray(x)[slot] for x in on_host(self._state.canvas))
+        row, state, structure = Canvas(*arrays), self._state, self._structure
+        block, step, is_done = (np.asarray(x)[slot] for x in (state.block, state.step, state.done))
+        if is_done and np.any(row.is_masked):
+            raise InputError(f"slot {slot}: its logits were not finite; nothing of it is kept")
+        many = keeping.known_of(row, int(block), int(step), int(still_of(row, structure)), structure)
+        many -= many % self._context
+        part = loop.take(state.cache, np.int32(slot), min(layout.bucket(many), self.length))
+        return Prefix(np.asarray(row.tokens)[:many].tolist(), part.keys, part.values, self._context)
+
+    def _taken(self, slot: int) -> int:
+        slot = arguments.whole("slot", slot)
+        if slot not in self._asked:
+            raise InputError(f"slot {slot} has no request; taken are {sorted(self._asked)}")
+        return slot
+
     def cancel(self, slot: int) -> None:
         """Free a slot, whatever was written in it.
 
         Raises:
             InputError: nobody has it.
         """
-        slot = arguments.whole("slot", slot)
-        if slot not in self._asked:
-            raise InputError(f"slot {slot} has no request; taken are {sorted(self._asked)}")
+        slot = self._taken(slot)
         del self._asked[slot]
         self._rows.clear(slot)
 
@@ -278,8 +318,8 @@ class Engine:
         rows, cache, state = self._rows, self._state.cache, self._state._replace(cache=None)
         try:
             self._state = loop.serve[self._is_late](
-                cache, self._model, state, rows.canvas, rows.is_new, rows.inputs, rows.parameters, np.int32(passes),
-                self._structure,
+                cache, self._model, state, rows.canvas, rows.is_new, rows.known, rows.inputs, rows.parameters,
+                np.int32(passes), self._structure,
             )  # fmt: skip
             jax.block_until_ready(self._state.done)  # what it was given is ours to change again
         except BaseException:

@@ -113,6 +113,7 @@ def served(
     state: SamplerState,
     new: Canvas,
     is_new: Bool[Array, " B"],
+    known: Int[Array, " B"],
     inputs: GenerationInputs,
     parameters: Parameters,
     passes: Int[Array, ""],
@@ -122,6 +123,7 @@ def served(
 
     Args:
         new: what the rows `is_new` begin with; one with nothing to write is done.
+        known: tokens at the beginning of such a row that the cache knows already.
         inputs: its `keys` are their data.
     """
     inputs = inputs._replace(keys=jax.random.wrap_key_data(inputs.keys))
@@ -138,7 +140,7 @@ def served(
     if cache is not None:
         cache = jax.lax.cond(
             is_new.any(),
-            lambda cache: with_new_rows(model, cache, state.canvas, inputs, structure, is_new),
+            lambda cache: with_new_rows(model, cache, state.canvas, inputs, structure, is_new, known),
             lambda cache: cache,
             cache,
         )
@@ -158,6 +160,20 @@ def regrouped(state: SamplerState, slots: Int[Array, " B"]) -> SamplerState:
     return jax.tree.map(of, _axes(state), state, is_leaf=_is_axes)
 
 
+def taken(cache: Cache, slot: Int[Array, ""], length: int) -> Cache:
+    """So many positions of one row, [layers, length, K, H]."""
+    return Cache(*(jax.lax.dynamic_index_in_dim(x, slot, axis=1, keepdims=False)[:, :length] for x in cache))
+
+
+def given(cache: Cache, part: Cache, slot: Int[Array, ""]) -> Cache:
+    """A cache in which a row begins with these positions, as far as it goes."""
+
+    def of(x: Array, new: Array) -> Array:
+        return constrain(jax.lax.dynamic_update_slice(x, new[:, None, : x.shape[2]], (0, slot, 0, 0, 0)), *AXES)
+
+    return Cache(of(cache.keys, part.keys), of(cache.values, part.values))
+
+
 def _programs(function: Callable[..., Any], donated: tuple[str, ...] = ()) -> dict[bool, Any]:
     """A function compiled as XLA likes it, and (True) so that each layer's weights are converted where it is used."""
     compiled = functools.partial(jax.jit, function, static_argnames="structure", donate_argnames=donated)
@@ -168,3 +184,5 @@ begin = _programs(first_cache)
 advance = _programs(passes_of, donated=("cache",))
 serve = _programs(served, donated=("cache",))
 regroup = jax.jit(regrouped)
+take = jax.jit(taken, static_argnames="length")
+give = jax.jit(given, donate_argnames="cache")

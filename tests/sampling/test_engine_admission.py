@@ -27,7 +27,7 @@ def coordinates(kind, prompts):
     canvas, inputs = canvas._replace(tokens=canvas.tokens[:, :L]), inputs._replace(block=inputs.block[:, :L])
     structure = config.for_model(model.config).structure(model.config)
     one = dataclasses.replace(structure, cfg_branches=1)
-    still = forward._still(canvas, structure)
+    still = forward.still_of(canvas, structure)
     return canvas.tokens, forward.coordinates_of(model.config, one, inputs.block, canvas.length, L), still
 
 
@@ -72,7 +72,14 @@ def test_a_new_row_costs_its_prompt_whatever_stands_beside_it(pieces, kind):
         engine._rows.put(slot, canvas, inputs, engine._own)
     structure = config.structure(model.config)
     program = jax.jit(functools.partial(forward.with_new_rows, structure=structure))
-    found = program(model, engine._state.cache, engine._rows.canvas, engine._rows.inputs, is_new=engine._rows.is_new)
+    found = program(
+        model,
+        engine._state.cache,
+        engine._rows.canvas,
+        engine._rows.inputs,
+        is_new=engine._rows.is_new,
+        known=engine._rows.known,
+    )
     jax.block_until_ready(found)
     jax.effects_barrier()
     assert set(pieces) == {(1, 32)}  # of one row, in one of the two layers: the last one's give no keys

@@ -122,7 +122,7 @@ def test_on_a_mesh(sizes):
         graph, params = nnx.split(model)
         everywhere = jax.sharding.NamedSharding(jax.sharding.get_mesh(), jax.sharding.PartitionSpec())
         spread = nnx.merge(graph, jax.device_put(params, everywhere))
-        engine = q.Engine(spread, config, slots=2, length=16)
+        engine = q.Engine(spread, config, slots=2, length=20)
         if sizes["data"] == 2:
             with pytest.raises(q.InputError, match="3 rows do not divide"):
                 engine.resize(3)
@@ -130,4 +130,10 @@ def test_on_a_mesh(sizes):
         engine.advance(2)
         assert engine.resize(4) == {1: 1}
         engine.advance()
-        assert engine.harvest()[0].result.answers() == alone
+        kept, answers = engine.keep(1), engine.harvest()[0].result.answers()
+        assert answers == alone
+        turn = [1, 2, 3, 4, 5, 6, *answers[0], 7, 8]
+        assert engine.admit(2, turn[:-8], prefix=kept) == 8
+        engine.advance()
+        again = engine.harvest()[0].result.answers()
+    assert again == q.generate(model, [turn[:-8]], config).answers()

@@ -188,7 +188,7 @@ def first_cache(model: Qwen3LLaDA, canvas: Canvas, inputs: GenerationInputs, str
     P = L - canvas.places.shape[1]  # no prompt is longer
     if prefix_cache_is_exact(structure, model.config) and P:
         where = jnp.broadcast_to(jnp.arange(P), (B, P))
-        _, cache = _cached(model, canvas, inputs, where, where < _still(canvas, structure)[:, None], cache, structure)
+        _, cache = _cached(model, canvas, inputs, where, where < still_of(canvas, structure)[:, None], cache, structure)
     return cache
 
 
@@ -199,31 +199,42 @@ def with_new_rows(
     inputs: GenerationInputs,
     structure: Structure,
     is_new: Bool[Array, " B"],
+    known: Int[Array, " B"],
 ) -> kv.Cache:
     """A cache in which some rows begin: nothing of whoever had them is left, and their prompts are known.
+
+    So many tokens of each are `known` before.
 
     What was left would never be seen, but a NaN among it spoils a sum in which it counts for nothing. It costs what is
     new, unless rows lie over several devices, which all compute then.
     """
     B, L = canvas.tokens.shape
     clears, is_exact = jnp.repeat(is_new, structure.cfg_branches), prefix_cache_is_exact(structure, model.config)
-    still = jnp.where(is_new, _still(canvas, structure), 0)
+    still = jnp.where(is_new, still_of(canvas, structure), 0)
+    begin, end = (jnp.repeat(x, structure.cfg_branches) for x in (jnp.minimum(known, still), still))
+    place = jnp.arange(L)
     if sharding.ways("batch") > 1:
-        cache = kv.Cache(*(jnp.where(clears[:, None, None, None], 0, x) for x in cache))
-        where = jnp.broadcast_to(jnp.arange(L), (B, L))
-        return _cached(model, canvas, inputs, where, where < still[:, None], cache, structure)[1] if is_exact else cache
+        cache = kv.Cache(
+            *(jnp.where((clears[:, None] & (place >= begin[:, None]))[..., None, None], 0, x) for x in cache)
+        )
+        where = jnp.broadcast_to(place, (B, L))
+        wanted = (where < still[:, None]) & (where >= known[:, None])
+        return _cached(model, canvas, inputs, where, wanted, cache, structure)[1] if is_exact else cache
     first = jnp.argsort(~clears)
-    cache = jax.lax.fori_loop(
-        0, clears.sum(), lambda n, cache: kv.Cache(*(x.at[:, first[n]].set(0) for x in cache)), cache
-    )
+
+    def cleared(number: Array, cache: kv.Cache) -> kv.Cache:
+        row = first[number]
+        stays = (place < begin[row])[:, None, None]
+        return kv.Cache(*(x.at[:, row].set(jnp.where(stays, x[:, row], 0)) for x in cache))
+
+    cache = jax.lax.fori_loop(0, clears.sum(), cleared, cache)
     if not is_exact:
         return cache
     tokens, mask = _inputs(model, canvas, inputs, structure, None)
-    end = jnp.repeat(still, structure.cfg_branches)
-    return kv.with_stretches(model, tokens, jnp.zeros_like(end), end, mask, cache)
+    return kv.with_stretches(model, tokens, begin, end, mask, cache)
 
 
-def _still(canvas: Canvas, structure: Structure) -> Int[Array, " B"]:
+def still_of(canvas: Canvas, structure: Structure) -> Int[Array, " B"]:
     """How much of each prompt never changes: what is in no block that is to be written."""
     if structure.block_origin != "start":
         return canvas.prompt_length

@@ -7,12 +7,17 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from qwen3llada_jax.model import kv_cache as kv
+from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.sampling import layout
 from qwen3llada_jax.sampling.config import SamplerConfig
-from qwen3llada_jax.sampling.parameters import Parameters
-from qwen3llada_jax.sampling.state import Canvas, GenerationInputs
+from qwen3llada_jax.sampling.parameters import Parameters, Structure
+from qwen3llada_jax.sampling.passes import memory as memories
+from qwen3llada_jax.sampling.passes.speculation import no_draft
+from qwen3llada_jax.sampling.state import Canvas, GenerationInputs, SamplerState
 
 LISTS = ("forbidden", "ends")
 
@@ -25,6 +30,7 @@ class Given:
         inputs: `keys` are their data.
         parameters: each number one a row.
         is_new: [B] rows that begin in the next pass.
+        known: [B] tokens at the beginning of such a row that the cache knows already.
     """
 
     def __init__(self, rows: int, length: int, vocab_size: int, config: SamplerConfig, own: Parameters):
@@ -49,9 +55,9 @@ class Given:
         )
         self.inputs = GenerationInputs(*inputs)
         self.parameters: Parameters = jax.tree.map(lambda x: np.full(rows, x), own)
-        self.is_new = np.zeros(rows, bool)
+        self.is_new, self.known = np.zeros(rows, bool), np.zeros(rows, np.int32)
 
-    def put(self, slot: int, canvas: Canvas, inputs: GenerationInputs, parameters: Parameters) -> None:
+    def put(self, slot: int, canvas: Canvas, inputs: GenerationInputs, parameters: Parameters, known: int = 0) -> None:
         """A laid-out row, cut or filled up to the sizes here; lists of ids longer than any before make room."""
         blank, still = self._blank(1), cast(Any, canvas)
         L, outside = self.canvas.tokens.shape[1], still.tokens.shape[1]
@@ -67,7 +73,7 @@ class Given:
                 empty: Any = np.full(both.shape[1:], self._outside) if name in LISTS else getattr(blank.inputs, name)[0]
                 both[slot] = _fitted(row[0], empty)
         jax.tree.map(lambda rows, x: rows.__setitem__(slot, np.reshape(x, ())), self.parameters, parameters)
-        self.is_new[slot] = True
+        self.is_new[slot], self.known[slot] = True, known
 
     def clear(self, slot: int) -> None:
         """A row with nothing to write."""
@@ -80,7 +86,7 @@ class Given:
         blank._make_room({name: getattr(self.inputs, name).shape[1] for name in LISTS})
         blank.is_new[:] = True
         at, found = np.array([-1 if slot is None else slot for slot in slots]), self._blank(len(slots))
-        for name in ("canvas", "inputs", "parameters", "is_new"):
+        for name in ("canvas", "inputs", "parameters", "is_new", "known"):
             both = getattr(self, name), getattr(blank, name)
             setattr(found, name, jax.tree.map(lambda x, last: np.concatenate([x, last])[at], *both))
         return found
@@ -95,6 +101,20 @@ class Given:
             more = np.full((len(rows), max(many - rows.shape[1], 0)), self._outside, np.int32)
             lists[name] = np.concatenate([rows, more], axis=1)
         self.inputs = self.inputs._replace(**lists)
+
+
+def blank_state(model: Qwen3LLaDA, given: Given, own: Parameters, structure: Structure) -> SamplerState:
+    """Rows that are done, with an empty cache; not yet where the passes leave them."""
+    (rows, length), vocab_size = given.canvas.tokens.shape, model.config.vocab_size
+    zero, zeros, cache = np.zeros(rows, np.int32), np.zeros((rows, 1), np.int32), None
+    if structure.cache != "none":
+        keys, _ = kv.blank(model, rows * structure.cfg_branches, length)
+        cache = kv.Cache(keys, jnp.zeros_like(keys))  # of its own memory, to be given away
+    memory = memories.blank(own, rows, structure.block_length, vocab_size)
+    full, draft = None if own.edit is None else zero, no_draft(model, rows, own, structure)
+    canvas = jax.tree.map(np.copy, given.canvas)
+    state: Any = (canvas, zero, zero, zeros, zeros, np.ones(rows, bool), cache, memory, full, draft)
+    return SamplerState(*state)
 
 
 def _fitted(row: Any, empty: Any) -> Any:
