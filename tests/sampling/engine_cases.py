@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import pytest
 from flax import nnx
 
 import qwen3llada_jax as q
@@ -31,6 +32,11 @@ KINDS = {
     "autoregressive": (ONE, {"block_length": 1}),
     "speculating": ({**CAUSAL, "shift": True}, {"speculate": True, "temperature": 0.5}),
 }
+
+
+def some(kinds, *quick):
+    """Cases of a test: a few of these kinds while one works, the others in `make soak`."""
+    return [kind if kind in quick else pytest.param(kind, marks=pytest.mark.soak) for kind in kinds]
 
 
 @functools.cache

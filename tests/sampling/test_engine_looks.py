@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from engine_cases import KINDS, config_of, model_of
+from engine_cases import KINDS, config_of, model_of, some
 
 import qwen3llada_jax as q
 
@@ -52,7 +52,7 @@ def assert_true(kind, looks, result, block_length):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ends", [(), (3, 5, 9, 14, 20, 31)])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", some(KINDS, *CHANGES, "full", "start", "causal", "speculating"))
 def test_a_look_tells_what_is_final_and_what_stands_behind_it(kind, ends):
     requests = [[7, 8, 9, 10, 11], [], [3] * 8, [20, 21]]
     options = {"eos_token_ids": ends, "gen_length": 12}

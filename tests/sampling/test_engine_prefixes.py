@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from engine_cases import KINDS, config_of, model_of
+from engine_cases import KINDS, config_of, model_of, some
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -50,7 +50,7 @@ def encoded(kind, ids, length):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KEEPING)
+@pytest.mark.parametrize("kind", some(KEEPING, "start", "speculating"))
 @settings(max_examples=6, deadline=None)
 @given(st.integers(0, 20), st.integers(1, 12), st.integers(1, 12), st.sampled_from([(), (3, 5, 9, 14, 20, 31)]))
 def test_what_is_kept_are_the_keys_of_the_text_read_once(kind, prompt, gen_length, passes, ends):
@@ -80,7 +80,7 @@ def test_what_is_kept_are_the_keys_of_the_text_read_once(kind, prompt, gen_lengt
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KEEPING)
+@pytest.mark.parametrize("kind", some(KEEPING, "start", "speculating"))
 def test_a_second_turn_is_written_as_without_the_first(kind):
     """In an engine of another size; a prefix that differs later is of use as far as it is the same."""
     first, second = engine_of(kind), engine_of(kind, slots=3, length=96)
