@@ -118,9 +118,11 @@ def test_the_reference_has_every_public_name_with_its_docstring(reference, name)
     assert {f"qwen3llada_jax.{name}", f"qwen3llada_jax.{name}.{name}"} & reference.ids
     thing = getattr(q, name)
     if inspect.isclass(thing) or inspect.isfunction(thing):
-        told = re.split(r"\n(?:Args|Attributes|Raises|Returns):\n", inspect.getdoc(thing) or "")[0]
+        told, *sections = re.split(r"\n(?:Args|Attributes|Raises|Returns):\n", inspect.getdoc(thing) or "")
         assert told, f"{name} has no docstring"
-        assert " ".join(re.findall(r"\w+", told)) in " ".join(re.findall(r"\w+", reference.words))
+        items = [item for text in sections for item in re.findall(r"^    \w[^:\n]*: (.+(?:\n {6,}.+)*)", text, re.M)]
+        for part in (told, *items):
+            assert " ".join(re.findall(r"\w+", part)) in " ".join(re.findall(r"\w+", reference.words))
 
 
 @pytest.mark.parametrize(
