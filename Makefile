@@ -11,7 +11,7 @@ ADAPT := --dataset.name examples/data/shakespeare/train.txt --dataset.config nul
 ASK := "$$(printf 'KING RICHARD III:\nMy lord, ')"
 WRITE := --gen-length 64 --temperature 0.7 --repetition-penalty 1
 
-.PHONY: setup demo demo-real smollm2 test soak journey long lint bench clean
+.PHONY: setup demo demo-real smollm2 test soak journey long lint docs bench clean
 
 setup: .venv/ready
 
@@ -67,6 +67,11 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The pages of docs/ and README as a site, with the API reference; any link that leads nowhere fails it.
+docs: .venv/ready
+	$(BIN)/python -m mkdocs build --strict
+	@echo "look at out/site/index.html; to search, and to see what one writes: $(BIN)/mkdocs serve"
 
 bench: smollm2
 	$(BIN)/python -m benchmarks.run_all

@@ -54,7 +54,7 @@ def load(
     shift: bool | None = None,
     block_origin: str | None = None,
 ) -> Qwen3LLaDA:
-    """Open a model folder, a training run (its newest step), RUN/checkpoints/<n>, or a folder of safetensors.
+    """Open a model folder, a training run (its newest step), `RUN/checkpoints/<n>`, or a folder of safetensors.
 
     Its config names every id that ends a text and how many ids are tokens, as the tokenizer's files have them, and how
     its publishers sample from it, as generation_config.json has it.
@@ -62,8 +62,11 @@ def load(
     Args:
         dtype: of the parameters, and of the computation unless `runtime` says otherwise; None: as stored.
         mesh: where to put the parameters; None: the first device.
-        visibility, block_length, shift, block_origin: what the model was trained with, or is to be adapted to
-            (`ModelConfig`); None: as its files say, by the rules of `trained_with`.
+        visibility: what the model was trained with, or is to be adapted to (`ModelConfig`); None: as its files say, by
+            the rules of `trained_with`.
+        block_length: likewise.
+        shift: likewise.
+        block_origin: likewise.
 
     Raises:
         InputError: nothing there to open, it is damaged, or nothing says what the model sees.

@@ -52,8 +52,12 @@ def nelbo(
         key: a seed, a key of JAX, or [B] one for each row; None: seed 0. A row's draws depend on its key (of one key:
             and its row number) and the sample, not on the other rows.
         method: of `noise.METHODS`.
-        visibility, block_length, shift, block_origin, causal_context, mask_token_id: None: the model's own
-            (`ModelConfig`).
+        visibility: None: the model's own (`ModelConfig`).
+        block_length: likewise.
+        shift: likewise.
+        block_origin: likewise.
+        causal_context: likewise.
+        mask_token_id: likewise.
         batch_size: rows that are read together; on a mesh, as many more as it divides.
 
     Raises:

@@ -31,7 +31,10 @@ OPTIONAL = {
     "wandb": "wandb",
     "libtpu": "plan",
 }
-TOOLS = {"pytest-xdist", "ruff", "mypy", "pre-commit", "types-pyyaml", "hatchling"}  # run, not imported
+TOOLS = {
+    "pytest-xdist", "ruff", "mypy", "pre-commit", "types-pyyaml", "hatchling", "ipykernel", "mkdocs-material",
+    "mkdocstrings",
+}  # run, not imported  # fmt: skip
 PUBLISHED = {"xprof"}  # named in the docs, needed by nothing here
 
 
@@ -97,7 +100,9 @@ def test_k12_what_a_package_imports_is_declared(room):
         assert distributions(module) & declared, f"{sorted(files)}: {module} is not in pyproject.toml's dependencies"
 
 
-@pytest.mark.parametrize(("room", "extra"), [("tests", "test"), ("benchmarks", "bench"), ("examples", "dev")])
+@pytest.mark.parametrize(
+    ("room", "extra"), [("tests", "test"), ("benchmarks", "bench"), ("examples", "dev"), ("docs", "docs")]
+)
 def test_k12_what_tests_benchmarks_and_examples_import_is_declared(room, extra):
     for module, files in imports(room).items():
         assert distributions(module) & (DEPENDENCIES | EXTRAS[extra]), f"{sorted(files)}: {module} is not in {extra}"
@@ -105,7 +110,7 @@ def test_k12_what_tests_benchmarks_and_examples_import_is_declared(room, extra):
 
 def test_k12_what_is_declared_is_imported():
     used = set()
-    for room in (*PACKAGES, "tests", "benchmarks", "examples"):
+    for room in (*PACKAGES, "tests", "benchmarks", "examples", "docs"):
         used |= {distribution for module in imports(room) for distribution in distributions(module)}
     assert set().union(DEPENDENCIES, *EXTRAS.values()) - used - TOOLS == set()
 
