@@ -235,7 +235,7 @@ def test_a_chat_is_written_before_ones_eyes(browse, size, theme):
     assert len(set(shades)) > 20
     for is_open in (False, True):
         page.js("panel.open = others.open = arguments[0]", is_open)
-        assert page.js("return document.documentElement.scrollWidth <= innerWidth")
+        assert page.js("return document.documentElement.scrollWidth") <= size[0]
     hosts = page.js("return performance.getEntriesByType('resource').map(entry => new URL(entry.name).origin + '/')")
     assert set(hosts) == {page.server}
     assert page.errors() == []
@@ -246,7 +246,10 @@ def test_a_hole_is_filled_and_the_picture_saved(browse, tmp_path):
     page = browse()
     page.js(WATCH)
     page.js("document.querySelector('[value=completion]').click()")
+    page.set("max_tokens", 50)
     page.set("block_length", 8)
+    page.js("document.querySelector('[aria-label=\"temperature, slider\"]').focus()")
+    page.press(RIGHT)  # from the model's own 0.8
     page.type("text", "ROMEO:\nMy <b>")
     page.press((ALT, "m"), "3", END)
     page.find("hole").click()
@@ -257,6 +260,7 @@ def test_a_hole_is_filled_and_the_picture_saved(browse, tmp_path):
     page.finish(1)
     sent = page.js("return sent.at(-1)")
     assert (sent["prompt"], sent["holes"], "max_tokens" in sent) == (text, True, False)
+    assert (sent["temperature"], sent["block_length"], "threshold" in sent) == (0.85, 8, False)
     first, *tokens, last = page.pieces()
     assert (first, last) == (("ROMEO:\nMy <b>", "given"), (" lord.", "given"))
     assert {kind for _, kind in tokens if kind != "given"} == {"token"}
@@ -276,6 +280,11 @@ def test_a_hole_is_filled_and_the_picture_saved(browse, tmp_path):
     )
     assert {tuple(shade) for shade in shades} <= painted
     assert page.errors() == []
+
+    page.js("document.querySelector('[type=reset]').click()")
+    page.press((CONTROL, ENTER))
+    page.finish(2)
+    assert not {"temperature", "block_length"} & set(page.js("return sent.at(-1)"))
 
 
 @pytest.mark.journey
