@@ -50,7 +50,17 @@ def test_the_page_is_one_file_that_asks_only_its_own_server():
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def programs():
+    """(selenium's webdriver, chromium, chromedriver)."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    chromium, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not chromium or not chromedriver:
+        pytest.skip("needs a browser: apt-get install chromium chromium-driver")
+    return webdriver, chromium, chromedriver
+
+
+@pytest.fixture(scope="module")
+def server(programs, tmp_path_factory):
     """The address of a server with the bundled tiny model."""
     folder = tmp_path_factory.mktemp("page")
     model, log = folder / "tiny", folder / "log"
@@ -153,12 +163,9 @@ CONTROL, ALT, ENTER, ESCAPE, RIGHT, TAB, END = "\ue009", "\ue00a", "\ue007", "\u
 
 
 @pytest.fixture
-def browse(server, tmp_path):
+def browse(programs, server, tmp_path):
     """Open the page in a window of this size; what it says on the console must be nothing."""
-    webdriver = pytest.importorskip("selenium.webdriver")
-    chromium, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not chromium or not chromedriver:
-        pytest.skip("needs a browser: apt-get install chromium chromium-driver")
+    webdriver, chromium, chromedriver = programs
     opened = []
 
     def begin(size=WIDE, theme="light"):
