@@ -251,6 +251,11 @@ class Engine:
         there is no guidance."""
         return self._context is not None
 
+    @property
+    def context_block(self) -> int | None:
+        """Tokens of such a block, as `Prefix.block_length` says it; None: nothing is kept."""
+        return self._context
+
     def keep(self, slot: int) -> Prefix:
         """The keys and values of what is final in a row's cache, for `admit` of a text that begins with the same: the
         prompt, and the answer but for its last block. Take it before `harvest` or `cancel` frees the slot.

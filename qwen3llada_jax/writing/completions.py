@@ -163,7 +163,7 @@ def _completions(
         if i in broken:
             found.append(Completion(request, "", 0, nfe, _NOT_FINITE))
         elif request.kind == "infill":
-            text = _filled(tokenizer, request, result.tokens[i, : len(request.ids)].tolist())
+            text = filled(tokenizer, request, result.tokens[i, : len(request.ids)].tolist())
             found.append(Completion(request, text, len(answer), nfe))
         else:
             ids = up_to_stop(answer, stops)
@@ -171,8 +171,8 @@ def _completions(
     return found
 
 
-def _filled(tokenizer: Any, request: Request, ids: list[int]) -> str:
-    """A text with its holes filled: the special tokens that it held stay, those that were written are no text."""
+def filled(tokenizer: Any, request: Request, ids: Sequence[int]) -> str:
+    """A text with holes as far as `ids` fill it: the special tokens that it held stay, written ones are no text."""
     special = set(tokenizer.all_special_ids)
-    kept = [now for now, given in zip(ids, request.ids, strict=True) if given is not None or now not in special]
+    kept = [now for now, given in zip(ids, request.ids, strict=False) if given is not None or now not in special]
     return text_of(tokenizer, kept, skip_special_tokens=False)

@@ -39,6 +39,11 @@ def in_force(config: ModelConfig, given: Mapping[str, Any]) -> dict[str, Any]:
             SETTINGS[name].taken(name, value)
         except InputError as error:
             raise InputError(f"the model's own settings (generation_config.json): {error}") from error
+    return beside(dict(config.sampling), given)
+
+
+def beside(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Which of one's own settings count beside those that are given, as `settings_for` says."""
     rules = {name for name in given if name in slots.SLOTS and given[name] is not None}
     taken = rules | {SETTINGS[name].slot for name in given if name in SETTINGS} - {None, "draw"}
     if given.get("speculate"):
@@ -46,7 +51,7 @@ def in_force(config: ModelConfig, given: Mapping[str, Any]) -> dict[str, Any]:
     is_greedy = given.get("temperature") == 0
     return {
         name: value
-        for name, value in config.sampling
+        for name, value in own.items()
         if name not in given and SETTINGS[name].slot not in taken and not (is_greedy and name in OF_A_DRAW)
     }
 
