@@ -33,6 +33,7 @@ COMMANDS = {
     "report": Command("train.report", "draw the losses of runs, as a picture and a page"),
     "generate": Command("sample.generate", "write text by unmasking", leaves_at_once=True),
     "chat": Command("sample.chat", "talk with a model"),
+    "serve": Command("sample.serve", "serve a model to OpenAI's clients, and a page that shows how it writes"),
     "compare": Command("sample.compare", "compare sampling rules on questions with answers", leaves_at_once=True),
     "evaluate": Command(
         "sample.evaluate", "measure how likely a model finds texts, or how it does in tasks", leaves_at_once=True

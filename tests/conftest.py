@@ -31,6 +31,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -264,3 +265,21 @@ def start(tmp_path_factory) -> Path:
 def tiny_folder() -> Path:
     """The bundled tiny Qwen3."""
     return TINY
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Any]:
+    """A server of the bundled model, which writes blocks of 8: one for all the tests of a file."""
+    import servers
+
+    with servers.server(*servers.BLOCKS, "--slots", "4", "--gen-length", "16") as made:
+        yield made
+
+
+@pytest.fixture
+def client(served: Any) -> Iterator[Any]:
+    """OpenAI's own client of it."""
+    import openai
+
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="any", max_retries=0, timeout=120) as made:
+        yield made

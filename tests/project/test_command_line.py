@@ -25,7 +25,7 @@ from sample import compare, generate
 
 PROGRAMS = (
     "converters.analyze", "converters.from_hf", "converters.to_hf", "sample.chat", "sample.compare", "sample.evaluate",
-    "sample.generate", "train.plan", "train.report", "train.run",
+    "sample.generate", "sample.serve", "train.plan", "train.report", "train.run",
 )  # fmt: skip
 
 

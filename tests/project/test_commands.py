@@ -32,7 +32,7 @@ def programs() -> dict[str, bool]:
 
 def test_every_program_is_a_command_and_ends_as_it_does():
     assert {c.module: c.leaves_at_once for c in COMMANDS.values()} == programs()
-    assert " ".join(COMMANDS) == "import train sft plan report generate chat compare evaluate export analyze"
+    assert " ".join(COMMANDS) == "import train sft plan report generate chat serve compare evaluate export analyze"
 
 
 @pytest.fixture

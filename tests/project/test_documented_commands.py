@@ -64,6 +64,7 @@ COMMANDS: dict[str, dict[str, Run | Left]] = {
         'python -m sample.generate --model runs/sft --chat --prompt "Why is the sky blue?" '
         "--steps 128 --gen-length 128 --block-length 32 --live --trace sky.html": Run(),
         "python -m sample.chat --model runs/sft --threshold 0.9": Run(said="Why is it blue?\nAnd at night?\n/quit\n"),
+        "python -m sample.serve --model runs/sft --threshold 0.9": Left("ends when stopped; test_serving.py runs it"),
         "python -m converters.to_hf --src runs/sft --dst export": Run(),
     },
     "docs/adaptation.md": {
@@ -120,6 +121,11 @@ COMMANDS: dict[str, dict[str, Run | Left]] = {
         "python -m train.plan --config configs/plan.yaml --model qwen3-0.6b --topology v5e:4x4 "
         "--training.batch_size 16": Run("--training.max_length 1024"),
         "pytest -s -k never_holds tests/training/test_plan.py": Left("make test runs it"),
+    },
+    "docs/serving.md": {
+        "python -m sample.serve --model runs/sft --block-length 32 --threshold 0.9": Left(
+            "runs until it is stopped; test_serving.py asks it"
+        ),
     },
     "docs/sampling.md": {
         "python -m sample.generate --model runs/sft --chat --prompts asks.jsonl --num-samples 4 --temperature 0.7 "

@@ -22,19 +22,25 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PACKAGES = ("qwen3llada_jax", "converters", "train", "sample")
 # What a program imports when it is asked for: an extra brings it, and a line tells which package is missing.
 OPTIONAL = {
+    "fastapi": "serve",
     "fsspec": "gcs",
     "gcsfs": "gcs",
     "google": "gcs",
     "lm_eval": "eval",
     "matplotlib": "plot",
+    "prometheus_client": "serve",
+    "pydantic": "serve",  # fastapi's
+    "starlette": "serve",
+    "uvicorn": "serve",
     "tensorboardX": "tensorboard",
     "wandb": "wandb",
     "libtpu": "plan",
 }
 TOOLS = {
     "pytest-xdist", "ruff", "mypy", "pre-commit", "types-pyyaml", "hatchling", "ipykernel", "mkdocs-material",
-    "mkdocstrings",
+    "mkdocstrings", "schemathesis",
 }  # run, not imported  # fmt: skip
+PAGE = "qwen3llada_jax/sample/serving/page.html"
 PUBLISHED = {"xprof"}  # named in the docs, needed by nothing here
 
 
@@ -150,7 +156,7 @@ def test_k12_the_wheel_holds_the_packages_and_nothing_else(sources, tmp_path):
     ours = {str(p.relative_to(ROOT)) for name in PACKAGES for p in (ROOT / name).rglob("*.py")}
     ours |= {str(p.relative_to(ROOT)) for p in (ROOT / "configs").glob("*.yaml") if p.stem != "demo"}
     ours = {name if name.startswith("qwen3llada_jax/") else f"qwen3llada_jax/{name}" for name in ours}
-    assert {n for n in wheel.namelist() if ".dist-info/" not in n} == ours | {"qwen3llada_jax/py.typed"}
+    assert {n for n in wheel.namelist() if ".dist-info/" not in n} == ours | {"qwen3llada_jax/py.typed", PAGE}
     texts = {n.split(".dist-info/")[1]: wheel.read(n).decode() for n in wheel.namelist() if ".dist-info/" in n}
     assert "Apache License" in texts["licenses/LICENSE"]
     assert texts["entry_points.txt"].split() == ["[console_scripts]", "qwen3llada", "=", "qwen3llada_jax.__main__:main"]

@@ -1,0 +1,159 @@
+"""Engines by need: one for each kind of settings and length of rows, with as many slots as are asked for.
+
+A kind of settings is what a program is compiled for. Rows are of 128, 256, 512, … tokens and slots of three sizes, so
+that few programs serve every request, and one that is alone does not pay for the slots that nobody has.
+"""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.model.model import Qwen3LLaDA
+from qwen3llada_jax.sampling.config import SamplerConfig
+from qwen3llada_jax.sampling.engine import Engine
+from qwen3llada_jax.sampling.loop import compilations
+
+from .jobs import Job
+
+SHORTEST = 128  # tokens of a row
+_KEPT = 4  # engines with memory of their own
+_A_LOOK = 0.05  # seconds between two looks at what is written, or one pass
+_MOST_PASSES = 64
+_STRETCH = 4  # times as long as it needs a row may be
+
+
+class Desk:
+    """An engine, and whose its slots are.
+
+    Attributes:
+        jobs: by slot.
+    """
+
+    def __init__(self, model: Qwen3LLaDA, job: Job, length: int, slots: int):
+        self.engine = Engine(model, job.settings, slots=slots, length=length)
+        self.jobs: dict[int, Job] = {}
+        self.seconds = 0.0  # of a pass
+        self.last_used = time.monotonic()
+
+    def advance(self) -> list[int]:
+        """Write for about as long as a reader would wait for a look; the slots that are done."""
+        passes = min(max(int(_A_LOOK / self.seconds), 1), _MOST_PASSES) if self.seconds else 1
+        before, compiled = time.monotonic(), compilations()
+        done = self.engine.advance(passes)
+        if compilations() == compiled:
+            now = (time.monotonic() - before) / passes
+            self.seconds = now if not self.seconds else 0.7 * self.seconds + 0.3 * now
+        self.last_used = time.monotonic()
+        return done
+
+
+class Pool:
+    """The engines of a server.
+
+    Attributes:
+        slots: the most of an engine, a multiple of `ways`.
+        programs: kinds of settings and lengths that it may ever compile for.
+    """
+
+    def __init__(self, model: Qwen3LLaDA, *, slots: int, ways: int, programs: int):
+        self.model, self.slots, self.ways, self.programs = model, slots, ways, programs
+        self._desks: list[Desk] = []
+        self._kinds: set[Any] = set()
+        # 1, 4, 16, … (of each way that a mesh splits rows)
+        self._sizes = sorted({*(ways * 4**i for i in range(10) if ways * 4**i < slots), slots})
+
+    def __iter__(self) -> Iterator[Desk]:
+        return iter(self._desks)
+
+    def seat(self, job: Job, waiting: int) -> tuple[Desk, int] | None:
+        """(an engine that can write the job, a slot of it that is free); None: not yet.
+
+        Args:
+            waiting: jobs that will want a slot too.
+
+        Raises:
+            InputError: it would need one more kind of program than the server may compile, or more memory.
+        """
+        desk = self._made(job) or self._new(job)
+        if desk is None:
+            return None
+        if not desk.engine.free:
+            self._resize(desk, len(desk.jobs) + waiting)
+        return (desk, desk.engine.free[0]) if desk.engine.free else None
+
+    def fit(self, desk: Desk) -> None:
+        """Take from an engine the slots that nobody has."""
+        if desk.jobs and self._size(len(desk.jobs)) < self._slots(desk):
+            self._resize(desk, len(desk.jobs))
+
+    def drop(self, desk: Desk) -> None:
+        """Forget an engine that failed."""
+        self._desks.remove(desk)
+
+    def warm(self, job: Job) -> None:
+        """Compile what the job's kind of settings needs, with each number of slots."""
+        desk = self._made(job) or self._new(job)
+        assert desk is not None
+        for size in self._sizes:
+            desk.engine.resize(size)
+            desk.engine.admit(desk.engine.free[0], job.request.ids, job.settings)
+            while not desk.engine.advance(_MOST_PASSES):
+                desk.engine.look()
+            desk.engine.harvest()
+
+    @property
+    def taken(self) -> int:
+        """Slots that are written in."""
+        return sum(len(desk.jobs) for desk in self._desks)
+
+    def _made(self, job: Job) -> Desk | None:
+        """The engine of the shortest rows that will do; much longer ones cost more than to compile again."""
+        row = _row(job.length)
+        will_do = [
+            desk
+            for desk in self._desks
+            if row <= desk.engine.length <= _STRETCH * row
+            and desk.engine.takes(job.settings, holes=job.request.ids.count(None))
+        ]
+        return min(will_do, key=lambda desk: desk.engine.length, default=None)
+
+    def _new(self, job: Job) -> Desk | None:
+        if len(self._desks) >= _KEPT:
+            idle = [desk for desk in self._desks if not desk.jobs]
+            if not idle:
+                return None
+            self._desks.remove(min(idle, key=lambda desk: desk.last_used))
+        length = _row(job.length)
+        kind = length, self._kind(job.settings)
+        if kind not in self._kinds and len(self._kinds) >= self.programs:
+            raise InputError(
+                f"these settings need a program of their own, and the server has compiled for {self.programs} kinds of "
+                "settings and lengths, its most (--programs); leave out what is unusual"
+            )
+        desk = Desk(self.model, job, length, self.ways)
+        self._kinds.add(kind)
+        self._desks.append(desk)
+        return desk
+
+    def _kind(self, settings: SamplerConfig) -> Any:
+        complete = settings.for_model(self.model.config)
+        return jax.tree.structure(complete.parameters()), complete.structure(self.model.config)
+
+    def _size(self, rows: int) -> int:
+        return next((size for size in self._sizes if size >= rows), self.slots)
+
+    def _slots(self, desk: Desk) -> int:
+        return len(desk.jobs) + len(desk.engine.free)
+
+    def _resize(self, desk: Desk, rows: int) -> None:
+        if (size := self._size(rows)) != self._slots(desk):
+            moved = desk.engine.resize(size)
+            desk.jobs = {moved[slot]: job for slot, job in desk.jobs.items()}
+
+
+def _row(tokens: int) -> int:
+    """Length of the rows that are made for so many tokens."""
+    return max(SHORTEST, 1 << (tokens - 1).bit_length())
