@@ -96,6 +96,25 @@ def main() -> None:
             print(
                 f"memory after {(part + 1) * count} more requests: {resident(process) / before:.3f} times, {lost} lost"
             )
+    for kept in (0, 8):
+        first, second = turns(flags.model, kept)
+        print(f"--kept-turns {kept}: a turn's first text after {first:.3f} s, the next one's after {second:.3f} s")
+
+
+def turns(model: Path, kept: int) -> tuple[float, float]:
+    """Seconds to the first text of a long chat's first turn and of its second, medians of seven chats."""
+    found: list[list[float]] = [[], []]
+    with serving(model, f"--kept-turns={kept}") as (port, _):
+        for number in range(8):
+            said = [{"role": "user", "content": f"{number} " + "Good pilgrim, you do wrong your hand too much. " * 40}]
+            for turn in found:
+                body = {"messages": said, "max_tokens": 16, "seed": 0, "stream": True}
+                answer = streamed(port, "/v1/chat/completions", body)
+                assert answer.text is not None
+                turn.append(answer.first)
+                said += [{"role": "assistant", "content": answer.text}, {"role": "user", "content": "And then?"}]
+    first, second = (statistics.median(turn[1:]) for turn in found)  # the first chat may compile
+    return first, second
 
 
 def drawn(count: int) -> list[Ask]:
@@ -128,17 +147,17 @@ def answered(path: Path, asks: Sequence[Ask]) -> tuple[list[Ask], dict[int, floa
 
 
 @contextmanager
-def serving(model: Path) -> Iterator[tuple[int, subprocess.Popen]]:
+def serving(model: Path, *more: str) -> Iterator[tuple[int, subprocess.Popen]]:
     """A server of the model, ready."""
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
     command = [sys.executable, "-m", "sample.serve", "--model", model, "--port", "0", "--dtype", "float32"]
-    command += ["--slots", str(SLOTS), "--queue", "256", *flags]
+    command += ["--slots", str(SLOTS), "--queue", "256", *flags, *more]
     process = subprocess.Popen(list(map(str, command)), cwd=ROOT, stderr=subprocess.PIPE, text=True, env=os.environ)
     try:
         assert process.stderr is not None
         port = next(int(found[1]) for line in process.stderr if (found := re.search(r"http://\S+:(\d+)", line)))
         threading.Thread(target=process.stderr.read, daemon=True).start()
-        while call(port, "GET", "/ready")[0] != 200:
+        while got(port, "/ready")[0] != 200:
             time.sleep(0.2)
         yield port, process
     finally:
@@ -146,9 +165,9 @@ def serving(model: Path) -> Iterator[tuple[int, subprocess.Popen]]:
         process.wait(60)
 
 
-def call(port: int, method: str, path: str, body: Any = None) -> tuple[int, bytes]:
+def got(port: int, path: str) -> tuple[int, bytes]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
-    connection.request(method, path, body=None if body is None else json.dumps(body))
+    connection.request("GET", path)
     answer = connection.getresponse()
     return answer.status, answer.read()
 
@@ -159,25 +178,34 @@ def under_load(port: int, asks: Sequence[Ask], at_once: int) -> list[Answer]:
 
 
 def ask_for(port: int, ask: Ask, *, is_streamed: bool) -> Answer:
-    begin = time.perf_counter()
-    body = {"prompt": ask.prompt, "max_tokens": ask.tokens, "stream": is_streamed, "seed": 0}
+    body: dict[str, Any] = {"prompt": ask.prompt, "max_tokens": ask.tokens, "stream": is_streamed, "seed": 0}
     if is_streamed:
-        body["stream_options"] = {"include_usage": True}
+        return streamed(port, "/v1/completions", body | {"stream_options": {"include_usage": True}})
+    begin = time.perf_counter()
+    answer = sent(port, "/v1/completions", body)
+    value, took = json.loads(answer.read()), time.perf_counter() - begin
+    if answer.status != 200:
+        return Answer(None, 0, 0.0, took)
+    return Answer(value["choices"][0]["text"], value["usage"]["completion_tokens"], took, took)
+
+
+def sent(port: int, path: str, body: Any) -> http.client.HTTPResponse:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
-    connection.request("POST", "/v1/completions", body=json.dumps(body))
-    answer = connection.getresponse()
+    connection.request("POST", path, body=json.dumps(body))
+    return connection.getresponse()
+
+
+def streamed(port: int, path: str, body: Any) -> Answer:
+    begin, text, tokens, first = time.perf_counter(), "", 0, 0.0
+    answer = sent(port, path, body)
     if answer.status != 200:
         return Answer(None, 0, 0.0, time.perf_counter() - begin)
-    if not is_streamed:
-        value = json.loads(answer.read())
-        took = time.perf_counter() - begin
-        return Answer(value["choices"][0]["text"], value["usage"]["completion_tokens"], took, took)
-    text, tokens, first = "", 0, 0.0
     for line in answer:
         if not line.startswith(b"data: {"):
             continue
         chunk = json.loads(line[6:])
-        text += "".join(choice["text"] for choice in chunk["choices"])
+        for choice in chunk["choices"]:
+            text += choice["delta"]["content"] if "delta" in choice else choice["text"]
         first = first or (time.perf_counter() - begin if text else 0.0)
         tokens = (chunk.get("usage") or {}).get("completion_tokens", tokens)
     return Answer(text, tokens, first, time.perf_counter() - begin)
@@ -192,7 +220,7 @@ def row(at_once: int, asks: Sequence[Ask], found: Sequence[Answer], speed: float
 
 
 def number(port: int, name: str) -> float:
-    text = call(port, "GET", "/metrics")[1].decode()
+    text = got(port, "/metrics")[1].decode()
     return float(next(line.split()[-1] for line in text.splitlines() if line.startswith(f"qwen3llada_{name} ")))
 
 

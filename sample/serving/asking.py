@@ -158,7 +158,9 @@ class Asking:
         self, settings: SamplerConfig, ids: Sequence[int | None], most: int | None
     ) -> tuple[SamplerConfig, int]:
         """(settings for whole blocks, tokens of the row)."""
-        config = self.folder.config
+        config, block = self.folder.config, settings.block_length or 1
+        if block > self.limits.length:
+            raise InputError(f"block_length: {block:,} is more than a row's {self.limits.length:,} tokens; lower it")
         for token in ids:
             if token is not None and not 0 <= token < config.vocab_size:
                 raise InputError(f"prompt: id {token} is outside the vocabulary (0 … {config.vocab_size - 1})")
@@ -171,8 +173,8 @@ class Asking:
         if settings.gen_length != most:
             settings = dataclasses.replace(settings, gen_length=most)
         in_blocks = not settings.speculate and origin_of(settings, config) != "start"
-        if in_blocks and (odd := most % (settings.block_length or 1)):
-            settings = dataclasses.replace(settings, gen_length=most - odd + (settings.block_length or 1))
+        if in_blocks and (odd := most % block):
+            settings = dataclasses.replace(settings, gen_length=most - odd + block)
         complete = settings.for_model(config)
         whole = whole_blocks(complete, config)
         check_positions(config, [len(ids)], complete.gen_length, "prompt", whole)

@@ -43,7 +43,7 @@ class Desk:
         passes = min(max(int(_A_LOOK / self.seconds), 1), _MOST_PASSES) if self.seconds else 1
         before, compiled = time.monotonic(), compilations()
         done = self.engine.advance(passes)
-        if compilations() == compiled:
+        if compilations() == compiled and not done:  # so many passes were made, and nothing else
             now = (time.monotonic() - before) / passes
             self.seconds = now if not self.seconds else 0.7 * self.seconds + 0.3 * now
         self.last_used = time.monotonic()

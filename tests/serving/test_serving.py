@@ -173,7 +173,7 @@ WRONG = [
     ({"seed": -1}, "seed"), ({"logprobs": 5}, "logprobs"), ({"holes": True}, "nothing to fill"),
     ({"suffix": "a", "holes": True}, "suffix and holes"), ({"tools": []}, "no such field"), ({"prompt": "\ud800"}, ""),
     ({"stream_options": {"drafts": True}}, "stream: true"), ({"parallel_blocks": True}, "parallel_blocks"),
-    ({"threshold": 0.9, "factor": 1.0}, "threshold and factor"),
+    ({"threshold": 0.9, "factor": 1.0}, "threshold and factor"), ({"block_length": 1 << 30}, "block_length"),
 ]  # fmt: skip
 
 
