@@ -46,6 +46,7 @@ class Limits:
     """Limits."""
 
     slots: int = flag("texts written at once with settings of a kind (default: %(default)s)", 16)
+    drain: int = flag("seconds that SIGTERM waits for what was accepted (default: %(default)s)", 120)
     queue: int = flag("texts that may wait for a slot; more are refused with 429 (default: %(default)s)", 64)
     max_length: int | None = flag(
         "tokens of a prompt and its text (default: the model's positions, at most 4096)", None
@@ -59,7 +60,7 @@ class Limits:
 @dataclass(frozen=True, kw_only=True)
 class Flags(SamplerFlags, MeshFlags, Limits, Serve):
     def __post_init__(self) -> None:
-        check_counts(self, "slots", "queue", "max_length", "max_texts", "max_body", "programs")
+        check_counts(self, "slots", "drain", "queue", "max_length", "max_texts", "max_body", "programs")
         if self.kept_turns < 0:
             raise InputError(f"--kept-turns must be 0 or more, not {self.kept_turns}")
 
@@ -93,7 +94,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     inputs.say_own_settings(own_settings(flags, folder.config))
     inputs.say_if_untrained(folder, complete)
     inputs.say_if_approximate(complete, folder.config)
-    name, limits = flags.name or Path(flags.model).resolve().name, OfARequest(longest, flags.max_texts)
+    name, limits = (
+        flags.name or Path(flags.model).resolve().name,
+        OfARequest(longest, min(flags.max_texts, flags.queue)),
+    )
     asking = Asking.of(folder, name, settings, flags.enable_thinking, limits)
     metrics = Metrics()
     key = flags.api_key or os.environ.get(KEY) or None
@@ -104,7 +108,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         pool = Pool(model, slots=flags.slots, ways=folder.ways, programs=flags.programs)
         writer = Writer(pool, folder, metrics, most_waiting=flags.queue, turns=flags.kept_turns)
         app = make_app(asking, writer, metrics, rules, lambda: setattr(server, "should_exit", True))
-        config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
+        config = uvicorn.Config(
+            app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=flags.drain
+        )
         host, port = at.getsockname()[:2]
         print(f"{name}: http://{f'[{host}]' if ':' in host else host}:{port}", file=sys.stderr, flush=True)
         server = _server(uvicorn, config)

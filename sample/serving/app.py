@@ -10,11 +10,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse, Response, StreamingResponse
 from pydantic import ValidationError
+from starlette.requests import ClientDisconnect
 
 from qwen3llada_jax.errors import InputError
 
@@ -114,21 +116,27 @@ def make_app(
     @app.get("/v1/models", responses=errors(401))
     async def models(request: Request) -> dict[str, Any]:
         """The model that is served."""
-        _check_key(request, rules)
+        _check(request, rules)
         return {"object": "list", "data": [_model(asking.name)]}
 
     @app.get("/v1/models/{name:path}", responses=errors(401, 404))
     async def model(request: Request, name: str) -> dict[str, Any]:
         """The model that is served, by its name."""
-        _check_key(request, rules)
+        _check(request, rules)
         if name != asking.name:
             raise NoModelError(f"model: {name[:80]!r} is not served here, {asking.name!r} is")
         return _model(asking.name)
 
     async def answer(request: Request, kind: Any, is_chat: bool) -> Response:
-        _check_key(request, rules)
+        _check(request, rules)
         begun, changed, loop = time.monotonic(), asyncio.Event(), asyncio.get_running_loop()
-        body = _read(await request.body(), kind, is_chat)
+        try:
+            raw = await asyncio.wait_for(request.body(), _A_BODY)
+        except ClientDisconnect:
+            return Response(status_code=499)  # nobody reads it
+        except TimeoutError as error:
+            raise HTTPException(408, f"the body has not come within {_A_BODY} seconds") from error
+        body = _read(raw, kind, is_chat)
         if body.stream_options is not None and not body.stream:
             raise InputError("stream_options belongs to a stream; add stream: true")
         ask: Any = asking.chat if is_chat else asking.completion
@@ -163,6 +171,7 @@ def make_app(
     return app
 
 
+_A_BODY = 30  # seconds
 _NO_BUFFER = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # a proxy that collects chunks streams nothing
 
 
@@ -179,7 +188,8 @@ def _read(raw: bytes, kind: Any, is_chat: bool) -> Any:
     try:
         return kind.model_validate(accepted(value, is_chat))
     except ValidationError as error:
-        raise InputError("; ".join([text for _, text in complaints(error.errors())][:3])) from error
+        found = error.errors(include_url=False, include_context=False, include_input=False)
+        raise InputError("; ".join([text for _, text in complaints(found)][:3])) from error
 
 
 def _echoes(asking: Asking, body: Any, jobs: Sequence[Job]) -> list[str]:
@@ -192,7 +202,12 @@ def _echoes(asking: Asking, body: Any, jobs: Sequence[Job]) -> list[str]:
     return [texts[job.request.number] for job in jobs]
 
 
-def _check_key(request: Request, rules: Rules) -> None:
+def _check(request: Request, rules: Rules) -> None:
+    """Refuse who has not the key, and other pages: browsers send what they ask, though they cannot read it."""
+    origin = request.headers.get("origin")
+    is_own = origin is None or urlsplit(origin).netloc == request.headers.get("host")
+    if not is_own and not {origin, "*"} & {*rules.origins}:
+        raise HTTPException(403, f"pages of {str(origin)[:100]} may not ask here (--cors)")
     if rules.api_key is None:
         return
     given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()

@@ -11,7 +11,7 @@ from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.io.jsonl import BadRowError
 from qwen3llada_jax.sampling.config import SETTINGS, SamplerConfig, origin_of, whole_blocks
 from qwen3llada_jax.sampling.layout import for_holes
-from qwen3llada_jax.sampling.limits import check_positions, most_tokens
+from qwen3llada_jax.sampling.limits import check_positions
 from qwen3llada_jax.sampling.slots import SLOTS
 from qwen3llada_jax.text.chat_template import ChatWriter
 from qwen3llada_jax.text.conversations import read_messages
@@ -91,6 +91,8 @@ class Asking:
             raise InputError("max_tokens and max_completion_tokens both say how much is written; give one of them")
         if not getattr(self.folder.tokenizer, "chat_template", None):
             raise InputError("messages: the model's tokenizer has no chat template; use /v1/completions")
+        if len(body.messages) > self.limits.length:
+            raise InputError(f"messages: {len(body.messages):,} are more than a row has tokens; send fewer")
         thinks = self.folder.thinks(self.enable_thinking if body.enable_thinking is None else body.enable_thinking)
         try:
             ids = encode_chat(_chat_writer(self, thinks), read_messages(body.messages))
@@ -112,6 +114,7 @@ class Asking:
             prompts = [prompts]
         if not prompts:
             raise InputError("prompt: there is none in the list")
+        self._check_texts(len(prompts), body.n or 1)
         most = body.max_tokens or self.gen_length
         if body.holes:
             for name in ("max_tokens", "echo"):
@@ -119,14 +122,14 @@ class Asking:
                     raise InputError(f"{name} means nothing with holes, whose sizes say it; leave it out")
             if not all(isinstance(prompt, str) for prompt in prompts):
                 raise InputError("holes are written into a text, as <mask:5>; give prompt as text")
-            room = most_tokens(self.folder.config)
+            room = self.limits.length
             return self._jobs(
                 body, "infill", [encode_holes(self.folder.tokenizer, p, room) for p in prompts], None, told
             )
         rows = [encode(self.folder.tokenizer, p) if isinstance(p, str) else p for p in prompts]
         if body.suffix is not None:
-            self._check_length(most)
             behind = encode(self.folder.tokenizer, body.suffix)
+            self._check_length(max(map(len, rows)) + most + len(behind))
             return self._jobs(body, "suffix", [[*row, *[None] * most, *behind] for row in rows], None, told)
         return self._jobs(body, "prompt", rows, most, told)
 
@@ -140,14 +143,12 @@ class Asking:
             raise InputError(f"stop: at most {_MOST_STOPS} texts of 1 to {_LONGEST_STOP} characters")
         if stops and most is None:
             raise InputError("stop means nothing where text stands behind what is filled; leave it out")
-        if len(rows) * n > self.limits.texts:
-            name = "n" if n > 1 else "prompt"
-            raise InputError(f"{name}: {len(rows) * n} texts at once are more than {self.limits.texts}; ask for fewer")
+        self._check_texts(len(rows), n)
         settings = self.settings(body.given)
         seed = secrets.randbits(32) if body.seed is None else body.seed
         jobs = []
         for number, ids in enumerate(rows):
-            complete, length = self._laid_out(settings, ids, most)
+            complete, length = self._laid_out(settings, ids, most, body.given)
             for sample in range(n):
                 request = Request(number, sample, kind, None, tuple(ids))
                 job = Job(request, complete, seed, length, most or sum(i is None for i in ids), stops, told)
@@ -155,30 +156,45 @@ class Asking:
         return jobs
 
     def _laid_out(
-        self, settings: SamplerConfig, ids: Sequence[int | None], most: int | None
+        self, settings: SamplerConfig, ids: Sequence[int | None], most: int | None, given: dict[str, Any]
     ) -> tuple[SamplerConfig, int]:
-        """(settings for whole blocks, tokens of the row)."""
+        """(settings for whole blocks, tokens of the row).
+
+        The server's own `steps` are for its own length: a text of other length has as many for each block, in other
+        blocks none; and its cache is for texts without holes.
+        """
         config, block = self.folder.config, settings.block_length or 1
         if block > self.limits.length:
             raise InputError(f"block_length: {block:,} is more than a row's {self.limits.length:,} tokens; lower it")
         for token in ids:
             if token is not None and not 0 <= token < config.vocab_size:
                 raise InputError(f"prompt: id {token} is outside the vocabulary (0 … {config.vocab_size - 1})")
-        if most is None:
+        own_steps = settings.steps if "steps" not in given else None
+        if most is None or None in ids:
+            settings = dataclasses.replace(settings, steps=None if own_steps else settings.steps)
+            settings = dataclasses.replace(settings, cache=given.get("cache") or "none")
             for_holes(config, [ids], settings)
             check_positions(config, [len(ids)], 0, "prompt")
             self._check_length(len(ids))
-            return dataclasses.replace(settings, cache=settings.cache or "none"), len(ids)
+            return settings, len(ids)
         self._check_length(len(ids) + most)
-        if settings.gen_length != most:
-            settings = dataclasses.replace(settings, gen_length=most)
+        settings = dataclasses.replace(settings, gen_length=most)
         in_blocks = not settings.speculate and origin_of(settings, config) != "start"
         if in_blocks and (odd := most % block):
             settings = dataclasses.replace(settings, gen_length=most - odd + block)
+        if own_steps:
+            blocks, own_blocks = (-(-length // block) for length in (settings.gen_length, self.gen_length))
+            same = own_steps // own_blocks * blocks if block == self.own["block_length"] else None
+            settings = dataclasses.replace(settings, steps=same)
         complete = settings.for_model(config)
         whole = whole_blocks(complete, config)
         check_positions(config, [len(ids)], complete.gen_length, "prompt", whole)
         return settings, -(-(len(ids) + complete.gen_length) // whole) * whole
+
+    def _check_texts(self, prompts: int, n: int) -> None:
+        if prompts * n > self.limits.texts:
+            name = "n" if n > 1 else "prompt"
+            raise InputError(f"{name}: {prompts * n} texts at once are more than {self.limits.texts}; ask for fewer")
 
     def _check_length(self, tokens: int) -> None:
         if tokens > self.limits.length:

@@ -19,8 +19,11 @@ _TYPES: dict[Any, Any] = {
     "whole": int,
     "number": float,
     "flag": bool,
-    "ids": Annotated[list[int], Field(max_length=64)],
+    "ids": Annotated[list[int], Field(max_length=8, fail_fast=True)],
 }
+
+_MOST = (1 << 31) - 1
+_Ids, _Texts = Annotated[list[int], Field(fail_fast=True)], Annotated[list[str], Field(fail_fast=True)]
 
 # OpenAI's fields that are taken where they ask for nothing, and what to do instead.
 _NEUTRAL: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -70,7 +73,7 @@ class _Asked(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     model: str | None = Field(None, description="the served model's name; others are not known")
-    n: int | None = Field(None, ge=1, description="texts for each prompt (default: 1)")
+    n: int | None = Field(None, ge=1, le=_MOST, description="texts for each prompt (default: 1)")
     seed: int | None = Field(
         None, ge=0, lt=1 << 32, description="of everything random (default: a new one, told in the answer)"
     )
@@ -104,13 +107,13 @@ _BASE: Any = create_model("_BASE", __base__=_Asked, **_SETTINGS)
 class ChatBody(_BASE):
     """A chat to answer."""
 
-    messages: list[dict[str, Any]] = Field(
+    messages: Annotated[list[dict[str, Any]], Field(fail_fast=True)] = Field(
         description="the chat so far; the last message is the user's",
         min_length=1,
         examples=[[{"role": "user", "content": "Why is the sky blue?"}]],
     )
-    max_tokens: int | None = Field(None, ge=1, description="tokens to write at most")
-    max_completion_tokens: int | None = Field(None, ge=1, description="the same as max_tokens")
+    max_tokens: int | None = Field(None, ge=1, le=_MOST, description="tokens to write at most")
+    max_completion_tokens: int | None = Field(None, ge=1, le=_MOST, description="the same as max_tokens")
     logprobs: bool | None = Field(None, description="of each token, in the pass that wrote it")
     enable_thinking: bool | None = Field(None, description="let the answer begin with its reasoning")
 
@@ -118,12 +121,16 @@ class ChatBody(_BASE):
 class CompletionBody(_BASE):
     """Texts to go on from, or to fill."""
 
-    prompt: str | list[str] | list[int] | list[list[int]] = Field(description="texts or their token ids")
-    max_tokens: int | None = Field(None, ge=1, description="tokens to write at most; with suffix, so many")
+    prompt: str | _Texts | _Ids | Annotated[list[_Ids], Field(fail_fast=True)] = Field(
+        description="texts or their token ids"
+    )
+    max_tokens: int | None = Field(None, ge=1, le=_MOST, description="tokens to write at most; with suffix, so many")
     suffix: str | None = Field(None, description="what follows the text that is written between")
     holes: bool | None = Field(None, description="the prompt has holes to fill: <mask>, or <mask:5> of five tokens")
     echo: bool | None = Field(None, description="begin the text with the prompt")
-    logprobs: Literal[0] | None = Field(None, description="0: of each token, in the pass that wrote it")
+    logprobs: Annotated[int, Field(ge=0, le=0)] | None = Field(
+        None, description="0: of each token, in the pass that wrote it"
+    )
 
 
 def accepted(body: Any, is_chat: bool) -> Any:

@@ -4,8 +4,10 @@ A kind of settings is what a program is compiled for. Rows are of 128, 256, 512,
 that few programs serve every request, and one that is alone does not pay for the slots that nobody has.
 """
 
+import dataclasses
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import jax
@@ -33,7 +35,7 @@ class Desk:
     """
 
     def __init__(self, model: Qwen3LLaDA, job: Job, length: int, slots: int):
-        self.engine = Engine(model, job.settings, slots=slots, length=length)
+        self.engine = Engine(model, _made_for(job), slots=slots, length=length)
         self.jobs: dict[int, Job] = {}
         self.seconds = 0.0  # of a pass
         self.last_used = time.monotonic()
@@ -61,7 +63,7 @@ class Pool:
     def __init__(self, model: Qwen3LLaDA, *, slots: int, ways: int, programs: int):
         self.model, self.slots, self.ways, self.programs = model, slots, ways, programs
         self._desks: list[Desk] = []
-        self._kinds: set[Any] = set()
+        self._kinds: dict[Any, None] = {}  # in their order: the first is the server's own
         # 1, 4, 16, … (of each way that a mesh splits rows)
         self._sizes = sorted({*(ways * 4**i for i in range(10) if ways * 4**i < slots), slots})
 
@@ -81,7 +83,8 @@ class Pool:
         if desk is None:
             return None
         if not desk.engine.free:
-            self._resize(desk, len(desk.jobs) + waiting)
+            with suppress(InputError):  # more rows than memory holds: it waits for one of those that there are
+                self._resize(desk, len(desk.jobs) + waiting)
         return (desk, desk.engine.free[0]) if desk.engine.free else None
 
     def fit(self, desk: Desk) -> None:
@@ -121,20 +124,21 @@ class Pool:
         return min(will_do, key=lambda desk: desk.engine.length, default=None)
 
     def _new(self, job: Job) -> Desk | None:
+        length, settings = _row(job.length), self._kind(_made_for(job))
+        kind = length, settings
+        is_usual = settings == next(iter(self._kinds), kind)[1]  # the server's own, in rows of whatever length
+        if kind not in self._kinds and len(self._kinds) >= self.programs and not is_usual:
+            raise InputError(
+                f"these settings need a program of their own, and the server has compiled for {self.programs} kinds of "
+                "settings and lengths, its most (--programs); leave out what is unusual"
+            )
         if len(self._desks) >= _KEPT:
             idle = [desk for desk in self._desks if not desk.jobs]
             if not idle:
                 return None
             self._desks.remove(min(idle, key=lambda desk: desk.last_used))
-        length = _row(job.length)
-        kind = length, self._kind(job.settings)
-        if kind not in self._kinds and len(self._kinds) >= self.programs:
-            raise InputError(
-                f"these settings need a program of their own, and the server has compiled for {self.programs} kinds of "
-                "settings and lengths, its most (--programs); leave out what is unusual"
-            )
         desk = Desk(self.model, job, length, self.ways)
-        self._kinds.add(kind)
+        self._kinds.setdefault(kind)
         self._desks.append(desk)
         return desk
 
@@ -152,6 +156,13 @@ class Pool:
         if (size := self._size(rows)) != self._slots(desk):
             moved = desk.engine.resize(size)
             desk.jobs = {moved[slot]: job for slot, job in desk.jobs.items()}
+
+
+def _made_for(job: Job) -> SamplerConfig:
+    """What an engine is made for that can write the job: `admit` makes of the settings what a text's holes need."""
+    if not job.fills:
+        return job.settings
+    return dataclasses.replace(job.settings, gen_length=job.settings.block_length or 1, steps=None)
 
 
 def _row(tokens: int) -> int:

@@ -1,6 +1,7 @@
 """A text that is being written: what was asked, and how far it is, as its reader may see it at any moment."""
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -59,6 +60,7 @@ class Job:
     told: Callable[[], None]
     progress: Progress = Progress()
     known: int = 0
+    since: float = field(default_factory=time.monotonic)
     _cancelled: threading.Event = field(default_factory=threading.Event)
 
     @property

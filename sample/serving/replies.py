@@ -1,5 +1,6 @@
 """What is answered, in OpenAI's shapes: whole, or chunk by chunk as it becomes final."""
 
+import codecs
 import functools
 import json
 import math
@@ -50,7 +51,7 @@ class Reply:
             else:
                 choice["text"] = before + text
             if tokens is not None:
-                choice["logprobs"] = self._logprobs(tokens, len(before))
+                choice["logprobs"] = self._logprobs(job, tokens, Offsets(len(before)))
             choices.append(choice)
         return self._head(is_chunk=False) | {"choices": choices, "usage": self._usage()}
 
@@ -63,20 +64,21 @@ class Reply:
             sent.seen = p
             text = said(self.tokenizer, job.request, p.ids, job.stops, whole=p.finish is not None)[0]
             new, count = text[len(sent.text) :], sent.count
-            if new or p.finish:
-                count = len(p.ids) if p.finish and not job.stops else covered(self.tokenizer, p.ids, text)
+            if (new or p.finish) and (self.logprobs or self.drafts):
+                is_all = p.finish and not job.stops
+                count = len(p.ids) if is_all else covered(self.tokenizer, p.ids, text, sent.count)
             if not (new or p.finish or self.drafts or not sent.has_begun):
                 continue
             choice: dict[str, Any] = {"index": index, "finish_reason": p.finish, "logprobs": None}
-            before = self.before[index] if self.before else ""
-            if not sent.has_begun:
-                new = before + new
+            if not sent.has_begun and self.before:
+                new = self.before[index] + new
+                sent.offsets.place = len(self.before[index])
             if self.is_chat:
                 choice["delta"] = ({} if sent.has_begun else {"role": "assistant"}) | {"content": new}
             else:
                 choice["text"] = new
             if self.logprobs:
-                choice["logprobs"] = self._logprobs(self._tokens(p, sent.count, count), len(before) + len(sent.text))
+                choice["logprobs"] = self._logprobs(job, self._tokens(p, sent.count, count), sent.offsets)
             if self.drafts:
                 choice["draft"] = self._draft(p, count)
             sent.text, sent.count, sent.has_begun = text, count, True
@@ -119,16 +121,13 @@ class Reply:
             "tokens_per_forward": written / passes if passes else 0.0,
         }
 
-    def _logprobs(self, tokens: list[dict[str, Any]], begin: int) -> dict[str, Any]:
+    def _logprobs(self, job: Job, tokens: list[dict[str, Any]], offsets: "Offsets") -> dict[str, Any]:
         if self.is_chat:
             return {"content": tokens, "refusal": None}
-        offsets = [begin]
-        for token in tokens:
-            offsets.append(offsets[-1] + len(token["token"]))
         return {
             "tokens": [token["token"] for token in tokens],
             "token_logprobs": [token["logprob"] for token in tokens],
-            "text_offset": offsets[:-1],
+            "text_offset": None if job.fills else [offsets.of(token) for token in tokens],
             "top_logprobs": None,
             "content": tokens,
         }
@@ -144,12 +143,27 @@ class Reply:
 
 
 @dataclass
+class Offsets:
+    """Where tokens begin in a text, told one after another: characters, of which several tokens may make one."""
+
+    place: int = 0
+    _decoder: Any = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
+
+    def of(self, token: dict[str, Any]) -> int:
+        """Where the next token begins."""
+        begin, raw = self.place, token["bytes"]
+        self.place += len(token["token"] if raw is None else self._decoder.decode(bytes(raw)))
+        return begin
+
+
+@dataclass
 class Told:
     """What a stream has said of one text: how many tokens that holds, and of which progress it was read."""
 
     text: str = ""
     count: int = 0
     has_begun: bool = False
+    offsets: Offsets = field(default_factory=Offsets)
     seen: Progress | None = None
 
 

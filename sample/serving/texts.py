@@ -1,5 +1,6 @@
 """The text of tokens that will not change any more: what a stream may say while the rest is still being written."""
 
+import bisect
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,12 +39,10 @@ def said(
     return text if whole else text[: len(text) - _begun(text, stops)], False
 
 
-def covered(tokenizer: Any, ids: Sequence[int], text: str) -> int:
-    """How many of the ids' tokens a text holds, one that ends within it counted."""
-    count = 0
-    while count < len(ids) and len(text_of(tokenizer, ids[:count]).rstrip(_HALF)) < len(text):
-        count += 1
-    return count
+def covered(tokenizer: Any, ids: Sequence[int], text: str, begin: int = 0) -> int:
+    """How many of the ids' tokens a text holds, one that ends within it counted; at least `begin`."""
+    counts = range(begin, len(ids))
+    return begin + bisect.bisect_left(counts, len(text), key=lambda n: len(text_of(tokenizer, ids[:n]).rstrip(_HALF)))
 
 
 def _begun(text: str, stops: Sequence[str]) -> int:

@@ -6,6 +6,7 @@ Readers never hold it up: it leaves how far a text is where they find it (`Job.p
 
 import sys
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -26,6 +27,8 @@ from .metrics import Metrics
 from .texts import said, tokens_of
 
 _NOT_FINITE = "the model's logits are not finite (NaN or infinite); its weights are damaged, or float16 overflows"
+_PATIENCE = 10.0  # seconds in which later jobs may pass one whose engine has no place
+_MOST_PASSED = 16  # jobs, so that a long line is not looked through at every look
 _FAILED = "writing failed; the server's log says why"
 
 
@@ -134,10 +137,14 @@ class Writer:
 
     def _admit(self) -> None:
         """Give slots to jobs, in their order; one whose engine has none lets others pass."""
+        left = 0
         for job in list(self._line):
             try:
                 seat = self._pool.seat(job, len(self._line))
                 if seat is None:
+                    left += 1
+                    if left == _MOST_PASSED or time.monotonic() - job.since > _PATIENCE:
+                        break  # until an engine has written what it has, and gives way
                     continue
                 desk, slot = seat
                 key: Any = keys_of(job.seed, [job.request])
@@ -189,7 +196,7 @@ class Writer:
         finish = "length" if len(ids) == job.most and not (job.fills or is_stopped) else "stop"
         if written.nfe == job.progress.nfe and not is_done:
             return False
-        shown = slice(len(ids) + len(written.draft))
+        shown = slice(len(ids) + (0 if is_done else len(written.draft)))
         progress = Progress(
             tuple(ids),
             () if is_done else tuple(written.draft),

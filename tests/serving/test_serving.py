@@ -1,9 +1,11 @@
 """What a server answers, asked by OpenAI's own client: the texts of sample.generate, alone and beside others."""
 
 import itertools
+import json
 import math
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx2 as httpx
 import openai
 import pytest
 from conftest import TINY
@@ -121,6 +123,27 @@ def test_a_stop_string_ends_the_text_before_it(client, is_streamed):
     assert choices[-1].finish_reason == "stop"
 
 
+@pytest.mark.parametrize("settings", [{}, {"stop": ["e"]}, {"extra_body": {"threshold": 0.1}}])
+def test_a_stream_with_drafts_ends_within_a_block(client, settings):
+    asked = dict(model="tiny-qwen3", prompt="The", max_tokens=5, seed=1, temperature=0.9, **settings)
+    chunks = list(client.completions.create(**asked, stream=True, stream_options={"drafts": True}, logprobs=0))
+    whole = client.completions.create(**asked, logprobs=0).choices[0]
+    assert "".join(chunk.choices[0].text for chunk in chunks) == whole.text
+    assert chunks[-1].choices[0].finish_reason == whole.finish_reason
+    assert [o for chunk in chunks for o in chunk.choices[0].logprobs.text_offset] == whole.logprobs.text_offset
+
+
+def test_offsets_count_characters(client):
+    made = client.completions.create(
+        model="tiny-qwen3", prompt="é 🙂", max_tokens=32, seed=3, temperature=2.0, echo=True, logprobs=0
+    )
+    choice = made.choices[0]
+    begins = choice.logprobs.text_offset
+    for token, begin in zip(choice.logprobs.tokens, begins, strict=True):
+        if "\ufffd" not in token:
+            assert choice.text[begin : begin + len(token)] == token
+
+
 def test_what_is_not_a_multiple_of_a_block_is_cut(client):
     made = client.completions.create(model="tiny-qwen3", prompt="The", max_tokens=5)
     whole = client.completions.create(model="tiny-qwen3", prompt="The", max_tokens=8, logprobs=0)
@@ -137,6 +160,9 @@ def test_holes_are_filled(client, written):
     assert made.usage.completion_tokens == 5
     streamed = client.completions.create(model="tiny-qwen3", prompt=asked, stream=True, extra_body={"holes": True})
     assert "".join(chunk.choices[0].text for chunk in streamed) == text
+    few = {"holes": True, "steps": 4}
+    made = client.completions.create(model="tiny-qwen3", prompt="My <mask:4>.", extra_body=few)
+    assert (made.choices[0].text, made.usage.forward_passes) == written({"infill": "My <mask:4>."}, steps=4)[0]
     between = client.completions.create(model="tiny-qwen3", prompt="My ", suffix=" love", max_tokens=5)
     assert between.usage.completion_tokens == 5
     assert between.choices[0].finish_reason == "stop"
@@ -174,6 +200,9 @@ WRONG = [
     ({"suffix": "a", "holes": True}, "suffix and holes"), ({"tools": []}, "no such field"), ({"prompt": "\ud800"}, ""),
     ({"stream_options": {"drafts": True}}, "stream: true"), ({"parallel_blocks": True}, "parallel_blocks"),
     ({"threshold": 0.9, "factor": 1.0}, "threshold and factor"), ({"block_length": 1 << 30}, "block_length"),
+    ({"max_tokens": 10**30}, "max_tokens"), ({"prompt": [None] * 9}, "prompt"), ({"prompt": ["a"] * 17}, "prompt"),
+    ({"prompt": "<mask:9999>", "holes": True}, "tokens"), ({"suffix": "b", "max_tokens": 4000}, "--max-length"),
+    ({"forbid": list(range(9))}, "forbid"),
 ]  # fmt: skip
 
 
@@ -185,6 +214,13 @@ def test_what_is_wrong_is_named(served, body, part):
     assert error["type"] == "invalid_request_error"
     assert part in error["message"]
     assert len(error["message"]) < 500
+
+
+def test_pages_of_elsewhere_may_not_ask(served):
+    for origin, status in (("http://evil.example", 403), (served.url, 200)):
+        body = json.dumps({"prompt": "a", "max_tokens": 8})
+        found = httpx.post(f"{served.url}/v1/completions", content=body, headers={"Origin": origin}, timeout=60)
+        assert found.status_code == status
 
 
 def test_errors_are_the_clients_own(client, served):
