@@ -18,7 +18,10 @@ from qwen3llada_jax.commands import COMMANDS
 
 pytestmark = [pytest.mark.slow, pytest.mark.journey, pytest.mark.xdist_group("wheel")]  # one environment for all
 PACKAGES = ("qwen3llada_jax", "converters", "train", "sample")
-WITH_EXTRAS = {"qwen3llada_jax.sample.tasks.harness": "lm_eval"}  # modules that cannot do without what an extra brings
+# Modules that cannot do without what an extra brings, and what they miss.
+WITH_EXTRAS = {"qwen3llada_jax.sample.tasks.harness": "lm_eval"} | {
+    f"qwen3llada_jax.sample.serving.{module}": "fastapi" for module in ("answering", "app", "faults", "limits")
+}
 QUICK = ["--training.max_steps", "3", "--training.batch_size", "4", "--training.max_length", "128"]
 WRITE = ["--gen-length", "16", "--steps", "4", "--block-length", "8"]
 
