@@ -253,7 +253,7 @@ def test_k18_infilling_keeps_the_special_tokens_that_the_text_holds(here, tokeni
     (end,) = requests.encode(tokenizer, "<|endoftext|>")
     request = requests.from_rows([{"infill": text}], tokenizer, chat=False)[0]
     filled = [end if token is None else token for token in request.ids]  # what was written is no text
-    assert completions._filled(tokenizer, request, filled) == text.replace("<mask:2>", "")
+    assert completions.filled(tokenizer, request, filled) == text.replace("<mask:2>", "")
 
 
 def typed_infill(text, out):
