@@ -33,6 +33,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -143,6 +144,14 @@ def rule(kind: str, i: int, j: int, prompt: int, block: int) -> bool:
     return block_of(j) <= block_of(i)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _programs_of_one_file():
+    """What is compiled in a file is seldom asked for in another, and all of it together fills the machine's memory."""
+    yield
+    jax.clear_caches()
+    gc.collect()
+
+
 @pytest.fixture(autouse=True)
 def _programs_of_soak_as_users(request, monkeypatch):
     if request.node.get_closest_marker("soak"):
@@ -226,8 +235,6 @@ def length_of_exchange(tokenizer, question: str, answer: str) -> int:
 @contextmanager
 def on_devices(count: int) -> Iterator[None]:
     """Only the first `count` of the simulated devices: one compiles sooner than eight."""
-    import jax
-
     with pytest.MonkeyPatch.context() as patch:
         some = jax.devices()[:count]
         patch.setattr(jax, "device_count", lambda: count)
