@@ -8,7 +8,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -155,26 +155,46 @@ def local_copy(path: Path, *, deep: bool = True, large: bool = True) -> Path:
     target = home / name
     with answering(path):
         found = [blob for blob in blobs(path, deep=deep) if not blob.name.endswith("/")]
-        for blob in found:
-            if large or not blob.name.endswith(_LARGE):
-                _fetch(blob, home / blob.name)
-    stand = {home / blob.name for blob in found}
+        wanted = [blob for blob in found if large or not blob.name.endswith(_LARGE)]
+        gone = {blob.name for blob in wanted if not _fetch(blob, home / blob.name)}
+    stand = {home / blob.name for blob in found if blob.name not in gone}
     for file in target.rglob("*") if deep else target.glob("*"):
         if file.is_file() and file not in stand and not file.name.endswith(".part"):
             file.unlink(missing_ok=True)
     return target
 
 
-def _fetch(blob: Any, target: Path) -> None:
+@contextmanager
+def unless_changed() -> Iterator[None]:
+    """Leave a read of one generation of an object if that is no longer there."""
+    from google.api_core.exceptions import NotFound, PreconditionFailed
+
+    with suppress(NotFound, PreconditionFailed):
+        yield
+
+
+def _fetch(blob: Any, target: Path) -> bool:
+    """Copy an object, the newest if it is written anew meanwhile; False: it is removed meanwhile."""
+    while blob is not None:
+        if _fetched(blob, target):
+            return True
+        blob = blob.bucket.get_blob(blob.name)
+    return False
+
+
+def _fetched(blob: Any, target: Path) -> bool:
     stamp = int(blob.generation) * 1000
     if target.is_file() and target.stat().st_mtime_ns == stamp and target.stat().st_size == blob.size:
-        return
+        return True
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        blob.download_to_filename(str(part), if_generation_match=blob.generation)
-        os.utime(part, ns=(stamp, stamp))
-        part.replace(target)
+        with unless_changed():
+            blob.download_to_filename(str(part), if_generation_match=blob.generation)
+            os.utime(part, ns=(stamp, stamp))
+            part.replace(target)
+            return True
+        return False
     except OSError as error:
         if is_answer(error):
             raise

@@ -271,6 +271,43 @@ def test_one_run_at_a_time_in_a_bucket(bucket, soon, monkeypatch):
         pass
 
 
+def between(monkeypatch, name: str, change) -> None:
+    """Once, the object changes after it was found and before it is read."""
+    from google.cloud.storage import Blob
+
+    read, left = getattr(Blob, name), [change]
+
+    def changed_first(blob, *given, **options):
+        if left:
+            left.pop()()
+        return read(blob, *given, **options)
+
+    monkeypatch.setattr(Blob, name, changed_first)
+
+
+def test_a_lock_may_be_written_anew_while_it_is_looked_at(bucket, soon, monkeypatch):
+    path = bucket / "run" / ".lock"
+    holder = run_lease.Lease(path, "project.output_dir")
+    with monkeypatch.context() as patch:
+        between(patch, "download_as_bytes", lambda: time.sleep(0.5))
+        refuses(lambda: run_lease.Lease(path, "project.output_dir"), "in use by another run")
+    between(monkeypatch, "download_as_bytes", holder.free)
+    run_lease.Lease(path, "project.output_dir").free()
+
+
+def test_what_is_written_anew_while_it_is_copied_is_copied_as_it_is_then(bucket, monkeypatch):
+    path = bucket / "run" / "metrics.jsonl"
+    for name in ("metrics.jsonl", "gone.json"):
+        write_text(path.with_name(name), "old")
+    with monkeypatch.context() as patch:
+        between(patch, "download_to_filename", path.with_name("gone.json").unlink)
+        copied = objects.local_copy(path.parent)
+    assert [file.name for file in copied.iterdir()] == ["metrics.jsonl"]
+    write_text(path, "newer")
+    between(monkeypatch, "download_to_filename", lambda: write_text(path, "newest"))
+    assert (objects.local_copy(path.parent) / "metrics.jsonl").read_text() == "newest"
+
+
 def test_a_lock_whose_holder_is_gone(bucket, soon, monkeypatch, capsys):
     """On this machine it is taken at once; of another's nothing is known until it is old."""
     path = bucket / "run" / ".lock"

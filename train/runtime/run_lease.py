@@ -97,17 +97,14 @@ class Lease:
 
     def _read(self) -> tuple[dict[str, Any], int] | None:
         """(who holds it, generation); None: nobody."""
-        from google.api_core.exceptions import NotFound
-
-        named = objects.blob_of(self._path)
+        named, text = objects.blob_of(self._path), None
         with buckets.answering(self._path):
-            blob = named.bucket.get_blob(named.name)
-            if blob is None:
-                return None
-            try:
-                text = blob.download_as_bytes(if_generation_match=blob.generation)
-            except NotFound:
-                return None
+            while text is None:
+                blob = named.bucket.get_blob(named.name)
+                if blob is None:
+                    return None
+                with objects.unless_changed():  # its holder has written it anew since
+                    text = blob.download_as_bytes(if_generation_match=blob.generation)
         try:
             holder = json.loads(text)
         except ValueError:
