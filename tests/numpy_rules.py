@@ -9,8 +9,8 @@ anything: where it is below float32's rounding, right samplers may differ.
 from typing import NamedTuple
 
 import numpy as np
-from conftest import logits_of
 from torch_families import Close
+from torch_twins import logits_of
 
 
 class Pass(NamedTuple):

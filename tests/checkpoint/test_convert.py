@@ -10,8 +10,9 @@ import jax
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, assert_one_line_error, logits_of, refuses, run_program, save_torch, torch_model
+from conftest import TINY, assert_one_line_error, refuses, run_program
 from safetensors.torch import load_file, save_file
+from torch_twins import logits_of, save_torch, torch_model
 from transformers import Qwen3ForCausalLM
 
 import qwen3llada_jax as q

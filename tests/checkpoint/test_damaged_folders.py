@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import refuses, save_torch, torch_model
+from conftest import refuses
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
+from torch_twins import save_torch, torch_model
 
 import qwen3llada_jax as q
 from converters.analyze import analyze

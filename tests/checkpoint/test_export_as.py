@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import TINY, refuses, run_program, save_torch, torch_model
+from conftest import TINY, refuses, run_program
 from safetensors.torch import load_file, save_file
+from torch_twins import save_torch, torch_model
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,

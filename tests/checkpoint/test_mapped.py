@@ -14,9 +14,10 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from conftest import refuses, save_torch, torch_model
+from conftest import refuses
 from flax import nnx
 from safetensors.numpy import save_file
+from torch_twins import save_torch, torch_model
 
 import qwen3llada_jax as q
 from qwen3llada_jax.checkpoint import hf_import

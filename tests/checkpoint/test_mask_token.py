@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TINY, save_torch, torch_model
+from conftest import TINY
 from test_train import run, settings
+from torch_twins import save_torch, torch_model
 
 import qwen3llada_jax as q
 from converters.from_hf import convert

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 import torch
-from conftest import logits_of
 from family_folders import CASES, Case, base_of, llada_weights, save, torch_model
+from torch_twins import logits_of
 
 import qwen3llada_jax as q
 from qwen3llada_jax.model.layers import rms_norm

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from conftest import logits_of, rule, save_torch, torch_model
+from conftest import rule
+from torch_twins import logits_of, save_torch, torch_model
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import qwen3llada_jax as q

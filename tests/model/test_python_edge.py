@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import logits_of, refuses, rule, save_torch, torch_model
+from conftest import refuses, rule
+from torch_twins import logits_of, save_torch, torch_model
 
 import qwen3llada_jax as q
 from qwen3llada_jax import arguments, diffusion

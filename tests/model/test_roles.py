@@ -10,9 +10,9 @@ import numpy as np
 import optax
 import pytest
 import torch
-from conftest import logits_of, save_torch, torch_model
 from safetensors.torch import load_file, save_file
 from test_optim import PLAIN, draw_like, follow, newton_schulz, settings
+from torch_twins import logits_of, save_torch, torch_model
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import qwen3llada_jax as q

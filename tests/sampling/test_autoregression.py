@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from conftest import refuses, save_torch
+from conftest import refuses
 from flax import nnx
+from torch_twins import save_torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import qwen3llada_jax as q

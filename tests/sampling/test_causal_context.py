@@ -8,9 +8,10 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from conftest import refuses, trained, wide_twin
+from conftest import refuses, trained
 from test_shift_and_origin import GEN, MASK, V, assert_equal, continuations, references
 from torch_sampler import logits_of
+from torch_twins import wide_twin
 
 import qwen3llada_jax as q
 from sample.comparing import quality

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import save_torch, torch_model
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch_twins import save_torch, torch_model
 
 import qwen3llada_jax as q
 from qwen3llada_jax.sampling import loop

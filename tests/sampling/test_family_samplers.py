@@ -11,7 +11,8 @@ import random
 import jax.numpy as jnp
 import pytest
 import torch_families as published
-from conftest import trained, wide_twin
+from conftest import trained
+from torch_twins import wide_twin
 
 import qwen3llada_jax as q
 

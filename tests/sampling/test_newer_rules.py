@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import numpy_rules as published
 import pytest
-from conftest import trained, wide_twin
+from conftest import trained
 from torch_families import Close
+from torch_twins import wide_twin
 
 import qwen3llada_jax as q
 from qwen3llada_jax.sampling.passes import memory

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, assert_one_line_error, on_devices, run_program, torch_model, write
+from conftest import ROOT, TINY, assert_one_line_error, on_devices, run_program, write
+from torch_twins import torch_model
 
 import qwen3llada_jax as q
 from qwen3llada_jax import cli

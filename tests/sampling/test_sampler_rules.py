@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT, save_torch, torch_model
+from conftest import ROOT
+from torch_twins import save_torch, torch_model
 
 import qwen3llada_jax as q
 from qwen3llada_jax.sampling import rules, slots

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from conftest import save_torch, torch_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch_twins import save_torch, torch_model
 
 import qwen3llada_jax as q
 from qwen3llada_jax.model.config import VISIBILITIES

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import save_torch, torch_model
+from torch_twins import save_torch, torch_model
 
 import qwen3llada_jax as q
 

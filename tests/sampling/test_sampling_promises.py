@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TINY, on_devices, save_torch, torch_model
+from conftest import TINY, on_devices
+from torch_twins import save_torch, torch_model
 
 import qwen3llada_jax as q
 from qwen3llada_jax.sampling.passes.step import best_first

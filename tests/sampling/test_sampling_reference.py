@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch_sampler
-from conftest import wide_twin
+from torch_twins import wide_twin
 
 import qwen3llada_jax as q
 

@@ -10,7 +10,8 @@ import random
 import numpy as np
 import pytest
 import torch_sampler
-from conftest import refuses, trained, wide_twin
+from conftest import refuses, trained
+from torch_twins import wide_twin
 
 import qwen3llada_jax as q
 from qwen3llada_jax.sampling.config import origin_of

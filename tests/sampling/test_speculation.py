@@ -15,9 +15,10 @@ import numpy as np
 import optax
 import pytest
 import torch
-from conftest import TINY, refuses, save_torch, torch_model, trained, wide_twin, write
+from conftest import TINY, refuses, trained, write
 from flax import nnx
 from torch_sampler import logits_of
+from torch_twins import save_torch, torch_model, wide_twin
 
 import qwen3llada_jax as q
 from qwen3llada_jax.model.config import ModelConfig

@@ -171,7 +171,7 @@ def expected_loss(model, tokens, *, S, shift, causal, complementary=False, eps=0
 @pytest.mark.parametrize(
     ("S", "shift", "causal", "complementary"),
     [
-        (1, True, False, False),
+        pytest.param(1, True, False, False, marks=pytest.mark.slow),
         pytest.param(2, False, False, False, marks=pytest.mark.slow),
         (3, True, True, False),
         pytest.param(6, False, False, False, marks=pytest.mark.slow),

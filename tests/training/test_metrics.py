@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import DATA, TINY, assert_one_line_error, run_program, save_torch, torch_model
+from conftest import DATA, TINY, assert_one_line_error, run_program
 from flax import nnx
+from torch_twins import save_torch, torch_model
 
 import qwen3llada_jax as q
 from qwen3llada_jax import sharding

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from conftest import DATA, assert_one_line_error, on_devices, run_program, torch_model
+from conftest import DATA, assert_one_line_error, on_devices, run_program
+from torch_twins import torch_model
 
 import qwen3llada_jax as q
 from qwen3llada_jax import cli, sharding
