@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
+from conftest import ROOT, SOON_COMPILED, TINY
 
-ROOT = Path(__file__).parent.parent
-TINY = ROOT / "examples" / "tiny-qwen3"
-SOON_COMPILED = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 BLOCKS = ("--block-length", "8", "--visibility", "block_causal", "--dtype", "float32", "--temperature", "0")
 
 

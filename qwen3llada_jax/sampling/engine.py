@@ -245,15 +245,10 @@ class Engine:
         return found
 
     @property
-    def keeps(self) -> bool:
-        """Whether what a row wrote can be kept for another (`keep`): context is read in blocks that see nothing behind
-        them (`block_origin` start, `causal_context`, an autoregressive model, `speculate`), a cache remembers it, and
-        there is no guidance."""
-        return self._context is not None
-
-    @property
-    def context_block(self) -> int | None:
-        """Tokens of such a block, as `Prefix.block_length` says it; None: nothing is kept."""
+    def keeps(self) -> int | None:
+        """Tokens of a block in which context is read, where what a row wrote can be kept for another (`keep`): blocks
+        that see nothing behind them (`block_origin` start, `causal_context`, an autoregressive model, `speculate`), a
+        cache that remembers them, and no guidance. None: nothing can."""
         return self._context
 
     def keep(self, slot: int) -> Prefix:

@@ -14,13 +14,13 @@ from urllib.parse import urlsplit
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import HTMLResponse, Response, StreamingResponse
+from fastapi.responses import HTMLResponse, Response
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
 
 from qwen3llada_jax.errors import InputError
 
-from .answering import Writing
+from .answering import Writing, nobody
 from .asking import Asking, NoModelError
 from .bodies import ChatBody, CompletionBody, accepted, complaints, settings_taken
 from .faults import add_errors, answers, errors, takes
@@ -133,7 +133,8 @@ def make_app(
         try:
             raw = await asyncio.wait_for(request.body(), _A_BODY)
         except ClientDisconnect:
-            return Response(status_code=499)  # nobody reads it
+            metrics.cancelled.inc()
+            return nobody()
         except TimeoutError as error:
             raise HTTPException(408, f"the body has not come within {_A_BODY} seconds") from error
         body = _read(raw, kind, is_chat)
@@ -154,9 +155,7 @@ def make_app(
         )
         writer.submit(jobs)
         writing = Writing(jobs, changed, writer, metrics, begun, body if rules.logs_prompts else None)
-        if body.stream:
-            return StreamingResponse(writing.streamed(reply), media_type="text/event-stream", headers=_NO_BUFFER)
-        return await writing.whole(reply, request)
+        return await (writing.streamed if body.stream else writing.whole)(reply, request)
 
     @app.post("/v1/chat/completions", responses=answers(), openapi_extra=takes(ChatBody))
     async def chat(request: Request) -> Response:
@@ -172,7 +171,6 @@ def make_app(
 
 
 _A_BODY = 30  # seconds
-_NO_BUFFER = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # a proxy that collects chunks streams nothing
 
 
 def _read(raw: bytes, kind: Any, is_chat: bool) -> Any:
@@ -189,7 +187,7 @@ def _read(raw: bytes, kind: Any, is_chat: bool) -> Any:
         return kind.model_validate(accepted(value, is_chat))
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)
-        raise InputError("; ".join([text for _, text in complaints(found)][:3])) from error
+        raise InputError("; ".join([*complaints(found)][:3])) from error
 
 
 def _echoes(asking: Asking, body: Any, jobs: Sequence[Job]) -> list[str]:

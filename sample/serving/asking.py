@@ -93,9 +93,10 @@ class Asking:
             raise InputError("messages: the model's tokenizer has no chat template; use /v1/completions")
         if len(body.messages) > self.limits.length:
             raise InputError(f"messages: {len(body.messages):,} are more than a row has tokens; send fewer")
+        self._check_texts(1, body.n or 1)
         thinks = self.folder.thinks(self.enable_thinking if body.enable_thinking is None else body.enable_thinking)
         try:
-            ids = encode_chat(_chat_writer(self, thinks), read_messages(body.messages))
+            ids = encode_chat(_writer_of(self.folder.tokenizer, thinks), read_messages(body.messages))
         except (InputError, BadRowError) as error:
             raise InputError(f"messages: {error.in_full if isinstance(error, BadRowError) else error}") from error
         most = body.max_completion_tokens or body.max_tokens or self.gen_length
@@ -122,10 +123,8 @@ class Asking:
                     raise InputError(f"{name} means nothing with holes, whose sizes say it; leave it out")
             if not all(isinstance(prompt, str) for prompt in prompts):
                 raise InputError("holes are written into a text, as <mask:5>; give prompt as text")
-            room = self.limits.length
-            return self._jobs(
-                body, "infill", [encode_holes(self.folder.tokenizer, p, room) for p in prompts], None, told
-            )
+            with_holes = [encode_holes(self.folder.tokenizer, prompt, self.limits.length) for prompt in prompts]
+            return self._jobs(body, "infill", with_holes, None, told)
         rows = [encode(self.folder.tokenizer, p) if isinstance(p, str) else p for p in prompts]
         if body.suffix is not None:
             behind = encode(self.folder.tokenizer, body.suffix)
@@ -143,7 +142,6 @@ class Asking:
             raise InputError(f"stop: at most {_MOST_STOPS} texts of 1 to {_LONGEST_STOP} characters")
         if stops and most is None:
             raise InputError("stop means nothing where text stands behind what is filled; leave it out")
-        self._check_texts(len(rows), n)
         settings = self.settings(body.given)
         seed = secrets.randbits(32) if body.seed is None else body.seed
         jobs = []
@@ -171,8 +169,8 @@ class Asking:
                 raise InputError(f"prompt: id {token} is outside the vocabulary (0 … {config.vocab_size - 1})")
         own_steps = settings.steps if "steps" not in given else None
         if most is None or None in ids:
-            settings = dataclasses.replace(settings, steps=None if own_steps else settings.steps)
-            settings = dataclasses.replace(settings, cache=given.get("cache") or "none")
+            steps, cache = given.get("steps"), given.get("cache") or "none"
+            settings = dataclasses.replace(settings, steps=steps, cache=cache)
             for_holes(config, [ids], settings)
             check_positions(config, [len(ids)], 0, "prompt")
             self._check_length(len(ids))
@@ -211,7 +209,3 @@ class NoModelError(InputError):
 @functools.lru_cache(maxsize=4)
 def _writer_of(tokenizer: Any, thinks: bool) -> ChatWriter:
     return ChatWriter(tokenizer, enable_thinking=thinks)
-
-
-def _chat_writer(asking: Asking, thinks: bool) -> ChatWriter:
-    return _writer_of(asking.folder.tokenizer, thinks)

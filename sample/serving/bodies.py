@@ -159,9 +159,9 @@ def _same(one: Any, other: Any) -> bool:
     return one == other and isinstance(one, bool) == isinstance(other, bool)
 
 
-def complaints(errors: Sequence[Any]) -> Iterator[tuple[str, str]]:
-    """(the field, what is wrong with it) of pydantic's errors, without what was sent."""
+def complaints(errors: Sequence[Any]) -> Iterator[str]:
+    """What is wrong with which field, of pydantic's errors, without what was sent."""
     for error in errors:
         place = [str(part) for part in error["loc"] if part != "body"]
         field = next((part for part in place if not part.isdigit()), "")
-        yield field, f"{field or 'the body'}: {error['msg'][:1].lower()}{error['msg'][1:]}"
+        yield f"{field or 'the body'}: {error['msg'][:1].lower()}{error['msg'][1:]}"

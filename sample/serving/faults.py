@@ -55,7 +55,7 @@ def add_errors(app: FastAPI, metrics: Metrics) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return JSONResponse(problem("; ".join(t for _, t in complaints(error.errors())), _KINDS[400]), 400)
+        return JSONResponse(problem("; ".join(complaints(error.errors())), _KINDS[400]), 400)
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:

@@ -33,6 +33,11 @@ class Progress:
     status: int = 500
 
     @property
+    def is_begun(self) -> bool:
+        """There is something to tell."""
+        return self.nfe > 0 or self.is_done
+
+    @property
     def is_done(self) -> bool:
         """Nothing more will come."""
         return self.finish is not None or self.error is not None

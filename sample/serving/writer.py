@@ -13,10 +13,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-import numpy as np
-
-from qwen3llada_jax.errors import InputError, brief
-from qwen3llada_jax.sampling.engine import Finished, Written
+from qwen3llada_jax.errors import InputError
+from qwen3llada_jax.sampling.engine import Written
 from qwen3llada_jax.writing.completions import keys_of
 from qwen3llada_jax.writing.opening import Folder
 
@@ -148,7 +146,7 @@ class Writer:
                     continue
                 desk, slot = seat
                 key: Any = keys_of(job.seed, [job.request])
-                context = desk.engine.context_block
+                context = desk.engine.keeps
                 turn = self._kept.best(job.request.ids, context) if context and not job.fills else None
                 job.known = desk.engine.admit(slot, job.request.ids, job.settings, key=key, prefix=turn)
                 desk.jobs[slot] = job
@@ -162,16 +160,22 @@ class Writer:
     def _write(self, desk: Desk) -> None:
         try:
             self._pool.fit(desk)
-            for slot in desk.advance():
+            done = desk.advance()
+            seen = desk.engine.look()
+            for slot in done:
                 self._keep(desk, slot)
-            for done in desk.engine.harvest():
-                self._end(desk.jobs[done.slot], done)
-                del desk.jobs[done.slot]
-            for slot, written in desk.engine.look().items():
-                if self._show(desk.jobs[slot], written):
+            broken = {row.slot for row in desk.engine.harvest() if row.error}
+            for slot, written in seen.items():
+                job = desk.jobs[slot]
+                if slot in broken:
+                    self._metrics.wrote(len(written.ids), written.nfe)
+                    job.tell(Progress(nfe=written.nfe, error=_NOT_FINITE))
+                elif not self._show(job, written, is_whole=slot in done):
+                    continue
+                elif slot not in done:
                     self._keep(desk, slot)
                     desk.engine.cancel(slot)
-                    del desk.jobs[slot]
+                del desk.jobs[slot]
         except Exception:  # one engine's trouble (memory) is not the others'
             self._pool.drop(desk)
             self._failed(list(desk.jobs.values()))
@@ -187,9 +191,10 @@ class Writer:
         for job in jobs:
             job.tell(Progress(error=_FAILED))
 
-    def _show(self, job: Job, written: Written) -> bool:
-        """Say how far a text is; whether it has come to its end before its row has."""
+    def _show(self, job: Job, written: Written, *, is_whole: bool) -> bool:
+        """Say how far a text is; whether it is done, as it may be before its row is (`is_whole`)."""
         ids, is_cut = tokens_of(written.ids, job.most, job.ends)
+        is_cut |= is_whole
         tokenizer = self._folder.tokenizer
         is_stopped = bool(job.stops) and said(tokenizer, job.request, ids, job.stops, whole=is_cut)[1]
         is_done = is_cut or is_stopped
@@ -209,18 +214,3 @@ class Writer:
             self._metrics.wrote(len(ids), written.nfe)
         job.tell(progress)
         return is_done
-
-    def _end(self, job: Job, done: Finished) -> None:
-        (answer,) = done.result.answers()
-        nfe = int(done.result.nfe[0])
-        ids, _ = tokens_of(answer, job.most, job.ends)
-        is_stopped = said(self._folder.tokenizer, job.request, ids, job.stops, whole=True)[1]
-        is_cut = not job.fills and len(ids) == job.most and not is_stopped
-        written: Any = done.result.places[0]
-        places = written[written < done.result.tokens.shape[1]][: len(ids)]
-        error = None if done.error is None else _NOT_FINITE
-        passes = tuple((np.asarray(done.result.written_at)[0, places] + 1).tolist())
-        confidence = tuple(np.asarray(done.result.confidence)[0, places].astype(float).tolist())
-        self._metrics.wrote(len(ids), nfe)
-        finish = None if error else "length" if is_cut else "stop"
-        job.tell(Progress(tuple(ids), (), passes, confidence, nfe, finish, error and brief(error, 300)))

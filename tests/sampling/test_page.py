@@ -1,19 +1,16 @@
 """The server's page: it fetches nothing from elsewhere; in a browser one watches text appear, and no text is markup."""
 
 import json
-import os
 import re
 import shutil
-import socket
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
 from html.parser import HTMLParser
 
 import pytest
-from conftest import ROOT, SOON_COMPILED, TINY, run_program
+import servers
+from conftest import ROOT, TINY, run_program
 from PIL import Image
 
 PAGE = ROOT / "sample" / "serving" / "page.html"
@@ -62,34 +59,10 @@ def programs():
 @pytest.fixture(scope="module")
 def server(programs, tmp_path_factory):
     """The address of a server with the bundled tiny model."""
-    folder = tmp_path_factory.mktemp("page")
-    model, log = folder / "tiny", folder / "log"
+    model = tmp_path_factory.mktemp("page") / "tiny"
     run_program("converters.from_hf", "--src", TINY, "--dst", model, "--mask-token-id", "auto")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    address = f"http://127.0.0.1:{port}/"
-    flags = ["--model", model, "--port", port, "--api-key", KEY, "--slots", 2, "--dtype", "float32"]
-    command = [sys.executable, "-m", "sample.serve", *map(str, flags)]
-    environment = os.environ | {"XLA_FLAGS": SOON_COMPILED}
-    with (
-        log.open("w") as errors,
-        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=errors, stderr=errors) as process,
-    ):
-        try:
-            until(lambda: process.poll() is not None or is_ready(address), 300)
-            assert process.poll() is None, log.read_text()
-            yield address
-        finally:
-            process.terminate()
-        assert process.wait(60) == 0, log.read_text()
-
-
-def is_ready(address):
-    try:
-        return urllib.request.urlopen(address + "ready").status == 200
-    except (urllib.error.URLError, ConnectionError):
-        return False
+    with servers.server("--api-key", KEY, "--slots", "2", "--dtype", "float32", model=model) as made:
+        yield f"{made.url}/"
 
 
 def until(holds, seconds=120):

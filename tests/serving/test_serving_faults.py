@@ -109,6 +109,32 @@ def test_nothing_of_a_prompt_is_in_the_log(served):
     assert "Xyzzy" not in "".join(served.log)
 
 
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_what_is_refused_when_its_turn_comes_has_a_status_too(is_streamed):
+    with server(*BLOCKS, "--slots", "1", "--programs", "1") as made:
+        ask = {"prompt": "ROMEO:", "max_tokens": 64, "stream": is_streamed}
+        with ThreadPoolExecutor(2) as pool:
+            usual = pool.submit(made.post, "completions", **ask)
+            refused = made.post("completions", **ask, block_length=4)
+            assert refused.status_code == 400, refused.text
+            assert "--programs" in refused.json()["error"]["message"]
+            assert usual.result().status_code == 200
+        made.wait_until_free()
+        assert made.number("cancelled_total") == 0
+
+
+def test_who_leaves_before_all_is_sent_is_counted(served):
+    before, at = served.number("cancelled_total"), urlsplit(served.url)
+    with socket.create_connection((at.hostname, at.port)) as gone:
+        gone.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{")
+        time.sleep(0.5)
+    for _ in range(100):
+        if served.number("cancelled_total") == before + 1:
+            break
+        time.sleep(0.05)
+    assert served.number("cancelled_total") == before + 1
+
+
 def test_a_full_queue_is_said_and_what_was_accepted_is_answered():
     with server(*BLOCKS, "--slots", "1", "--queue", "3", "--api-key", "secret", "--cors", "http://a.example") as made:
         key = {"Authorization": "Bearer secret"}
