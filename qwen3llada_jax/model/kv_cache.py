@@ -5,6 +5,7 @@ and lets them attend to the whole of it, as far as their mask allows. What few r
 (`with_stretches`), at the price of its own length.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -17,8 +18,9 @@ from qwen3llada_jax.model.embedding import lookup
 from qwen3llada_jax.model.layers import Layers, rms_norm
 from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.model.rope import rope_tables
-from qwen3llada_jax.sharding import constrain, platform
+from qwen3llada_jax.sharding import constrain, is_one_cpu, platform
 
+_WORTHWHILE = 512  # places, over all rows
 AXES = ("layers", "batch", "length", "kv_heads", "head_dim")
 
 
@@ -54,8 +56,8 @@ def hidden_at(
     L = tokens.shape[1]
     rows = jnp.arange(tokens.shape[0])[:, None]
     inside = jnp.minimum(where, L - 1)
-    allowed = coordinates.seen_from(mask, inside)  # B W L
     into = jnp.where(wanted, where, L)  # out of range: dropped
+    sight = _sight(mask, inside, wanted.any(axis=1, keepdims=True) & (where < L))
     x = constrain(
         lookup(model.embed_tokens[...], tokens[rows, inside], model.compute_dtype), "batch", "length", "act_embed"
     )
@@ -69,11 +71,47 @@ def hidden_at(
             constrain(cache.keys.at[number, rows, into].set(k, mode="drop"), *AXES),
             constrain(cache.values.at[number, rows, into].set(v, mode="drop"), *AXES),
         )
-        x = x + weights.output(attention.attention(q, cache.keys[number], cache.values[number], allowed, "xla"))
+        x = x + weights.output(_attended(q, cache, (number, 0), sight))
         return weights.with_mlp(x), cache
 
     x, cache = model.scan_layers(layer, (x, cache), model.config.num_hidden_layers)
     return rms_norm(x, model.norm[...], model.config.rms_norm_eps), cache
+
+
+class _Sight(NamedTuple):
+    """Which keys each query sees, and how far those of all reach: the shortest of some lengths that has them."""
+
+    allowed: Bool[Array, "B W L"]
+    lengths: tuple[int, ...]
+    which: Int[Array, ""]
+
+
+def _sight(mask: Coordinates, inside: Int[Array, "B W"], counts: Bool[Array, "B W"]) -> _Sight:
+    """What the queries `inside` see; of those that do not count it may be less.
+
+    A CPU takes the longer the more keys it reads, and few rows are full; a short length more is compiled for longer
+    than few rows would gain.
+    """
+    allowed = coordinates.seen_from(mask, inside)
+    assert isinstance(allowed, jax.Array)
+    B, _, L = allowed.shape
+    least = max(64, _WORTHWHILE // B)
+    lengths = (*(least << i for i in range(20) if least << i < L), L) if is_one_cpu() else (L,)
+    reach = ((allowed & counts[..., None]).any(axis=(0, 1)) * jnp.arange(1, L + 1)).max()
+    return _Sight(allowed, lengths, jnp.searchsorted(jnp.array(lengths), reach))
+
+
+def _attended(
+    q: Float[Array, "B W N H"], cache: Cache, begin: tuple[Array | int, Array | int], sight: _Sight
+) -> Float[Array, "B W N H"]:
+    """Attention to what is remembered, from the layer and the row that `begin` says."""
+
+    def over(length: int) -> Array:
+        sizes = (1, len(q), length, *cache.keys.shape[3:])
+        keys, values = (jax.lax.dynamic_slice(x, (*begin, 0, 0, 0), sizes)[0] for x in cache)
+        return attention.attention(q, keys, values, sight.allowed[..., :length], "xla")
+
+    return jax.lax.switch(sight.which, [functools.partial(over, length) for length in sight.lengths])
 
 
 def with_stretches(
@@ -122,9 +160,8 @@ def with_stretches(
             row, inside, into = piece(number)
             here = x[row, inside]
             q = weights.queries(weights.normed(here), turned(row, inside))
-            keys, values = (y[layer_number, row][None] for y in cache)
-            allowed = coordinates.seen_from(jax.tree.map(lambda y: of_row(y, row), mask), inside)
-            here = here + weights.output(attention.attention(q, keys, values, allowed, "xla"))
+            sight = _sight(jax.tree.map(lambda y: of_row(y, row), mask), inside, into < L)
+            here = here + weights.output(_attended(q, cache, (layer_number, row), sight))
             return x.at[row, into].set(weights.with_mlp(here), mode="drop")
 
         x, cache = carry
