@@ -73,15 +73,14 @@ class Writing:
     async def _until(self, holds: Callable[[], bool], request: Request) -> bool:
         """Wait until something holds; False: the reader has gone away before."""
         gone = asyncio.create_task(_left(request))
+        gone.add_done_callback(lambda _: self._changed.set())
         try:
             while not holds():
-                news = asyncio.create_task(self._changed.wait())
-                await asyncio.wait({news, gone}, return_when=asyncio.FIRST_COMPLETED)
-                news.cancel()
-                self._changed.clear()
                 if gone.done():
                     self._leave()
                     return False
+                await self._changed.wait()
+                self._changed.clear()
             return True
         except asyncio.CancelledError:  # the server ends in haste
             self._leave()
