@@ -83,6 +83,13 @@ def rule(kind: str, i: int, j: int, prompt: int, block: int) -> bool:
     return block_of(j) <= block_of(i)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _threads_of_torch():
+    """Few, beside as many workers as there are cores. Whoever runs no tests has no need of torch, which loads long."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(2)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _programs_of_one_file():
     """What is compiled in a file is seldom asked for in another, and all of it together fills the machine's memory."""

@@ -11,8 +11,6 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from qwen3llada_jax.checkpoint.model_folder import load
 from qwen3llada_jax.model.model import Qwen3LLaDA
 
-torch.set_num_threads(2)
-
 
 def torch_model(seed: int = 0, dtype: torch.dtype = torch.float32, **settings) -> Qwen3ForCausalLM:
     """A bidirectional torch Qwen3 whose every weight, norms and biases included, is away from its initial value."""

@@ -4,10 +4,11 @@ What a bucket has not: renaming, appending, links. Who lists sees all that is wr
 by an object that is written last and removed first. Code that needs files (tokenizers, safetensors, data) reads copies.
 """
 
+import functools
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -156,7 +157,7 @@ def local_copy(path: Path, *, deep: bool = True, large: bool = True) -> Path:
     with answering(path):
         found = [blob for blob in blobs(path, deep=deep) if not blob.name.endswith("/")]
         wanted = [blob for blob in found if large or not blob.name.endswith(_LARGE)]
-        gone = {blob.name for blob in wanted if not _fetch(blob, home / blob.name)}
+        gone = {blob.name for blob in wanted if read_newest(blob, functools.partial(_fetch, home)) is None}
     stand = {home / blob.name for blob in found if blob.name not in gone}
     for file in target.rglob("*") if deep else target.glob("*"):
         if file.is_file() and file not in stand and not file.name.endswith(".part"):
@@ -164,37 +165,27 @@ def local_copy(path: Path, *, deep: bool = True, large: bool = True) -> Path:
     return target
 
 
-@contextmanager
-def unless_changed() -> Iterator[None]:
-    """Leave a read of one generation of an object if that is no longer there."""
+def read_newest(blob: Any, read: Callable[[Any], Any]) -> tuple[Any, Any] | None:
+    """(an object, what `read` makes of it), of the newest if it is written anew meanwhile; None: it is gone."""
     from google.api_core.exceptions import NotFound, PreconditionFailed
 
-    with suppress(NotFound, PreconditionFailed):
-        yield
-
-
-def _fetch(blob: Any, target: Path) -> bool:
-    """Copy an object, the newest if it is written anew meanwhile; False: it is removed meanwhile."""
     while blob is not None:
-        if _fetched(blob, target):
-            return True
+        with suppress(NotFound, PreconditionFailed):
+            return blob, read(blob)
         blob = blob.bucket.get_blob(blob.name)
-    return False
+    return None
 
 
-def _fetched(blob: Any, target: Path) -> bool:
-    stamp = int(blob.generation) * 1000
+def _fetch(home: Path, blob: Any) -> None:
+    target, stamp = home / blob.name, int(blob.generation) * 1000
     if target.is_file() and target.stat().st_mtime_ns == stamp and target.stat().st_size == blob.size:
-        return True
+        return
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with unless_changed():
-            blob.download_to_filename(str(part), if_generation_match=blob.generation)
-            os.utime(part, ns=(stamp, stamp))
-            part.replace(target)
-            return True
-        return False
+        blob.download_to_filename(str(part), if_generation_match=blob.generation)
+        os.utime(part, ns=(stamp, stamp))
+        part.replace(target)
     except OSError as error:
         if is_answer(error):
             raise

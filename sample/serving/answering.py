@@ -55,7 +55,7 @@ class Writing:
                 self._changed.clear()
                 is_done = self._is_done
                 if failed := self._failed:
-                    yield event(problem(failed.error or "", kind_of(failed.status)))
+                    yield event(_problem(failed))
                     return
                 for chunk in reply.chunks(told):
                     self._note_first(told)
@@ -130,7 +130,11 @@ def nobody() -> Response:
 
 
 def _refusal(failed: Progress) -> Response:
-    return JSONResponse(problem(failed.error or "", kind_of(failed.status)), failed.status)
+    return JSONResponse(_problem(failed), failed.status)
+
+
+def _problem(failed: Progress) -> dict[str, Any]:
+    return problem(failed.error or "", kind_of(failed.status))
 
 
 async def _left(request: Request) -> None:

@@ -97,14 +97,13 @@ class Lease:
 
     def _read(self) -> tuple[dict[str, Any], int] | None:
         """(who holds it, generation); None: nobody."""
-        named, text = objects.blob_of(self._path), None
+        named = objects.blob_of(self._path)
         with buckets.answering(self._path):
-            while text is None:
-                blob = named.bucket.get_blob(named.name)
-                if blob is None:
-                    return None
-                with objects.unless_changed():  # its holder has written it anew since
-                    text = blob.download_as_bytes(if_generation_match=blob.generation)
+            blob = named.bucket.get_blob(named.name)
+            found = objects.read_newest(blob, lambda blob: blob.download_as_bytes(if_generation_match=blob.generation))
+        if found is None:
+            return None
+        blob, text = found
         try:
             holder = json.loads(text)
         except ValueError:
