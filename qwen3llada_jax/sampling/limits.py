@@ -55,16 +55,29 @@ def most_tokens(model: ModelConfig) -> int:
     return max(model.max_position_embeddings, memory() // (2 * (model.hidden_size + 2 * model.intermediate_size)))
 
 
-def check_memory(model: ModelConfig, rows: int, length: int, config: SamplerConfig, bytes_each: int = 2) -> None:
-    """Refuse what cannot fit into memory: by what the sampler needs at the very least, beside the weights.
+def check_memory(model: ModelConfig, rows: int, length: int, config: SamplerConfig) -> None:
+    """Refuse what cannot fit into memory.
 
     Args:
         rows, length: of the canvas.
         config: complete (`for_model`).
-        bytes_each: of a number in the model's compute dtype.
 
     Raises:
         InputError: naming the sizes.
+    """
+    need, have = least_memory(model, rows, length, config), memory()
+    if need > have:
+        raise InputError(
+            f"{rows:,} rows of {length:,} tokens need more than {need / 1e9:,.0f} GB to write, and there are "
+            f"{have / 1e9:,.0f}; write fewer rows at once, or less (gen_length)"
+        )
+
+
+def least_memory(model: ModelConfig, rows: int, length: int, config: SamplerConfig, bytes_each: int = 2) -> int:
+    """Bytes that the sampler needs at the very least, beside the weights; arguments as for `check_memory`.
+
+    Args:
+        bytes_each: of a number in the model's compute dtype.
     """
     at_once = rows * (2 if config.cfg_scale > 0 else 1)
     need = rows * length * 20  # the canvas
@@ -76,13 +89,8 @@ def check_memory(model: ModelConfig, rows: int, length: int, config: SamplerConf
         width = 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim
         need += at_once * length * width * bytes_each
     places = config.gen_length if config.parallel_blocks else config.block_length or 0
-    need += 2 * rows * places * bytes_of_a_place(config.parameters(), model.vocab_size)  # the passes before, and new
-    have = memory()
-    if need > have:
-        raise InputError(
-            f"{rows:,} rows of {length:,} tokens need more than {need / 1e9:,.0f} GB to write, and there are "
-            f"{have / 1e9:,.0f}; write fewer rows at once, or less (gen_length)"
-        )
+    # Of the passes before, and new.
+    return need + 2 * rows * places * bytes_of_a_place(config.parameters(), model.vocab_size)
 
 
 def memory() -> int:

@@ -150,7 +150,7 @@ def accepted(body: Any, is_chat: bool) -> Any:
         if name not in _NEUTRAL or (name in _OF_CHATS and not is_chat):
             raise InputError(f"{name}: no such field{nearest(name, sorted(known))}")
         if body[name] is not None and not any(_same(body[name], value) for value in values):
-            raise InputError(f"{name}: {shown(body[name])} cannot be served; {instead}, or leave it out")
+            raise InputError(f"{name}: {shown(body[name])} cannot be served ({instead}); leave it out")
         del kept[name]
     return kept
 

@@ -11,11 +11,14 @@ from contextlib import suppress
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from flax import nnx
 
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.sampling.config import SamplerConfig
 from qwen3llada_jax.sampling.engine import Engine
+from qwen3llada_jax.sampling.limits import least_memory, memory
 from qwen3llada_jax.sampling.loop import compilations
 
 from .jobs import Job
@@ -63,6 +66,7 @@ class Pool:
     def __init__(self, model: Qwen3LLaDA, *, slots: int, ways: int, programs: int):
         self.model, self.slots, self.ways, self.programs = model, slots, ways, programs
         self._desks: list[Desk] = []
+        self._room = memory() - sum(x.nbytes for x in jax.tree.leaves(nnx.state(model)))
         self._kinds: dict[Any, None] = {}  # in their order: the first is the server's own
         # 1, 4, 16, … (of each way that a mesh splits rows)
         self._sizes = sorted({*(ways * 4**i for i in range(10) if ways * 4**i < slots), slots})
@@ -77,14 +81,16 @@ class Pool:
             waiting: jobs that will want a slot too.
 
         Raises:
-            InputError: it would need one more kind of program than the server may compile, or more memory.
+            InputError: it needs one more kind of program than the server may compile, or more memory than there is.
         """
         desk = self._made(job) or self._new(job)
         if desk is None:
             return None
         if not desk.engine.free:
+            size = self._size(len(desk.jobs) + waiting)
             with suppress(InputError):  # more rows than memory holds: it waits for one of those that there are
-                self._resize(desk, len(desk.jobs) + waiting)
+                if self._make_room(self._need(desk.engine.config, size, desk.engine.length), grown=desk):
+                    self._resize(desk, size)
         return (desk, desk.engine.free[0]) if desk.engine.free else None
 
     def fit(self, desk: Desk) -> None:
@@ -132,15 +138,28 @@ class Pool:
                 f"these settings need a program of their own, and the server has compiled for {self.programs} kinds of "
                 "settings and lengths, its most (--programs); leave out what is unusual"
             )
-        if len(self._desks) >= _KEPT:
-            idle = [desk for desk in self._desks if not desk.jobs]
-            if not idle:
-                return None
-            self._desks.remove(min(idle, key=lambda desk: desk.last_used))
+        if not self._make_room(self._need(_made_for(job).for_model(self.model.config), self.ways, length)):
+            return None
         desk = Desk(self.model, job, length, self.ways)
         self._kinds.setdefault(kind)
         self._desks.append(desk)
         return desk
+
+    def _make_room(self, need: int, grown: Desk | None = None) -> bool:
+        """Forget engines that nobody writes with, the longest unused first, until a new one has room that needs so many
+        bytes, or one that has grown so; whether it has. One alone may try."""
+        while others := [desk for desk in self._desks if desk is not grown]:
+            held = sum(self._need(desk.engine.config, self._slots(desk), desk.engine.length) for desk in others)
+            if len(others) < _KEPT and held + need <= self._room:
+                break
+            idle = [desk for desk in others if not desk.jobs]
+            if not idle:
+                return False
+            self._desks.remove(min(idle, key=lambda desk: desk.last_used))
+        return True
+
+    def _need(self, config: SamplerConfig, rows: int, length: int) -> int:
+        return least_memory(self.model.config, rows, length, config, jnp.dtype(self.model.compute_dtype).itemsize)
 
     def _kind(self, settings: SamplerConfig) -> Any:
         complete = settings.for_model(self.model.config)
