@@ -337,7 +337,10 @@ def test_ours_is_not_left_behind(tmp_path, monkeypatch):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     chosen = [replace(row, ways=("ours", "torch")) for row in rows.all_rows(compiles=False) if row.name in LEAST]
     collection = continued(tmp_path / "readings.json")
-    assert collect(collection, chosen, 3) == []
-    ratios = {name: table.ratio(of_row["torch"], of_row["ours"]) for name, of_row in collection.found.items()}
-    assert set(ratios) == set(LEAST)
-    assert {name: r for name, r in ratios.items() if r.median < LEAST[name]} == {}
+    for readings in (1, 3, 5):  # more where a first one says that it was: others' work can disturb it, never all of them
+        assert collect(collection, chosen, readings) == []
+        ratios = {name: table.ratio(of_row["torch"], of_row["ours"]) for name, of_row in collection.found.items()}
+        assert set(ratios) == set(LEAST)
+        behind = {name: r for name, r in ratios.items() if r.median < LEAST[name]}
+        chosen = [row for row in chosen if row.name in behind]
+    assert behind == {}

@@ -91,6 +91,26 @@ def test_k11_a_skip_for_want_of_a_package_fails_in_ci(tmp_path, ci, line, passes
     assert passes or "install what it needs" in done.stdout
 
 
+@pytest.mark.slow
+def test_a_group_of_tests_is_one_workers(tmp_path):
+    """As `make long` deals them out; a newer pytest than xdist knows lost the groups, and each worker had the fixtures."""
+    (tmp_path / "test_it.py").write_text(
+        "import os, pytest\n"
+        "@pytest.mark.xdist_group('a group')\n"
+        "@pytest.mark.parametrize('number', range(8))\n"
+        "def test_it(number): open('workers', 'a').write(os.environ['PYTEST_XDIST_WORKER'] + '\\n')\n"
+        "@pytest.mark.parametrize('number', range(8))\n"
+        "def test_other(number): pass\n"
+    )
+    subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-n", "2", "--dist", "loadgroup"],
+        check=True, cwd=tmp_path, env=os.environ, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    workers = (tmp_path / "workers").read_text().split()
+    assert len(workers) == 8
+    assert len(set(workers)) == 1
+
+
 def test_k11_tests_use_qwen3s_real_chat_template(qwen3_tokenizer):
     """Its text is what transformers is given: the think block, tools, and reasoning of earlier turns."""
     assert qwen3_tokenizer.chat_template == QWEN3_TEMPLATE.read_text()
