@@ -180,7 +180,7 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     except OSError as error:
         raise InputError(f"{target}: cannot be written ({error.strerror or error})") from error
     finally:
-        _remove(part)
+        _remove(part, is_written=True)
     _remove(old)
 
 
@@ -253,13 +253,18 @@ def _refuse_address(path: Path) -> None:
         raise InputError(f"{path}: is an address, not a path; name a folder of a disk (that all hosts share)")
 
 
-def _remove(folder: Path) -> None:
-    """Remove a folder of ours, though writers of a failed save may put files into it, or make it anew, for a moment."""
+def _remove(folder: Path, *, is_written: bool = False) -> None:
+    """Remove a folder of ours.
+
+    Args:
+        is_written: writers of a failed save may put files into it, or make it anew, for a moment.
+    """
     for _ in range(25):
         if not folder.exists():
             return
         shutil.rmtree(folder, ignore_errors=True)
-        time.sleep(0.2)
+        if is_written or folder.exists():
+            time.sleep(0.2)
     print(f"{folder}: cannot be removed; nothing needs it", file=sys.stderr)
 
 

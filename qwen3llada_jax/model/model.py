@@ -5,6 +5,7 @@ The layers (layers.py) and weights are Qwen3's; only the causal mask is gone.
 Dims: B batch · L length · W some of its positions · D hidden · V vocabulary.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -288,6 +289,16 @@ def abstract(config: ModelConfig, dtype: str = "float32", runtime: Runtime = Run
         (graphdef, shapes, roles): `nnx.merge(graphdef, params)` makes a model of a tree like `shapes`, whose
         leaves are ShapeDtypeStructs; `roles` is the same tree of what each weight is (`Role`).
     """
+    # 1 and 1.0 are equal, but not to a config.json; the mesh in use is part of the shapes.
+    key = repr(config), jax.sharding.get_abstract_mesh()
+    graphdef, *trees = _abstract(config, dtype, runtime, key)
+    shapes, roles = jax.tree.map(lambda leaf: leaf, trees)  # dicts of the caller's own
+    return graphdef, shapes, roles
+
+
+@functools.lru_cache(maxsize=32)
+def _abstract(config: ModelConfig, dtype: str, runtime: Runtime, key: Any) -> tuple[Any, dict, dict]:
+    """Kept by what it depends on: every step of opening a folder asks for it, and a model of any size takes 25 ms."""
     model = nnx.eval_shape(lambda: Qwen3LLaDA(config, rngs=nnx.Rngs(0), dtype=dtype, runtime=runtime))
     graphdef, state = nnx.split(model, nnx.Param)
     return graphdef, nnx.to_pure_dict(state), roles_of(model)
