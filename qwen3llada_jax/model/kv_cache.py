@@ -46,15 +46,18 @@ def hidden_at(
     wanted: Bool[Array, "B W"],
     mask: Coordinates,
     cache: Cache,
+    of_cache: Int[Array, " B"] | None = None,
 ) -> tuple[Float[Array, "B W D"], Cache]:
     """Final hidden states at the positions `where`, and the cache with the wanted ones renewed.
 
     Args:
         tokens: the whole rows.
         wanted: the others may be anywhere; what they give is meaningless.
+        of_cache: which of the cache's rows they are; None: all of them.
     """
     L = tokens.shape[1]
     rows = jnp.arange(tokens.shape[0])[:, None]
+    kept = rows if of_cache is None else of_cache[:, None]
     inside = jnp.minimum(where, L - 1)
     into = jnp.where(wanted, where, L)  # out of range: dropped
     sight = _sight(mask, inside, wanted.any(axis=1, keepdims=True) & (where < L))
@@ -68,10 +71,10 @@ def hidden_at(
         normed = weights.normed(x)
         q, (k, v) = weights.queries(normed, rope), weights.keys_values(normed, rope)
         cache = Cache(
-            constrain(cache.keys.at[number, rows, into].set(k, mode="drop"), *AXES),
-            constrain(cache.values.at[number, rows, into].set(v, mode="drop"), *AXES),
+            constrain(cache.keys.at[number, kept, into].set(k, mode="drop"), *AXES),
+            constrain(cache.values.at[number, kept, into].set(v, mode="drop"), *AXES),
         )
-        x = x + weights.output(_attended(q, cache, (number, 0), sight))
+        x = x + weights.output(_attended(q, cache, number, 0 if of_cache is None else of_cache, sight))
         return weights.with_mlp(x), cache
 
     x, cache = model.scan_layers(layer, (x, cache), model.config.num_hidden_layers)
@@ -102,13 +105,18 @@ def _sight(mask: Coordinates, inside: Int[Array, "B W"], counts: Bool[Array, "B 
 
 
 def _attended(
-    q: Float[Array, "B W N H"], cache: Cache, begin: tuple[Array | int, Array | int], sight: _Sight
+    q: Float[Array, "B W N H"], cache: Cache, layer: Array | int, rows: Array | int, sight: _Sight
 ) -> Float[Array, "B W N H"]:
-    """Attention to what is remembered, from the layer and the row that `begin` says."""
+    """Attention to what is remembered of a layer, from the first of some `rows` on or of these."""
+
+    begins, count = (jnp.asarray(rows), 1) if jnp.ndim(rows) else ([rows], len(q))
+
+    def remembered(x: Array, length: int) -> Array:
+        size = (1, count, length, *x.shape[3:])  # one by one, for a CPU gathers number by number
+        return jnp.concatenate([jax.lax.dynamic_slice(x, (layer, row, 0, 0, 0), size)[0] for row in begins])
 
     def over(length: int) -> Array:
-        sizes = (1, len(q), length, *cache.keys.shape[3:])
-        keys, values = (jax.lax.dynamic_slice(x, (*begin, 0, 0, 0), sizes)[0] for x in cache)
+        keys, values = (remembered(x, length) for x in cache)
         return attention.attention(q, keys, values, sight.allowed[..., :length], "xla")
 
     return jax.lax.switch(sight.which, [functools.partial(over, length) for length in sight.lengths])
@@ -161,7 +169,7 @@ def with_stretches(
             here = x[row, inside]
             q = weights.queries(weights.normed(here), turned(row, inside))
             sight = _sight(jax.tree.map(lambda y: of_row(y, row), mask), inside, into < L)
-            here = here + weights.output(_attended(q, cache, (layer_number, row), sight))
+            here = here + weights.output(_attended(q, cache, layer_number, row, sight))
             return x.at[row, into].set(weights.with_mlp(here), mode="drop")
 
         x, cache = carry

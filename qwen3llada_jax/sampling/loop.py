@@ -15,7 +15,14 @@ from qwen3llada_jax.model.layers import unstack_layers
 from qwen3llada_jax.model.model import CONVERTED_LATE, Qwen3LLaDA
 from qwen3llada_jax.sampling.config import SamplerConfig
 from qwen3llada_jax.sampling.parameters import Parameters, Structure
-from qwen3llada_jax.sampling.passes.forward import block_start_differs, first_cache, with_new_rows
+from qwen3llada_jax.sampling.passes.forward import (
+    are_block_starts,
+    block_start_differs,
+    first_cache,
+    most_that_begin_apart,
+    with_finished_blocks,
+    with_new_rows,
+)
 from qwen3llada_jax.sampling.passes.speculation import speculate
 from qwen3llada_jax.sampling.passes.step import unmask
 from qwen3llada_jax.sampling.state import Canvas, GenerationInputs, SamplerState
@@ -82,9 +89,10 @@ def passes_of(
 ) -> SamplerState:
     """At most so many passes, until `enough` rows are done.
 
-    Passes of a block start where a row begins a block, others until the next row does.
+    Passes of a block start where a row begins a block, or many do, others until the next time.
     """
     Carry = tuple[SamplerState, Array]
+    few = most_that_begin_apart(model, structure, len(state.done))
 
     def goes_on(carry: Carry) -> Array:
         return (carry[0].done.sum() < enough) & (carry[1] > 0)
@@ -95,9 +103,21 @@ def passes_of(
             carry[1] - 1,
         )
 
+    def starts(carry: Carry) -> Array:
+        return are_block_starts(model, carry[0], structure).sum()
+
+    def finished(_: Array, state: SamplerState) -> SamplerState:
+        return with_finished_blocks(model, state, inputs, structure, few)
+
+    def within(carry: Carry) -> Carry:
+        if few:
+            is_needed = (starts(carry) > 0).astype(jnp.int32)
+            carry = jax.lax.fori_loop(0, is_needed, finished, carry[0]), carry[1]
+        return one(False)(carry)
+
     def both(carry: Carry) -> Carry:
-        carry = jax.lax.while_loop(lambda c: goes_on(c) & c[0].begins.any(), one(True), carry)
-        return jax.lax.while_loop(lambda c: goes_on(c) & ~c[0].begins.any(), one(False), carry)
+        carry = jax.lax.while_loop(lambda c: goes_on(c) & (starts(c) > few), one(True), carry)
+        return jax.lax.while_loop(lambda c: goes_on(c) & (starts(c) <= few), within, carry)
 
     def drafted(carry: Carry) -> Carry:
         return speculate(model, carry[0], inputs, parameters, structure), carry[1] - 1
