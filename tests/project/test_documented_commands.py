@@ -41,6 +41,7 @@ class Left(NamedTuple):
 
 
 SHORT = "--training.max_steps 2 --training.batch_size 4 --training.micro_batch_size 2 --training.max_length 128 "
+SMALL = "--training.batch_size 4 --training.micro_batch_size 4"
 TEXT = SHORT + (
     "--dataset.name examples/data/shakespeare/valid.txt --dataset.config null "
     "--evaluation.eval_name examples/data/shakespeare/valid.txt --evaluation.eval_max_batches 1"
@@ -140,17 +141,17 @@ COMMANDS: dict[str, dict[str, Run | Left]] = {
         "python -m train.run --mode pretrain --model.base_model_path examples/tiny-qwen3 --model.mask_token_id auto "
         "--dataset.name examples/data/shakespeare/valid.txt --training.max_length 64 --training.max_steps 20 "
         "--objective block_diffusion --causal_context true --clean_loss 0.2 --shift true "
-        "--training.block_attention.block_length 4 --do_eval_loss false --project.output_dir runs/joint": Run(),
+        "--training.block_attention.block_length 4 --do_eval_loss false --project.output_dir runs/joint": Run(SMALL),
         "python -m train.run --mode pretrain --model.base_model_path examples/tiny-qwen3 "
         "--model.mask_token_id auto --dataset.name examples/data/shakespeare/valid.txt --training.max_length "
         '64 --training.max_steps 20 --objective block_diffusion --mix "block_diffusion@0.7, masked@0.3" '
         "--shift true --training.block_attention.block_length 4 --do_eval_loss false --project.output_dir "
-        "runs/mixed": Run(),
+        "runs/mixed": Run(SMALL),
         "python -m train.run --mode pretrain --model.base_model_path examples/tiny-qwen3 "
         "--model.mask_token_id auto --dataset.name examples/data/shakespeare/valid.txt --training.max_length "
         "64 --training.max_steps 20 --objective block_diffusion --training.block_attention.block_length 1 "
         "--origin start --shift true --min_masking_rate 1 --random_length_prob 0 --do_eval_loss false "
-        "--project.output_dir runs/autoregressive": Run(),
+        "--project.output_dir runs/autoregressive": Run(SMALL),
     },
 }  # fmt: skip
 
