@@ -107,8 +107,7 @@ def _sight(mask: Coordinates, inside: Int[Array, "B W"], counts: Bool[Array, "B 
 def _attended(
     q: Float[Array, "B W N H"], cache: Cache, layer: Array | int, rows: Array | int, sight: _Sight
 ) -> Float[Array, "B W N H"]:
-    """Attention to what is remembered of a layer, from the first of some `rows` on or of these."""
-
+    """Attention to what a layer's cache remembers of as many `rows` from this one on, or of each of these."""
     begins, count = (jnp.asarray(rows), 1) if jnp.ndim(rows) else ([rows], len(q))
 
     def remembered(x: Array, length: int) -> Array:

@@ -15,14 +15,8 @@ from qwen3llada_jax.model.layers import unstack_layers
 from qwen3llada_jax.model.model import CONVERTED_LATE, Qwen3LLaDA
 from qwen3llada_jax.sampling.config import SamplerConfig
 from qwen3llada_jax.sampling.parameters import Parameters, Structure
-from qwen3llada_jax.sampling.passes.forward import (
-    are_block_starts,
-    block_start_differs,
-    first_cache,
-    most_that_begin_apart,
-    with_finished_blocks,
-    with_new_rows,
-)
+from qwen3llada_jax.sampling.passes.block_starts import are_block_starts, block_start_differs, most_that_begin_apart
+from qwen3llada_jax.sampling.passes.forward import first_cache, with_finished_blocks, with_new_rows
 from qwen3llada_jax.sampling.passes.speculation import speculate
 from qwen3llada_jax.sampling.passes.step import unmask
 from qwen3llada_jax.sampling.state import Canvas, GenerationInputs, SamplerState
@@ -89,7 +83,7 @@ def passes_of(
 ) -> SamplerState:
     """At most so many passes, until `enough` rows are done.
 
-    Passes of a block start where a row begins a block, or many do, others until the next time.
+    Passes of a block start while more than a `few` rows begin a block, others until so many do.
     """
     Carry = tuple[SamplerState, Array]
     few = most_that_begin_apart(model, structure, len(state.done))

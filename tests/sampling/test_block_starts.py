@@ -7,7 +7,7 @@ from engine_cases import V, config_of, model_of, some
 
 import qwen3llada_jax as q
 from qwen3llada_jax.sampling import loop
-from qwen3llada_jax.sampling.passes.forward import most_that_begin_apart
+from qwen3llada_jax.sampling.passes.block_starts import most_that_begin_apart
 
 ROWS = 9  # two of them at most
 EXACT = ["blocks", "aligned", "start", "start, shifted", "start, guided", "causal", "causal, shifted"]

@@ -33,6 +33,7 @@ from qwen3llada_jax.model.coordinates import Coordinates, block_of, until_of
 from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.sampling.config import SamplerConfig, prefix_cache_is_exact
 from qwen3llada_jax.sampling.parameters import Structure
+from qwen3llada_jax.sampling.passes.block_starts import are_block_starts, block_before
 from qwen3llada_jax.sampling.state import Canvas, GenerationInputs, SamplerState
 
 
@@ -58,35 +59,11 @@ def is_exact(config: SamplerConfig, model: ModelConfig | Qwen3LLaDA, dtype: Any 
     return config.cache == "none" or (config.cache is None and not keeps) or (keeps and is_float32)
 
 
-def block_start_differs(model: Qwen3LLaDA, structure: Structure) -> bool:
-    """Does a row that begins a block need more computed than one within it?"""
-    if structure.cache == "none" or structure.is_autoregressive:
-        return False
-    is_exact = prefix_cache_is_exact(structure, model.config)
-    return not (is_exact and structure.visibility == "block_bias" and not structure.shift)
-
-
-def are_block_starts(model: Qwen3LLaDA, state: SamplerState, structure: Structure) -> Bool[Array, " B"]:
-    """Of which rows the next pass is a block start's; with an exact cache not the first, whose past is known."""
-    if prefix_cache_is_exact(structure, model.config):
-        return state.begins & (state.block > 0)
-    return state.begins
-
-
-def most_that_begin_apart(model: Qwen3LLaDA, structure: Structure, rows: int) -> int:
-    """So many rows at most had better have the block before, which is final where they begin another, computed by
-    themselves than beside the block in a pass of twice the width for all: on one CPU, which takes the longer the more
-    is computed."""
-    if not (block_start_differs(model, structure) and prefix_cache_is_exact(structure, model.config)):
-        return 0
-    return rows // 4 if rows >= 8 and sharding.is_one_cpu() else 0
-
-
 def with_finished_blocks(
     model: Qwen3LLaDA, state: SamplerState, inputs: GenerationInputs, structure: Structure, most: int
 ) -> SamplerState:
-    """The state whose cache knows the block before of rows that begin one, of which there are `most`; the next pass is
-    as one within blocks."""
+    """The state whose cache knows the block before of the rows that begin one, `most` of them at most; the next pass is
+    then as one within blocks."""
     canvas, cache, S, L = state.canvas, state.cache, structure.block_length, state.canvas.tokens.shape[1]
     assert cache is not None
     place = state.block[:, None] * S + jnp.arange(S)
@@ -96,21 +73,8 @@ def with_finished_blocks(
     rows = jnp.argsort(~are_block_starts(model, state, structure))[:most]
     branches = (rows[:, None] * G + jnp.arange(G)).ravel()
     mask = jax.tree.map(lambda x: x[branches] if len(x) > 1 else x, mask)
-    before, renewed = (jnp.repeat(x[rows], G, axis=0) for x in _block_before(state, where, structure))
+    before, renewed = (jnp.repeat(x[rows], G, axis=0) for x in block_before(state, where, structure))
     return state._replace(cache=kv.hidden_at(model, tokens[branches], before, renewed, mask, cache, branches)[1])
-
-
-def _block_before(
-    state: SamplerState, where: Int[Array, "B S"], structure: Structure
-) -> tuple[Int[Array, "B S"], Bool[Array, "B S"]]:
-    """The places of the block before the one `where`, and whether they are final only now."""
-    S, L = where.shape[1], state.canvas.tokens.shape[1]
-    if structure.shift:
-        before = jnp.maximum(where - S, 0)
-    else:
-        place = jnp.maximum(state.block[:, None] - 1, 0) * S + jnp.arange(S)
-        before = jnp.take_along_axis(state.canvas.places, place, axis=1, mode="fill", fill_value=L)
-    return before, jnp.broadcast_to((state.begins & (state.block > 0))[:, None], before.shape)
 
 
 def hidden_of_blocks(
@@ -137,7 +101,7 @@ def hidden_of_blocks(
     if is_exact:
         if not (is_block_start and structure.visibility == "block_causal"):
             return at(where, own)
-        before, renewed = _block_before(state, where, structure)
+        before, renewed = block_before(state, where, structure)
         hidden, cache = at(jnp.concatenate([before, where], axis=1), jnp.concatenate([renewed, own], axis=1))
         return hidden[:, S:], cache
     if is_block_start:
@@ -170,7 +134,7 @@ def _shifted(
     if structure.is_autoregressive:
         return at(before, own)
     if is_block_start and is_exact:  # the block before, or the prompt's end
-        hidden, cache = with_earlier(*_block_before(state, where, structure), where, own)
+        hidden, cache = with_earlier(*block_before(state, where, structure), where, own)
         return hidden[:, S - 1 : 2 * S - 1], cache
     if is_block_start:
         hidden, cache = at(*_renewed(state, where, own, structure))

@@ -1,0 +1,46 @@
+"""Where a row begins a block the one before it has become final: which passes are of that kind, and what they renew."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from qwen3llada_jax import sharding
+from qwen3llada_jax.model.model import Qwen3LLaDA
+from qwen3llada_jax.sampling.config import prefix_cache_is_exact
+from qwen3llada_jax.sampling.parameters import Structure
+from qwen3llada_jax.sampling.state import SamplerState
+
+
+def block_start_differs(model: Qwen3LLaDA, structure: Structure) -> bool:
+    """Does a row that begins a block need more computed than one within it?"""
+    if structure.cache == "none" or structure.is_autoregressive:
+        return False
+    is_exact = prefix_cache_is_exact(structure, model.config)
+    return not (is_exact and structure.visibility == "block_bias" and not structure.shift)
+
+
+def are_block_starts(model: Qwen3LLaDA, state: SamplerState, structure: Structure) -> Bool[Array, " B"]:
+    """Of which rows the next pass is a block start's; with an exact cache not the first, whose past is known."""
+    if prefix_cache_is_exact(structure, model.config):
+        return state.begins & (state.block > 0)
+    return state.begins
+
+
+def most_that_begin_apart(model: Qwen3LLaDA, structure: Structure, rows: int) -> int:
+    """How many rows that begin a block had better have the one before, which is final now, computed by themselves than
+    in a pass of twice the width for all: on one CPU, which takes the longer the more is computed. 0: none."""
+    if not (block_start_differs(model, structure) and prefix_cache_is_exact(structure, model.config)):
+        return 0
+    return rows // 4 if rows >= 8 and sharding.is_one_cpu() else 0
+
+
+def block_before(
+    state: SamplerState, where: Int[Array, "B S"], structure: Structure
+) -> tuple[Int[Array, "B S"], Bool[Array, "B S"]]:
+    """The places of the block before the one `where`, and whether they are final only now."""
+    S, L = where.shape[1], state.canvas.tokens.shape[1]
+    if structure.shift:
+        before = jnp.maximum(where - S, 0)
+    else:
+        place = jnp.maximum(state.block[:, None] - 1, 0) * S + jnp.arange(S)
+        before = jnp.take_along_axis(state.canvas.places, place, axis=1, mode="fill", fill_value=L)
+    return before, jnp.broadcast_to((state.begins & (state.block > 0))[:, None], before.shape)
