@@ -6,6 +6,7 @@ and lets them attend to the whole of it, as far as their mask allows. What few r
 """
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -57,7 +58,7 @@ def hidden_at(
     """
     L = tokens.shape[1]
     rows = jnp.arange(tokens.shape[0])[:, None]
-    kept = rows if of_cache is None else of_cache[:, None]
+    kept, begins = (rows, [0]) if of_cache is None else (of_cache[:, None], list(of_cache))
     inside = jnp.minimum(where, L - 1)
     into = jnp.where(wanted, where, L)  # out of range: dropped
     sight = _sight(mask, inside, wanted.any(axis=1, keepdims=True) & (where < L))
@@ -74,7 +75,7 @@ def hidden_at(
             constrain(cache.keys.at[number, kept, into].set(k, mode="drop"), *AXES),
             constrain(cache.values.at[number, kept, into].set(v, mode="drop"), *AXES),
         )
-        x = x + weights.output(_attended(q, cache, number, 0 if of_cache is None else of_cache, sight))
+        x = x + weights.output(_attended(q, cache, number, begins, sight))
         return weights.with_mlp(x), cache
 
     x, cache = model.scan_layers(layer, (x, cache), model.config.num_hidden_layers)
@@ -105,13 +106,12 @@ def _sight(mask: Coordinates, inside: Int[Array, "B W"], counts: Bool[Array, "B 
 
 
 def _attended(
-    q: Float[Array, "B W N H"], cache: Cache, layer: Array | int, rows: Array | int, sight: _Sight
+    q: Float[Array, "B W N H"], cache: Cache, layer: Array | int, begins: Sequence[Array | int], sight: _Sight
 ) -> Float[Array, "B W N H"]:
-    """Attention to what a layer's cache remembers of as many `rows` from this one on, or of each of these."""
-    begins, count = (jnp.asarray(rows), 1) if jnp.ndim(rows) else ([rows], len(q))
+    """Attention to what a layer's cache remembers of the rows from each of `begins` on, B / len(begins) of them."""
 
     def remembered(x: Array, length: int) -> Array:
-        size = (1, count, length, *x.shape[3:])  # one by one, for a CPU gathers number by number
+        size = (1, len(q) // len(begins), length, *x.shape[3:])  # slices, for a CPU gathers number by number
         return jnp.concatenate([jax.lax.dynamic_slice(x, (layer, row, 0, 0, 0), size)[0] for row in begins])
 
     def over(length: int) -> Array:
@@ -168,7 +168,7 @@ def with_stretches(
             here = x[row, inside]
             q = weights.queries(weights.normed(here), turned(row, inside))
             sight = _sight(jax.tree.map(lambda y: of_row(y, row), mask), inside, into < L)
-            here = here + weights.output(_attended(q, cache, layer_number, row, sight))
+            here = here + weights.output(_attended(q, cache, layer_number, [row], sight))
             return x.at[row, into].set(weights.with_mlp(here), mode="drop")
 
         x, cache = carry

@@ -87,10 +87,8 @@ class Pool:
         if desk is None:
             return None
         if not desk.engine.free:
-            size = self._size(len(desk.jobs) + waiting)
             with suppress(InputError):  # more rows than memory holds: it waits for one of those that there are
-                if self._make_room(self._need(desk.engine.config, size, desk.engine.length), grown=desk):
-                    self._resize(desk, size)
+                self._resize(desk, len(desk.jobs) + waiting)
         return (desk, desk.engine.free[0]) if desk.engine.free else None
 
     def fit(self, desk: Desk) -> None:
@@ -130,7 +128,8 @@ class Pool:
         return min(will_do, key=lambda desk: desk.engine.length, default=None)
 
     def _new(self, job: Job) -> Desk | None:
-        length, settings = _row(job.length), self._kind(_made_for(job))
+        length, complete = _row(job.length), _made_for(job).for_model(self.model.config)
+        settings = jax.tree.structure(complete.parameters()), complete.structure(self.model.config)
         kind = length, settings
         is_usual = settings == next(iter(self._kinds), kind)[1]  # the server's own, in rows of whatever length
         if kind not in self._kinds and len(self._kinds) >= self.programs and not is_usual:
@@ -138,7 +137,7 @@ class Pool:
                 f"these settings need a program of their own, and the server has compiled for {self.programs} kinds of "
                 "settings and lengths, its most (--programs); leave out what is unusual"
             )
-        if not self._make_room(self._need(_made_for(job).for_model(self.model.config), self.ways, length)):
+        if not self._make_room(self._need(complete, self.ways, length)):
             return None
         desk = Desk(self.model, job, length, self.ways)
         self._kinds.setdefault(kind)
@@ -161,10 +160,6 @@ class Pool:
     def _need(self, config: SamplerConfig, rows: int, length: int) -> int:
         return least_memory(self.model.config, rows, length, config, jnp.dtype(self.model.compute_dtype).itemsize)
 
-    def _kind(self, settings: SamplerConfig) -> Any:
-        complete = settings.for_model(self.model.config)
-        return jax.tree.structure(complete.parameters()), complete.structure(self.model.config)
-
     def _size(self, rows: int) -> int:
         return next((size for size in self._sizes if size >= rows), self.slots)
 
@@ -172,7 +167,10 @@ class Pool:
         return len(desk.jobs) + len(desk.engine.free)
 
     def _resize(self, desk: Desk, rows: int) -> None:
-        if (size := self._size(rows)) != self._slots(desk):
+        size, before = self._size(rows), self._slots(desk)
+        if size > before and not self._make_room(self._need(desk.engine.config, size, desk.engine.length), grown=desk):
+            return
+        if size != before:
             moved = desk.engine.resize(size)
             desk.jobs = {moved[slot]: job for slot, job in desk.jobs.items()}
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -51,3 +52,11 @@ def model_of(kind, seed=0):
 
 def config_of(kind, **options):
     return dataclasses.replace(PLAIN, **{**KINDS[kind][1], **options})
+
+
+def assert_same_text(result, expected):
+    """Of one row each: the answer, the passes, and in which of them each token was written."""
+    assert result.answers() == expected.answers()
+    assert result.nfe.tolist() == expected.nfe.tolist()
+    places = expected.places[expected.places < expected.tokens.shape[1]]
+    np.testing.assert_array_equal(result.written_at[0, places], expected.written_at[0, places])

@@ -7,7 +7,7 @@ from qwen3llada_jax import sharding
 from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.sampling.config import prefix_cache_is_exact
 from qwen3llada_jax.sampling.parameters import Structure
-from qwen3llada_jax.sampling.state import SamplerState
+from qwen3llada_jax.sampling.state import Canvas, SamplerState
 
 
 def block_start_differs(model: Qwen3LLaDA, structure: Structure) -> bool:
@@ -20,9 +20,7 @@ def block_start_differs(model: Qwen3LLaDA, structure: Structure) -> bool:
 
 def are_block_starts(model: Qwen3LLaDA, state: SamplerState, structure: Structure) -> Bool[Array, " B"]:
     """Of which rows the next pass is a block start's; with an exact cache not the first, whose past is known."""
-    if prefix_cache_is_exact(structure, model.config):
-        return state.begins & (state.block > 0)
-    return state.begins
+    return _leaves_one(state) if prefix_cache_is_exact(structure, model.config) else state.begins
 
 
 def most_that_begin_apart(model: Qwen3LLaDA, structure: Structure, rows: int) -> int:
@@ -37,10 +35,18 @@ def block_before(
     state: SamplerState, where: Int[Array, "B S"], structure: Structure
 ) -> tuple[Int[Array, "B S"], Bool[Array, "B S"]]:
     """The places of the block before the one `where`, and whether they are final only now."""
-    S, L = where.shape[1], state.canvas.tokens.shape[1]
-    if structure.shift:
-        before = jnp.maximum(where - S, 0)
-    else:
-        place = jnp.maximum(state.block[:, None] - 1, 0) * S + jnp.arange(S)
-        before = jnp.take_along_axis(state.canvas.places, place, axis=1, mode="fill", fill_value=L)
-    return before, jnp.broadcast_to((state.begins & (state.block > 0))[:, None], before.shape)
+    S = where.shape[1]
+    before = jnp.maximum(where - S, 0)
+    if not structure.shift:
+        before = places_from(state.canvas, jnp.maximum(state.block - 1, 0) * S, S)
+    return before, jnp.broadcast_to(_leaves_one(state)[:, None], before.shape)
+
+
+def places_from(canvas: Canvas, first: Int[Array, " B"], many: int) -> Int[Array, "B many"]:
+    """Where in each row so many places of its answer lie, from the `first` on; beyond the last: the row's length."""
+    place = first[:, None] + jnp.arange(many)
+    return jnp.take_along_axis(canvas.places, place, axis=1, mode="fill", fill_value=canvas.tokens.shape[1])
+
+
+def _leaves_one(state: SamplerState) -> Bool[Array, " B"]:
+    return state.begins & (state.block > 0)

@@ -33,7 +33,7 @@ from qwen3llada_jax.model.coordinates import Coordinates, block_of, until_of
 from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.sampling.config import SamplerConfig, prefix_cache_is_exact
 from qwen3llada_jax.sampling.parameters import Structure
-from qwen3llada_jax.sampling.passes.block_starts import are_block_starts, block_before
+from qwen3llada_jax.sampling.passes.block_starts import block_before, places_from
 from qwen3llada_jax.sampling.state import Canvas, GenerationInputs, SamplerState
 
 
@@ -64,16 +64,15 @@ def with_finished_blocks(
 ) -> SamplerState:
     """The state whose cache knows the block before of the rows that begin one, `most` of them at most; the next pass is
     then as one within blocks."""
-    canvas, cache, S, L = state.canvas, state.cache, structure.block_length, state.canvas.tokens.shape[1]
+    cache, S, G = state.cache, structure.block_length, structure.cfg_branches
     assert cache is not None
-    place = state.block[:, None] * S + jnp.arange(S)
-    where = jnp.take_along_axis(canvas.places, place, axis=1, mode="fill", fill_value=L)
-    tokens, mask = _inputs(model, canvas, inputs, structure, _current(inputs, where))
-    G = structure.cfg_branches
-    rows = jnp.argsort(~are_block_starts(model, state, structure))[:most]
+    where = places_from(state.canvas, state.block * S, S)
+    tokens, mask = _inputs(model, state.canvas, inputs, structure, _current(inputs, where))
+    before, renewed = block_before(state, where, structure)
+    rows = jnp.argsort(~renewed[:, 0])[:most]
     branches = (rows[:, None] * G + jnp.arange(G)).ravel()
     mask = jax.tree.map(lambda x: x[branches] if len(x) > 1 else x, mask)
-    before, renewed = (jnp.repeat(x[rows], G, axis=0) for x in block_before(state, where, structure))
+    before, renewed = (jnp.repeat(x[rows], G, axis=0) for x in (before, renewed))
     return state._replace(cache=kv.hidden_at(model, tokens[branches], before, renewed, mask, cache, branches)[1])
 
 

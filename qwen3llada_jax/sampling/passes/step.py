@@ -10,6 +10,7 @@ from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.sampling import slots
 from qwen3llada_jax.sampling.parameters import Parameters, Structure
 from qwen3llada_jax.sampling.passes import memory as memories
+from qwen3llada_jax.sampling.passes.block_starts import places_from
 from qwen3llada_jax.sampling.passes.choice import best_first, first_of, of_first_part, to_unmask
 from qwen3llada_jax.sampling.passes.forward import hidden_of_blocks
 from qwen3llada_jax.sampling.passes.proposals import Proposal, allowed_ids, propose
@@ -40,13 +41,12 @@ def unmask(
     alive = ~state.done
 
     first = jnp.zeros_like(state.block) if G > 1 else state.block * S
-    place = first[:, None] + jnp.arange(G * S)  # B GS
-    where = jnp.take_along_axis(canvas.places, place, axis=1, mode="fill", fill_value=L)
+    where = places_from(canvas, first, G * S)
     is_place = canvas.places < L
     if structure.block_origin == "start":
         is_place &= ~inputs.is_given.at[rows, canvas.places].get(mode="fill", fill_value=True)
     number = jnp.cumsum(is_place, axis=1) - 1  # among the positions to write: a block may have fewer than S
-    place = jnp.take_along_axis(number, place, axis=1, mode="clip")
+    place = jnp.take_along_axis(number, first[:, None] + jnp.arange(G * S), axis=1, mode="clip")
 
     def at(array: Array, fill: Any) -> Array:
         return array.at[rows, where].get(mode="fill", fill_value=fill)
