@@ -16,6 +16,7 @@ from jaxtyping import Array, Int, PRNGKeyArray
 from qwen3llada_jax.errors import InputError, shown
 
 MOST_SEED = 2**32 - 1  # JAX's random numbers take 32 bits of a seed: larger ones would repeat smaller ones' noise
+THREEFRY, QUICK_THREEFRY = "threefry2x32", "qfry"  # JAX's name of its default kind of keys; of the same made faster
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -96,12 +97,12 @@ def key(value: Any) -> PRNGKeyArray:
         InputError: something else, or a seed outside 0 … 2³² − 1.
     """
     if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
-        if str(jax.random.key_impl(value)) != "threefry2x32":
-            raise InputError(f"key must be of JAX's default kind (threefry2x32), not {jax.random.key_impl(value)}")
+        if str(jax.random.key_impl(value)) not in (THREEFRY, QUICK_THREEFRY):
+            raise InputError(f"key must be of JAX's default kind ({THREEFRY}), not {jax.random.key_impl(value)}")
         return value
     array = value if isinstance(value, jax.Array) else np.asarray(value) if np.ndim(value) else None
     if array is not None and array.ndim and array.dtype == np.uint32 and array.shape[-1] == 2:
-        return jax.random.wrap_key_data(jnp.asarray(array), impl="threefry2x32")
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=THREEFRY)
     if array is not None and array.ndim:
         raise InputError(f"key must be a seed or a JAX key, not an array of {array.dtype} {list(array.shape)}")
     seed = whole("key", value)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from qwen3llada_jax import arguments
+from qwen3llada_jax import arguments, threefry
 from qwen3llada_jax.errors import InputError
 
 SCHEDULES = ("uniform", "cosine", "md4_cosine", "power", "sigmoid")
@@ -165,7 +165,7 @@ def forward_process(
         InputError: arguments whose kind or shape does not fit, a mask token that is no id, levels that are none, levels
             of tokens where spans are asked for, or `random_replace` without a `vocab_size` of 1 or more.
     """
-    tokens, keys = jnp.asarray(arguments.rows("tokens", tokens)).astype(jnp.int32), arguments.key(keys)
+    tokens, keys = jnp.asarray(arguments.rows("tokens", tokens)).astype(jnp.int32), threefry.quick(arguments.key(keys))
     B, L = tokens.shape
     if keys.ndim == 0:
         keys = jax.random.split(keys, B)

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from qwen3llada_jax import sharding
+from qwen3llada_jax import sharding, threefry
 from qwen3llada_jax.cross_entropy import cross_entropy
 from qwen3llada_jax.errors import InputError
 from qwen3llada_jax.model import model
@@ -138,7 +138,7 @@ def make_train_step(
 
     def of_update(objective: Objective, params: Any, batch: DeviceBatch, step: Array) -> Any:
         """((loss, sums), gradient) of a whole batch."""
-        example = objective(batch, seed_key, step)
+        example = objective(batch, threefry.quick(seed_key), step)
         (loss, sums), gradient = of_pieces(params, example)
         return (loss, sums | {"weight": jnp.float32(example.share.sum())}), gradient
 
@@ -173,7 +173,7 @@ def make_train_step(
     def train_step(state: State, batch: DeviceBatch) -> tuple[State, dict[str, Array]]:
         asked = (state["params"], batch, state["step"])
         if isinstance(objective, Mixture):
-            drawn = objective.drawn(seed_key, state["step"])
+            drawn = objective.drawn(threefry.quick(seed_key), state["step"])
             branches = [functools.partial(of_update, one) for one in objective.objectives]
             with jax.named_scope(DRAWN):
                 (loss, sums), gradient = jax.lax.switch(drawn, branches, *asked)
@@ -207,7 +207,7 @@ def make_eval_step(graphdef: Any, objective: Objective) -> Any:
 
     @functools.partial(jax.jit, out_shardings=P())
     def eval_step(params: Any, batch: DeviceBatch) -> dict[str, Array]:
-        example = objective(batch, key, jnp.int32(0))
+        example = objective(batch, threefry.quick(key), jnp.int32(0))
         loss, sums = loss_and_sums(nnx.merge(graphdef, params), example)
         weight = jnp.float32(example.share.sum())
         return {**sums, "loss": loss * weight, "weight": weight}

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from qwen3llada_jax import arguments, sharding
+from qwen3llada_jax import arguments, sharding, threefry
 from qwen3llada_jax.errors import InputError, shown
 from qwen3llada_jax.likelihood import noise
 from qwen3llada_jax.likelihood.estimate import Draws, Estimate
@@ -109,7 +109,7 @@ def rows_of(model: Qwen3LLaDA, tokens: Any, prompt_length: Any, key: Any) -> Row
     for number, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
         if not 0 <= prompt <= length:
             raise InputError(f"prompt_length of row {number} must lie in 0 … {length}, its tokens, not {prompt}")
-    keys = arguments.key(0 if key is None else key)
+    keys = threefry.quick(arguments.key(0 if key is None else key))
     if keys.ndim and keys.shape != (len(ids),):
         raise InputError(f"key must be one, or one for each of the {len(ids)} rows, not {keys.shape}")
     return Rows(ids, prompts.astype(np.int32), keys if keys.ndim else _of_rows(keys, len(ids)))

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import NamedSharding, SingleDeviceSharding
 from jaxtyping import Array, Bool, Int
 
+from qwen3llada_jax import threefry
 from qwen3llada_jax.model.kv_cache import AXES, Cache
 from qwen3llada_jax.model.layers import unstack_layers
 from qwen3llada_jax.model.model import CONVERTED_LATE, Qwen3LLaDA
@@ -140,7 +141,7 @@ def served(
         known: tokens at the beginning of such a row that the cache knows already.
         inputs: its `keys` are their data.
     """
-    inputs = inputs._replace(keys=jax.random.wrap_key_data(inputs.keys))
+    inputs = inputs._replace(keys=threefry.quick(jax.random.wrap_key_data(inputs.keys)))
 
     def begun(x: Array, new: Array) -> Array:
         return jnp.where(is_new.reshape(-1, *[1] * (x.ndim - 1)), new, x)

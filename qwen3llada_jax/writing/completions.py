@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray
 
+from qwen3llada_jax import threefry
 from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.model.model import Qwen3LLaDA
 from qwen3llada_jax.sampling import api
@@ -120,7 +121,8 @@ def rows_of_a_batch(texts: int, batch_size: int, ways: int) -> int:
 
 def keys_of(seed: int, requests: Sequence[Request]) -> PRNGKeyArray:
     """[B] one random key for each request, of its number and its sample."""
-    return _keys(jax.random.key(seed), np.array([(request.number, request.sample) for request in requests]))
+    pairs = np.array([(request.number, request.sample) for request in requests])
+    return _keys(threefry.quick(jax.random.key(seed)), pairs)
 
 
 @jax.jit

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from qwen3llada_jax import sharding
+from qwen3llada_jax import sharding, threefry
 from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.model.head import positions_at_once, stream
 from qwen3llada_jax.sampling import rules, slots
@@ -102,7 +102,7 @@ def _local(table, allowed, eos, parameters, hidden, where, place, key_data, give
         table = jax.lax.all_gather(table, embed, axis=1, tiled=True)
     V = table.shape[0] * (jax.lax.axis_size(vocab) if vocab else 1)
     row = jnp.repeat(jnp.arange(B), S)
-    keys, place = jax.random.wrap_key_data(key_data), place.reshape(R)
+    keys, place = threefry.quick(jax.random.wrap_key_data(key_data)), place.reshape(R)
     flat = {name: _flat(given[name]) for name in ("standing", "memory") if name in given}
     before, nothing = flat.get("memory", (None, None))
 
@@ -177,7 +177,7 @@ def propose_one(
     token = slots.decided(parameters.draw, "draw", logits, to_draw, **named).astype(jnp.int32)
     if type(parameters.draw) not in (rules.Greedy, rules.Sample, rules.Annealed):  # these draw what may be written
         may = (token >= 0) & (token < len(logits)) & (logits.at[token].get(mode="clip") != -jnp.inf)
-        token = jnp.where(may, token, jnp.argmax(logits).astype(jnp.int32))
+        token = jnp.where(may, token, rules.likeliest(logits).astype(jnp.int32))
     confidence = slots.decided(parameters.order, "order", log_p, token, place, to_order).astype(jnp.float32)
     is_seen = "entropy" in slots.looks_at(parameters.commit) or (
         parameters.finish is not None and "entropy" in slots.looks_at(parameters.finish, "finish")
@@ -211,7 +211,7 @@ def verified(p: Float[Array, " V"], q: Float[Array, " V"], draft: Int[Array, ""]
     is_accepted = jax.random.uniform(to_accept) * q[draft] < p[draft]
     rest = jnp.maximum(p - q, 0.0)
     rest = jnp.where(rest.sum() > 0, rest, p)  # where they are equal but for rounding
-    other = jnp.argmax(jnp.log(rest) + jax.random.gumbel(to_draw, rest.shape))
+    other = rules.likeliest(jnp.log(rest) + jax.random.gumbel(to_draw, rest.shape))
     return jnp.where(is_accepted, draft, other).astype(jnp.int32)
 
 

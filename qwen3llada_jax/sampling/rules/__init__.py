@@ -45,6 +45,7 @@ from qwen3llada_jax.sampling.rules.commit import (
 from qwen3llada_jax.sampling.rules.draw import Annealed, Greedy, Sample
 from qwen3llada_jax.sampling.rules.edit import Surer
 from qwen3llada_jax.sampling.rules.finish import StableAndConfident
+from qwen3llada_jax.sampling.rules.likeliest import likeliest
 from qwen3llada_jax.sampling.rules.order import (
     CONFIDENCE_RULES,
     Entropy,
@@ -90,6 +91,7 @@ __all__ = [
     "Timesteps",
     "WideIn",
     "entropy_of",
+    "likeliest",
 ]
 
 # By the field that is the rule's short name: its first.

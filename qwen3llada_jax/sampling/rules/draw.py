@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from qwen3llada_jax.sampling.rules.likeliest import likeliest
 from qwen3llada_jax.sampling.setting import Setting, field
 from qwen3llada_jax.sampling.slots import rule
 
@@ -16,7 +17,7 @@ class Greedy:
     """The likeliest token."""
 
     def draw(self, logits: Float[Array, " V"], key: PRNGKeyArray) -> Array:
-        return jnp.argmax(logits)
+        return likeliest(logits)
 
 
 @rule
@@ -57,8 +58,8 @@ class Sample:
     def probabilities(self, logits: Float[Array, " V"]) -> Float[Array, " V"]:
         """What `draw` draws from."""
         kept, ids = _candidates(logits, self.temperature, self.top_k, self.top_p)
-        likeliest = jnp.arange(len(kept)) == jnp.argmax(kept)
-        p = jnp.where(self.temperature > 0, jax.nn.softmax(kept / self.temperature), likeliest)
+        is_best = jnp.arange(len(kept)) == likeliest(kept)
+        p = jnp.where(self.temperature > 0, jax.nn.softmax(kept / self.temperature), is_best)
         return p if ids is None else jnp.zeros_like(logits).at[ids].set(p)
 
 
@@ -97,7 +98,7 @@ def drawn(
 ) -> Array:
     """A token from softmax(logits / temperature), of the k likeliest, of their nucleus."""
     logits, ids = _candidates(logits, temperature, top_k, top_p)
-    best = jnp.argmax(logits + temperature * jax.random.gumbel(key, logits.shape))
+    best = likeliest(logits + temperature * jax.random.gumbel(key, logits.shape))
     return best if ids is None else ids[best]
 
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from qwen3llada_jax.sampling.rules.likeliest import likeliest
 from qwen3llada_jax.sampling.setting import Setting, field
 from qwen3llada_jax.sampling.slots import rule
 
@@ -43,7 +44,7 @@ class StableAndConfident:
         return Opinion(jnp.int32(-1), jnp.int32(0))
 
     def remember(self, log_p: Float[Array, " V"], token: Array, before: Opinion) -> Opinion:
-        best = jnp.argmax(log_p).astype(jnp.int32)
+        best = likeliest(log_p).astype(jnp.int32)
         return Opinion(best, jnp.where(best == before.id, before.still + 1, 0))
 
     def finish(self, entropy: Float[Array, " S"], is_masked: Bool[Array, " S"], memory: Opinion) -> Array:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from qwen3llada_jax.sampling.rules.likeliest import likeliest
 from qwen3llada_jax.sampling.slots import TIE, rule
 
 
@@ -43,7 +44,7 @@ class Margin:
     tie: ClassVar[float] = TIE
 
     def order(self, log_p: Array, token: Array, place: Array, key: Array) -> Array:
-        best = jnp.argmax(log_p)
+        best = likeliest(log_p)
         second = jnp.where(jnp.arange(log_p.shape[0]) == best, -jnp.inf, log_p).max()
         return jnp.exp(log_p[best]) - jnp.exp(second)
 
