@@ -5,11 +5,14 @@ Positions stay float32 throughout: bfloat16 rounds 257 to 256, and sin(257) is n
 """
 
 import math
+from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from qwen3llada_jax import sharding
 from qwen3llada_jax.model.config import ModelConfig
 from qwen3llada_jax.model.rope_scaling import RopeScaling
 
@@ -20,7 +23,22 @@ def rope_tables(
     """cos and sin for every position and frequency, scaled by the attention factor of yarn."""
     frequencies, attention_factor = _frequencies(config, positions)
     angles = positions[..., None].astype(jnp.float32) * frequencies  # B L H/2
-    return jnp.cos(angles) * attention_factor, jnp.sin(angles) * attention_factor
+    return _made_once(lambda angles: (jnp.cos(angles) * attention_factor, jnp.sin(angles) * attention_factor), angles)
+
+
+def _made_once(of: Callable[[Array], tuple[Array, Array]], angles: Float[Array, "B L F"]) -> tuple[Array, Array]:
+    """`of` the angles, element by element.
+
+    Of layers that are compiled apart XLA makes every sine anew for each head of each of them on a CPU, a twentieth of a
+    training step; what a loop has made, two halves that is, it takes as it is.
+    """
+    B, L, F = angles.shape
+    if not sharding.is_one_cpu() or L < 2:
+        return of(angles)
+    halves = jnp.pad(angles, ((0, 0), (0, L % 2), (0, 0))).reshape(B, 2, -1, F).swapaxes(0, 1)
+    made = jax.lax.map(of, halves)
+    cos, sin = (x.swapaxes(0, 1).reshape(B, -1, F)[:, :L] for x in made)
+    return cos, sin
 
 
 def apply_rope(
