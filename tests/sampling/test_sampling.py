@@ -480,6 +480,23 @@ def test_top_k_and_top_p_keep_what_transformers_keeps(top_k, top_p):
     assert np.abs(share - expected).max() < 0.01
 
 
+@pytest.mark.parametrize("size", [1, 12, 1000, 151936])
+def test_a_nucleus_is_the_fewest_tokens_that_have_its_probability(size):
+    draw = np.random.default_rng(size)
+    for spread in (0.1, 1.0, 4.0, 30.0):
+        logits = (spread * draw.normal(size=size)).astype(np.float32)
+        p = np.asarray(jax.nn.softmax(logits / 0.8), np.float64)
+        order = np.argsort(-p)
+        for top_p in (1e-3, 0.3, 0.9, 0.99, 1.0):
+            kept = np.asarray(rules.Sample(0.8, top_p=top_p).probabilities(jnp.asarray(logits))) > 0
+            many = max(kept[p > 0].sum(), 1)
+            assert kept[order[:many]].all(), "there are no gaps"
+            assert p[order[:many]].sum() > top_p - 1e-4
+            assert p[order[: many - 1]].sum() < top_p + 1e-4
+    p = np.asarray(rules.Sample(1.0, top_p=0.5).probabilities(jnp.zeros(size)))
+    np.testing.assert_allclose(p, 1 / size, rtol=1e-5, err_msg="of equals none is left out")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("only", [{"top_k": 1}, {"top_p": 1e-3}, {"top_k": 3, "top_p": 1e-3}])
 @pytest.mark.parametrize(
