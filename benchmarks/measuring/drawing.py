@@ -7,14 +7,15 @@ are most of what there is. The settings take turns; the first round compiles and
 """
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from flax import nnx
 
 import qwen3llada_jax as q
+from benchmarks.measuring.table import range_of
 
 PLACES = 32
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -25,10 +26,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def write(vocabulary: int) -> dict[str, Callable[[], object]]:
+def texts_of(vocabulary: int) -> dict[str, Callable[[], object]]:
     """What writes a text under each of the settings."""
-    from flax import nnx
-
     model = q.Qwen3LLaDA(
         q.ModelConfig(vocabulary, 256, 768, 2, 8, 4, 32, mask_token_id=vocabulary - 1), rngs=nnx.Rngs(0)
     )
@@ -47,7 +46,7 @@ def write(vocabulary: int) -> dict[str, Callable[[], object]]:
 
 def milliseconds(vocabulary: int, readings: int) -> dict[str, list[float]]:
     """Of a pass, every reading."""
-    texts = write(vocabulary)
+    texts = texts_of(vocabulary)
     found: dict[str, list[float]] = {name: [] for name in texts}
     for number in range(readings + 1):
         for name, text in texts.items():
@@ -67,7 +66,8 @@ def main() -> None:
         parser.error(f"--vocabulary must be at least {PLACES}, and --readings 1")
     print("ms a pass, median and range")
     for name, found in milliseconds(flags.vocabulary, flags.readings).items():
-        print(f"{name:28}{statistics.median(found):8.1f}{min(found):8.1f} to {max(found):.1f}")
+        median, least, most = range_of(found)
+        print(f"{name:28}{median:8.1f}{least:8.1f} to {most:.1f}")
 
 
 if __name__ == "__main__":

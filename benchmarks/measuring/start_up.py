@@ -10,13 +10,14 @@ runs until the line of the first update is there, or the text; `--help` is there
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from benchmarks.measuring.table import range_of
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "examples" / "tiny-qwen3"
@@ -38,12 +39,9 @@ class Row:
     how: str
     seconds: tuple[float, ...]
 
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
-
     def __str__(self) -> str:
-        return f"{self.what:24}{self.how:6}{self.median:8.2f}{min(self.seconds):8.2f} to {max(self.seconds):.2f}"
+        median, least, most = range_of(self.seconds)
+        return f"{self.what:24}{self.how:6}{median:8.2f}{least:8.2f} to {most:.2f}"
 
 
 def seconds_until(sign: str, words: list[str], caches: Path, *, code: int = 0) -> float:

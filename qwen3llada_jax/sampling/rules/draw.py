@@ -107,16 +107,17 @@ def _candidates(
     logits: Float[Array, " V"], temperature: Array | float, top_k: int | None, top_p: Any
 ) -> tuple[Float[Array, " n"], Int[Array, " n"] | None]:
     """(logits of what may be drawn, −∞ of what may not; their ids, None: all, in order)."""
-    if top_k is None:
-        if top_p is None:
-            return logits, None
-        is_first = jnp.arange(len(logits)) == likeliest(logits)  # whatever is rounded how
-        return jnp.where(is_first | _nucleus(jax.nn.softmax(logits / temperature), top_p), logits, -jnp.inf), None
-    logits, ids = jax.lax.top_k(logits, top_k)
+    ids = None
+    if top_k is not None:
+        logits, ids = jax.lax.top_k(logits, top_k)
     if top_p is not None:
-        before = jnp.cumsum(jax.nn.softmax(logits / temperature))
-        before = jnp.concatenate([jnp.zeros(1), before[:-1]])
-        logits = jnp.where(before < top_p, logits, -jnp.inf)
+        p = jax.nn.softmax(logits / temperature)
+        if ids is None:
+            is_first = jnp.arange(len(logits)) == likeliest(logits)  # whatever is rounded how
+            kept = is_first | _nucleus(p, top_p)
+        else:  # few, and sorted already
+            kept = jnp.concatenate([jnp.zeros(1), jnp.cumsum(p)[:-1]]) < top_p
+        logits = jnp.where(kept, logits, -jnp.inf)
     return logits, ids
 
 
