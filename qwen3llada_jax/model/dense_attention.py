@@ -16,9 +16,11 @@ from jaxtyping import Array, Bool, Float
 
 from qwen3llada_jax import sharding
 
-# Elements of L × S, over rows and heads: what stays in a CPU core's cache (2 MB of float32); what is too much to hold
-# at once elsewhere (256 MB), and what is worked on at a time then.
-_IN_CACHE, _TOO_MANY, _AT_ONCE = 1 << 19, 1 << 26, 1 << 24
+# Elements of L × S, over rows and heads: what stays in the caches of a CPU's cores (4 MB of float32); what is too much
+# to hold at once elsewhere (256 MB), and what is worked on at a time then.
+_IN_CACHE, _TOO_MANY, _AT_ONCE = 1 << 20, 1 << 26, 1 << 24
+# Rows of L that a part has at the least on a CPU: each product packs its keys anew, which fewer would not be worth.
+_ROWS_OF_A_PART = 256
 
 # What may be split, and its axis in queries [B K G L H], keys, values [B K S H] and in who sees whom [R L S].
 _Axes = tuple[int, int | None, int | None, int | None]
@@ -82,9 +84,13 @@ def _heads_last(out: Array, q: Array) -> Array:
 
 def _in_parts(q: Array, k: Array, v: Array, allowed: Array | None) -> tuple[Array, Array, Array]:
     """`_unnormalized`, in parts where that is better."""
-    # Elsewhere rows and heads may lie on several devices; queries never do.
-    too_many, most, ways = (_IN_CACHE, _IN_CACHE, _ALL) if sharding.is_one_cpu() else (_TOO_MANY, _AT_ONCE, (_QUERIES,))
-    if q[..., 0].size * k.shape[2] <= too_many:
+    S = k.shape[2]
+    if sharding.is_one_cpu():
+        too_many = most = max(_IN_CACHE, _ROWS_OF_A_PART * S)
+        ways = _ALL
+    else:  # rows and heads may lie on several devices; queries never do
+        too_many, most, ways = _TOO_MANY, _AT_ONCE, (_QUERIES,)
+    if q[..., 0].size * S <= too_many:
         return _unnormalized(True, q, k, v, allowed)
     return _split(q, k, v, allowed, most, ways)
 

@@ -63,6 +63,7 @@ def test_values_and_gradients_equal_torchs(rows, at_once, monkeypatch, request):
         monkeypatch.setattr(ours, "_AT_ONCE", at_once)
     elif at_once is not None:
         monkeypatch.setattr(ours, "_IN_CACHE", at_once)
+        monkeypatch.setattr(ours, "_ROWS_OF_A_PART", 1)
     q, k, v, of_out = arrays(0, (B, L, N, H), (B, S, K, H), (B, S, K, H), (B, L, N, H))
     allowed = None if rows is None else random_rule(1, rows, L, S)
     found = value_and_gradients(lambda q, k, v: ours.dense_attention(q, k, v, allowed), of_out, q, k, v)
@@ -131,7 +132,8 @@ def test_of_a_long_row_nothing_of_length_times_length_is_held(too_many, one_cpu,
     length, at_once = 64, 16
     monkeypatch.setattr(ours.sharding, "is_one_cpu", lambda: one_cpu)
     if too_many:
-        monkeypatch.setattr(ours, "_IN_CACHE", N // K * at_once * length)
+        monkeypatch.setattr(ours, "_IN_CACHE", 1)
+        monkeypatch.setattr(ours, "_ROWS_OF_A_PART", N // K * at_once)
         monkeypatch.setattr(ours, "_TOO_MANY", 1)
         monkeypatch.setattr(ours, "_AT_ONCE", N * at_once * length)
     q, k, v = arrays(10, (1, length, N, H), (1, length, K, H), (1, length, K, H))
