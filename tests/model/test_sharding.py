@@ -65,12 +65,22 @@ def test_constrain_does_nothing_without_a_mesh():
     assert sharding.constrain(x, "batch", "length") is x
 
 
-def test_only_tpus_get_compiler_options():
-    assert sharding.compiler_options(q.make_mesh()) == {}
-    device = types.SimpleNamespace(platform="tpu")
-    mesh = types.SimpleNamespace(devices=np.array([device]))
-    assert all(name.startswith("xla_tpu_") for name in sharding.compiler_options(mesh))
-    assert sharding.compiler_options(mesh)
+def test_compiler_options_are_those_of_the_platform(monkeypatch):
+    def asked(platform: str, dtype: str = "float32") -> dict[str, str]:
+        devices = np.array([types.SimpleNamespace(platform=platform)])
+        return sharding.compiler_options(types.SimpleNamespace(devices=devices), dtype)
+
+    monkeypatch.setenv("XLA_FLAGS", "")
+    assert asked("tpu") == asked("tpu", "bfloat16")
+    assert all(name.startswith("xla_tpu_") for name in asked("tpu"))
+    assert asked("cpu") == {"xla_backend_optimization_level": "1"}
+    assert asked("cpu", "bfloat16") == asked("gpu") == {}
+    monkeypatch.setenv(
+        "XLA_FLAGS", "--xla_backend_optimization_level=3 --xla_tpu_prefer_async_allgather_to_allreduce=false"
+    )
+    assert asked("cpu") == {}
+    assert "xla_tpu_prefer_async_allgather_to_allreduce" not in asked("tpu")
+    assert asked("tpu")
 
 
 def fake_gpus(*slices: int) -> list[types.SimpleNamespace]:
