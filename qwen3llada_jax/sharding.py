@@ -121,9 +121,10 @@ def compiler_options(mesh: Mesh, dtype: str) -> dict[str, str]:
     On TPUs weights travel by them as gathers and their gradients as reduce-scatters; on CPUs a float32 step is compiled
     sooner, and takes as long. Those that XLA_FLAGS names are the user's.
     """
-    kind = mesh.devices.flat[0].platform
-    options = _TPU_OPTIONS if kind == "tpu" else _CPU_OPTIONS if (kind, dtype) == ("cpu", "float32") else {}
-    return {name: value for name, value in options.items() if name not in os.environ.get("XLA_FLAGS", "")}
+    options = {"tpu": _TPU_OPTIONS, "cpu": _CPU_OPTIONS if dtype == "float32" else {}}
+    of_user = os.environ.get("XLA_FLAGS", "")
+    asked = options.get(mesh.devices.flat[0].platform, {})
+    return {name: value for name, value in asked.items() if name not in of_user}
 
 
 def spec(axes: tuple[str, ...]) -> P:
