@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from qwen3llada_jax import fsdp, sharding
+from qwen3llada_jax import bfloat16, fsdp, sharding
 from qwen3llada_jax.model.head import positions_at_once, stream
 
 
@@ -115,7 +115,7 @@ def _local(hidden, head, targets, weight, where, *, smoothing, chunk, gradients,
             of_logits = of_logits.astype(dtype)
             of_x = jnp.einsum("cv,vd->cd", of_logits, table, preferred_element_type=jnp.float32)
             of_rows = of_rows.at[into].set(_over(jax.lax.psum, of_x, on.vocab).astype(dtype), mode="drop")
-            of_table = of_table + jnp.einsum("cv,cd->vd", of_logits, x, preferred_element_type=jnp.float32)
+            of_table = of_table + bfloat16.summed_over_rows(of_logits, x)
         return total, ce, of_rows, of_table
 
     zeros = (jnp.float32(0), jnp.zeros(R, jnp.float32), jnp.zeros((), dtype), jnp.zeros(()))

@@ -14,6 +14,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
+from qwen3llada_jax import bfloat16
 from qwen3llada_jax.sharding import FSDP, RULES, mesh_axes, per_device, spec, ways
 
 _TILE, _LANES = 8, 128  # a TPU holds the last two axes of an array in tiles of 8 × 128
@@ -56,6 +57,8 @@ def product(x: Float[Array, "R I"], weight: Float[Array, "O I"], axes: tuple[str
     Args:
         axes: logical axes of the weight, [outputs, inputs].
     """
+    if bfloat16.is_native(x, weight):
+        return bfloat16.product(x, weight)
     hidden = next((size for size, axis in zip(weight.shape, axes, strict=True) if RULES[axis] == FSDP), 0)
     if ways("embed") == 1 or hidden % (_TILE * ways("embed")) == 0 or x.shape[0] % ways("batch"):
         return jnp.einsum("ri,oi->ro", x, weight)

@@ -17,7 +17,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_policies
 from jaxtyping import Array, Bool, Float, Int
 
-from qwen3llada_jax import arguments, sharding
+from qwen3llada_jax import arguments, bfloat16, sharding
 from qwen3llada_jax.errors import InputError, shown
 from qwen3llada_jax.model import attention, coordinates, masks
 from qwen3llada_jax.model.config import ModelConfig
@@ -50,7 +50,10 @@ def _all_but_taken_weights(policy: Callable[..., Any] | None) -> Callable[..., A
 
 REMAT_POLICIES: dict[str, Callable[..., Any]] = {
     "none": _all_but_gathered_weights,
-    "dots": checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": checkpoint_policies.save_from_both_policies(
+        checkpoint_policies.dots_with_no_batch_dims_saveable,
+        checkpoint_policies.save_only_these_names(bfloat16.PRODUCT),
+    ),
     "full": checkpoint_policies.nothing_saveable,
 }
 
@@ -165,8 +168,10 @@ class Qwen3LLaDA(nnx.Module):
         def layer(x: Array, _: Array | int, weights: Layers) -> Array:
             return weights(x, rope, pairs, kind)
 
-        # Gathered or cast, they would be kept for the backward pass, every layer's.
-        weights_are_made = sharding.mesh_axes("embed") or self.compute_dtype != self.embed_tokens.dtype
+        # Gathered or cast, they would be kept for the backward pass, every layer's: half of the weights themselves on a
+        # CPU, which has the memory, and would compute everything that follows a cast again.
+        are_cast = self.compute_dtype != self.embed_tokens.dtype and not sharding.is_one_cpu()
+        weights_are_made = sharding.mesh_axes("embed") or are_cast
         is_computed_again = self.runtime.remat != "none" or weights_are_made
         count = self.config.num_hidden_layers if where is None else self.config.num_hidden_layers - 1
         # Outside a loop XLA would compute it once and keep it; tiles are many attentions a layer.

@@ -66,15 +66,14 @@ def test_constrain_does_nothing_without_a_mesh():
 
 
 def test_compiler_options_are_those_of_the_platform(monkeypatch):
-    def asked(platform: str, dtype: str = "float32") -> dict[str, str]:
+    def asked(platform: str) -> dict[str, str]:
         devices = np.array([types.SimpleNamespace(platform=platform)])
-        return sharding.compiler_options(types.SimpleNamespace(devices=devices), dtype)
+        return sharding.compiler_options(types.SimpleNamespace(devices=devices))
 
     monkeypatch.setenv("XLA_FLAGS", "")
-    assert asked("tpu") == asked("tpu", "bfloat16")
     assert all(name.startswith("xla_tpu_") for name in asked("tpu"))
     assert asked("cpu") == {"xla_backend_optimization_level": "1"}
-    assert asked("cpu", "bfloat16") == asked("gpu") == {}
+    assert asked("gpu") == {}
     monkeypatch.setenv(
         "XLA_FLAGS", "--xla_backend_optimization_level=3 --xla_tpu_prefer_async_allgather_to_allreduce=false"
     )
