@@ -168,8 +168,8 @@ class Qwen3LLaDA(nnx.Module):
         def layer(x: Array, _: Array | int, weights: Layers) -> Array:
             return weights(x, rope, pairs, kind)
 
-        # Gathered or cast, they would be kept for the backward pass, every layer's: half of the weights themselves on a
-        # CPU, which has the memory, and would compute everything that follows a cast again.
+        # Gathered or cast, they would be kept for the backward pass, every layer's. A CPU has the memory, and would
+        # compute again all that follows from a cast.
         are_cast = self.compute_dtype != self.embed_tokens.dtype and not sharding.is_one_cpu()
         weights_are_made = sharding.mesh_axes("embed") or are_cast
         is_computed_again = self.runtime.remat != "none" or weights_are_made
