@@ -70,7 +70,8 @@ def _cells(row: Row, found: Found, limit: float | None) -> list[str]:
 def _seconds(readings: Sequence[Reading]) -> str:
     middle, least, most = range_of([x["seconds"] for x in readings])
     unit, by = ("s", 1) if middle >= 1 else ("ms", 1000)
-    return f"{middle * by:.3g} {unit} ({least * by:.3g} … {most * by:.3g})"
+    shown = [f"{x * by:,.0f}" if x * by >= 100 else f"{x * by:.3g}" for x in (middle, least, most)]
+    return f"{shown[0]} {unit} ({shown[1]} … {shown[2]})"
 
 
 def _system(readings: Sequence[Reading]) -> str:

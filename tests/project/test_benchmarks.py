@@ -81,6 +81,10 @@ def test_the_table_of_given_readings(tmp_path):
     )
 
 
+def test_times_on_both_sides_of_a_second_are_no_powers_of_ten():
+    assert table._seconds([{"seconds": x} for x in (0.583, 0.868, 1.27)]) == "868 ms (583 … 1,270)"
+
+
 def test_what_grows_by_a_line_lies_on_it_and_what_does_not_is_off():
     sizes = [256, 512, 1024, 2048]
     straight = growth.line(sizes, [0.5 + 0.001 * x for x in sizes])
