@@ -24,7 +24,7 @@ def is_native(*factors: Array) -> bool:
 
 
 def product(x: BFloat16[Array, "R I"], weight: BFloat16[Array, "O I"]) -> BFloat16[Array, "R O"]:
-    """x · weightᵀ."""
+    """x · weightᵀ. Not for forward-mode differentiation (`jax.jvp`): compute in float32 there."""
     return checkpoint_name(_product(x, weight), PRODUCT)
 
 

@@ -52,7 +52,7 @@ def product(x: Float[Array, "R I"], weight: Float[Array, "O I"], axes: tuple[str
     """x · weightᵀ, of a weight that `gather` gave.
 
     The compiler scatters the weight's gradient, but on TPUs not in shares that are no whole tiles (hidden size 5,120
-    over 256: 20 columns). Those are scattered here.
+    over 256: 20 columns). Those are scattered here. On one CPU bfloat16 is multiplied as `bfloat16` says.
 
     Args:
         axes: logical axes of the weight, [outputs, inputs].

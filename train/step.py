@@ -167,7 +167,7 @@ def make_train_step(
         zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(value_and_grad, params, first))
         return jax.lax.scan(add, zero, parts)[0]
 
-    options = sharding.compiler_options(shardings["step"].mesh)
+    options = sharding.compiler_options(shardings["step"].mesh, config.dtype)
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, P()), compiler_options=options)
     def train_step(state: State, batch: DeviceBatch) -> tuple[State, dict[str, Array]]:

@@ -63,7 +63,8 @@ def _cells(row: Row, found: Found, limit: float | None) -> list[str]:
     share = _NONE
     if row.flops is not None:
         rate = row.flops / range_of([x["seconds"] for x in ours]).median / 1e9
-        share = f"{rate:.0f} GFLOP/s" + (f", {rate / limit:.0%}" if limit else "")
+        is_its_limit = limit and row.arguments.get("dtype", "float32") == "float32"
+        share = f"{rate:.0f} GFLOP/s" + (f", {rate / limit:.0%}" if is_its_limit else "")
     return [*cells, " / ".join(memory), " / ".join(map(_system, done)), share]
 
 

@@ -251,7 +251,7 @@ def _are_traced(given: Any) -> bool:
 
 
 def is_converted_on_cpu(model: Qwen3LLaDA) -> bool:
-    """Whether XLA converts the weights before it multiplies: CPUs do so in float32."""
+    """Whether XLA may convert weights before it multiplies: on CPUs, to float32, but for most products of bfloat16."""
     weights = jax.tree.leaves(model)
     platforms = {device.platform for x in weights if isinstance(x, jax.Array) for device in x.devices()}
     return "cpu" in platforms and {str(x.dtype) for x in weights} | {str(jnp.dtype(model.compute_dtype))} != {"float32"}

@@ -80,7 +80,7 @@ def test_only_uncached_sampling_takes_layers_apart(wide, cache, monkeypatch):
 @pytest.mark.parametrize(("dtype", "compute"), [("bfloat16", None), ("float32", "bfloat16")])
 @pytest.mark.parametrize("cache", ["none", "prefix"])
 def test_no_converted_copy_of_the_weights_is_held(dtype, compute, cache, monkeypatch):
-    """XLA for CPUs multiplies in float32 and would convert all weights before the first pass."""
+    """XLA for CPUs would convert all weights before the first pass: to float32, or once to what is computed in."""
     shape = q.ModelConfig(97, 256, 512, 8, 4, 2, 64, mask_token_id=96, live_vocab_size=96)
     model = q.Qwen3LLaDA(shape, rngs=nnx.Rngs(0), dtype=dtype, runtime=q.Runtime(dtype=compute))
     config = q.SamplerConfig(gen_length=8, block_length=4, steps=8, visibility="block_causal", cache=cache)

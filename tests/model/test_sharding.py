@@ -66,14 +66,16 @@ def test_constrain_does_nothing_without_a_mesh():
 
 
 def test_compiler_options_are_those_of_the_platform(monkeypatch):
-    def asked(platform: str) -> dict[str, str]:
-        devices = np.array([types.SimpleNamespace(platform=platform)])
-        return sharding.compiler_options(types.SimpleNamespace(devices=devices))
+    def asked(platform: str, dtype: str = "float32", size: int = 1) -> dict[str, str]:
+        devices = np.array([types.SimpleNamespace(platform=platform)] * size)
+        return sharding.compiler_options(types.SimpleNamespace(devices=devices, size=size), dtype)
 
     monkeypatch.setenv("XLA_FLAGS", "")
     assert all(name.startswith("xla_tpu_") for name in asked("tpu"))
     assert asked("cpu") == {"xla_backend_optimization_level": "1"}
-    assert asked("gpu") == {}
+    assert asked("tpu", "bfloat16", 4) == asked("tpu")
+    assert asked("cpu") == asked("cpu", "bfloat16") == asked("cpu", size=4)
+    assert asked("gpu") == asked("cpu", "bfloat16", 4) == {}
     monkeypatch.setenv(
         "XLA_FLAGS", "--xla_backend_optimization_level=3 --xla_tpu_prefer_async_allgather_to_allreduce=false"
     )

@@ -50,6 +50,7 @@ def test_the_table_of_given_readings(tmp_path):
         Row("step", "a step", "training", ("ours", "torch", "compile", "dllm"), flops=30e9),
         Row("texts", "texts", "writing", ("ours", "torch"), same_text=True),
         Row("others", "other", "writing", ("ours", "torch"), same_text=True),
+        Row("half", "half a step", "training", ("ours", "torch"), {"dtype": "bfloat16"}, flops=300e9),
         Row("unread", "not read", "writing", ("ours", "torch")),
     ]
     product = rows.MATMUL_FLOPS / 100e9  # 100 GFLOP/s
@@ -62,6 +63,7 @@ def test_the_table_of_given_readings(tmp_path):
         },
         "texts": {"ours": readings(0.25, text="a"), "torch": readings(0.5, text="a", others=0.2)},
         "others": {"ours": readings(0.25, text="a"), "torch": readings(0.5, text="b")},
+        "half": {"ours": readings(1.0), "torch": readings(1.0)},
     }
     text = table.markdown(Collection(tmp_path / "x.json", MACHINE, found), chosen)
     assert text == (
@@ -75,8 +77,10 @@ def test_the_table_of_given_readings(tmp_path):
         "25% / 25% | – |\n"
         "| other ≠ | 250 ms (250 … 250) | 500 ms (500 … 500): **2.00×** (2.00 … 2.00) | – | – | 1.50 / 1.50 | "
         "25% / 25% | – |\n"
+        "| half a step | 1 s (1 … 1) | 1 s (1 … 1): **1.00×** (1.00 … 1.00) | – | – | 1.50 / 1.50 | 25% / 25% | "
+        "300 GFLOP/s |\n"
         "\nA processor, 2 cores (avx2), 16 GB, Linux; jax 1, torch 2, transformers 3, commit 0123456789ab-dirty. "
-        "1 to 3 readings of each, medians and ranges; of all 17 readings, others used over 5% of it in 1. "
+        "1 to 3 readings of each, medians and ranges; of all 19 readings, others used over 5% of it in 1. "
         "The limit: 100 GFLOP/s."
     )
 
