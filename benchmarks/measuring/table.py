@@ -63,8 +63,8 @@ def _cells(row: Row, found: Found, limit: float | None) -> list[str]:
     share = _NONE
     if row.flops is not None:
         rate = row.flops / range_of([x["seconds"] for x in ours]).median / 1e9
-        is_its_limit = limit and row.arguments.get("dtype", "float32") == "float32"
-        share = f"{rate:.0f} GFLOP/s" + (f", {rate / limit:.0%}" if is_its_limit else "")
+        is_float32 = row.arguments.get("dtype", "float32") == "float32"  # as the limit is
+        share = f"{rate:.0f} GFLOP/s" + (f", {rate / limit:.0%}" if limit and is_float32 else "")
     return [*cells, " / ".join(memory), " / ".join(map(_system, done)), share]
 
 

@@ -30,12 +30,15 @@ def rounded_once(found: jax.Array, wanted: np.ndarray, summed: int) -> None:
     np.testing.assert_allclose(np.asarray(found, np.float64), wanted, rtol=2**-8, atol=summed * 2**-21)
 
 
-def sizes(*most: int):
-    return st.tuples(*(st.integers(1, n) for n in most))
+def small(remat: str = "none"):
+    config = q.ModelConfig(97, 64, 128, 2, 4, 2, 16, mask_token_id=96)
+    network = q.Qwen3LLaDA(config, rngs=nnx.Rngs(0), runtime=q.Runtime(dtype="bfloat16", remat=remat))
+    graphdef, params = nnx.split(network)
+    return lambda params: nnx.merge(graphdef, params).hidden(jnp.arange(32)[None]), params
 
 
 @settings(max_examples=40, deadline=None)
-@given(sizes(40, 40, 40), st.sampled_from(["", "x", "weight", "result", "all"]))
+@given(st.tuples(*[st.integers(1, 40)] * 3), st.sampled_from(["", "x", "weight", "result", "all"]))
 def test_products_and_their_gradients_are_rounded_once(shape, transposed):
     """Whatever lies transposed before and behind them, and of every size: one row, one column, fewer than eight."""
     rows, outputs, inputs = shape
@@ -76,14 +79,9 @@ def factors_of(text: str) -> set[str]:
 
 
 def test_no_float32_copies_are_multiplied_in_a_layer():
-    config = q.ModelConfig(97, 64, 128, 2, 4, 2, 16, mask_token_id=96)
-    network = q.Qwen3LLaDA(config, rngs=nnx.Rngs(0), runtime=q.Runtime(dtype="bfloat16"))
-    graphdef, params = nnx.split(network)
-
-    def loss(params):
-        return nnx.merge(graphdef, params).hidden(jnp.arange(32)[None]).astype(jnp.float32).sum()
-
-    text = jax.jit(jax.value_and_grad(loss)).lower(params).compile().as_text()
+    hidden, params = small()
+    loss = jax.value_and_grad(lambda params: hidden(params).astype(jnp.float32).sum())
+    text = jax.jit(loss).lower(params).compile().as_text()
     if "__ynn_fusion" not in text:
         pytest.skip("this XLA leaves no product to a library")
     assert factors_of(text) == {"bf16"}
@@ -91,12 +89,9 @@ def test_no_float32_copies_are_multiplied_in_a_layer():
 
 def test_remat_of_products_keeps_them():
     """A product is known by name there, for it is no plain `dot_general`."""
-    config = q.ModelConfig(97, 64, 128, 2, 4, 2, 16, mask_token_id=96)
 
     def kept(remat: str) -> int:
-        network = q.Qwen3LLaDA(config, rngs=nnx.Rngs(0), runtime=q.Runtime(dtype="bfloat16", remat=remat))
-        graphdef, params = nnx.split(network)
-        _, pullback = jax.vjp(lambda p: nnx.merge(graphdef, p).hidden(jnp.arange(32)[None]), params)
+        _, pullback = jax.vjp(*small(remat))
         return sum(x.nbytes for x in jax.tree.leaves(pullback))
 
     outputs = 64 + 32 + 32 + 64 + 128 + 128  # queries, keys, values, output, gate and up; nothing is made of down's
